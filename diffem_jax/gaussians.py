@@ -1,0 +1,162 @@
+"""Gaussians and mixtures of them under linear corruptions: exact conditioning, evidence and posterior draws.
+
+Everything is for one example and needs of the corruption only ``forward``, ``adjoint`` and ``solve_gram``. With a prior
+N(mean, D + U^T U) (diagonal plus low rank) and C = A (D + U^T U) A^T + noise_std^2 I, Woodbury's identity leaves one
+solve with G = A D A^T + noise_std^2 I and one R x R factor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.linalg import Gaussian, cholesky, condition_on_noisy, contract, expand, solve_lower
+from diffem_jax.types import Key, LinearCorruption, Observation
+
+
+class Mixture(NamedTuple):
+    """sum_k exp(log_weights_k) N(mean_k, diag(variance_k) + factor_k^T factor_k).
+
+    Attributes:
+        log_weights: [K], log of weights that sum to 1.
+        components: a ``Gaussian`` whose arrays carry a leading axis K.
+    """
+
+    log_weights: Array
+    components: Gaussian
+
+
+class Posterior(NamedTuple):
+    """The law of x = mean_0 + U^T z + e given y, with what EM needs of the latent z.
+
+    Attributes:
+        mean: E[x | y], [*X].
+        residual: E[e | y], [*X].
+        z: E[z | y], [R].
+        root: the Cholesky factor [R, R] of the precision of z given y.
+        hidden: D A^T G^-1 A U^T, [R, *X]: e given z moves by -hidden^T (z - E[z | y]).
+        log_prob: log p(y) up to a constant that depends on the operator alone.
+    """
+
+    mean: Array
+    residual: Array
+    z: Array
+    root: Array
+    hidden: Array
+    log_prob: Array
+
+
+def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, observation: Observation) -> Posterior:
+    """Conditions a Gaussian prior on y = A x + n.
+
+    Args:
+        corruption: the linear corruption.
+        prior: the Gaussian law of x.
+        observation: y and its operator.
+
+    Returns:
+        the exact posterior's mean and latent moments, and the log evidence.
+    """
+    y, operator = observation
+    rank = prior.factor.shape[0]
+    r = y - corruption.forward(prior.mean, operator)
+    solved = corruption.solve_gram(r, operator, prior.variance)
+    log_det = corruption.log_det_gram(operator, prior.variance)  # type: ignore[attr-defined]
+    if rank == 0:
+        residual = prior.variance * corruption.adjoint(solved, operator)
+        log_prob = -0.5 * (jnp.vdot(r, solved) + log_det)
+        empty = jnp.zeros((0,))
+        return Posterior(prior.mean + residual, residual, empty, jnp.zeros((0, 0)), prior.factor, log_prob)
+    w = jax.vmap(corruption.forward, (0, None))(prior.factor, operator)
+    solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, prior.variance)
+    precision = jnp.eye(rank) + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
+    root = cholesky(0.5 * (precision + precision.T))
+    half = solve_lower(root, contract(w, solved))
+    z = solve_lower(root, half, transpose=True)
+    hidden = prior.variance * jax.vmap(corruption.adjoint, (0, None))(solved_w, operator)
+    residual = prior.variance * corruption.adjoint(solved, operator) - expand(z, hidden)
+    log_det = log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
+    log_prob = -0.5 * (jnp.vdot(r, solved) - jnp.sum(half**2) + log_det)
+    return Posterior(prior.mean + expand(z, prior.factor) + residual, residual, z, root, hidden, log_prob)
+
+
+def mixture_posterior_mean(
+    corruption: LinearCorruption | None,
+    mixture: Mixture,
+    x_t: Array,
+    alpha: Array,
+    sigma: Array,
+    observation: Observation | None,
+) -> Array:
+    """E[x | x_t, y] for a mixture prior, in closed form; without an observation E[x | x_t].
+
+    Args:
+        corruption: the linear corruption, unused without an observation.
+        mixture: the law of x.
+        x_t: alpha x + sigma e, [*X].
+        alpha: its signal level.
+        sigma: its noise level.
+        observation: y and its operator, or None.
+
+    Returns:
+        the conditional mean [*X].
+    """
+
+    def one(component: Gaussian) -> tuple[Array, Array]:
+        given_x_t, log_prob = condition_on_noisy(component, x_t, alpha, sigma)
+        if observation is None or corruption is None:
+            return given_x_t.mean, log_prob
+        posterior = condition_on_observation(corruption, given_x_t, observation)
+        return posterior.mean, log_prob + posterior.log_prob
+
+    means, log_probs = jax.vmap(one)(mixture.components)
+    return expand(jax.nn.softmax(mixture.log_weights + log_probs), means)
+
+
+def sample_gaussian(key: Key, law: Gaussian) -> Array:
+    """One draw of a Gaussian, [*X]."""
+    z_key, e_key = jax.random.split(key)
+    noise = jnp.sqrt(law.variance) * jax.random.normal(e_key, law.mean.shape)
+    return law.mean + noise + expand(jax.random.normal(z_key, (law.factor.shape[0],)), law.factor)
+
+
+def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> Array:
+    """One exact draw of p(x | y) under a mixture prior.
+
+    The component is drawn by its posterior weight; given it, with x' a draw of the component and n' of the noise,
+
+        x = x' + S A^T (A S A^T + noise_std^2 I)^-1 (y - A x' - n').
+
+    Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
+
+    Args:
+        key: the draw's key.
+        corruption: the linear corruption.
+        mixture: the law of x.
+        observation: y and its operator.
+
+    Returns:
+        x, [*X].
+    """
+    choice_key, prior_key, noise_key = jax.random.split(key, 3)
+    evidence = jax.vmap(lambda c: condition_on_observation(corruption, c, observation).log_prob)(mixture.components)
+    choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)
+    component = jax.tree.map(lambda leaf: leaf[choice], mixture.components)
+    start = sample_gaussian(prior_key, component)
+    noise = corruption.noise_std * jax.random.normal(noise_key, observation.y.shape)
+    shifted = observation._replace(y=observation.y - noise)
+    return condition_on_observation(corruption, component._replace(mean=start), shifted).mean
+
+
+def overall_moments(mixture: Mixture) -> tuple[Array, Array]:
+    """The mixture's mean [*X] and its average variance per coordinate, a scalar."""
+    weights = jnp.exp(mixture.log_weights)
+    mean = expand(weights, mixture.components.mean)
+    variance = mixture.components.variance
+    own = variance.reshape(*variance.shape, *(1,) * (mean.ndim + 1 - variance.ndim))
+    own = own + jnp.sum(mixture.components.factor**2, axis=1)
+    second = expand(weights, own + (mixture.components.mean - mean[None]) ** 2)
+    return mean, jnp.mean(second)
