@@ -1,0 +1,20 @@
+"""Data: sources of clean examples, a user's own observations, the store of reconstructions and batch indices."""
+
+from diffem_jax.data.files import Rows, cache_folder
+from diffem_jax.data.observations import load_observations
+from diffem_jax.data.sources import SOURCES, Dataset, load
+from diffem_jax.data.store import Done, ReconstructionStore, Round, RowReader, index_stream
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Done",
+    "ReconstructionStore",
+    "Round",
+    "RowReader",
+    "Rows",
+    "cache_folder",
+    "index_stream",
+    "load",
+    "load_observations",
+]

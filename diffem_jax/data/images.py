@@ -1,0 +1,266 @@
+"""Sets of images: crops of shipped photographs, folders of files, and tensorflow-datasets read without TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffem_jax.data.files import cached_arrays
+from diffem_jax.data.synthetic import generator
+from diffem_jax.types import UserError
+
+PHOTOGRAPHS = (
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+"""Colour photographs inside the installed packages; nothing is downloaded."""
+TEST_SHARE = 0.2
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+TFDS_CROPS = {"celeb_a": 140}
+"""Side of the centre square cut before resizing, where a set is known to need it."""
+MAX_TEST = 10_000
+_TFDS_NAME = re.compile(r"^[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?$")
+
+
+def _photographs() -> Iterator[np.ndarray]:
+    from importlib.util import find_spec
+
+    from PIL import Image
+
+    for package, name in PHOTOGRAPHS:
+        spec = find_spec(package)
+        file = Path(spec.origin).parent / name if spec and spec.origin else None
+        if file is None or not file.exists():
+            raise UserError(
+                f"data.name: patches: {package}/{name} is missing; expected scikit-image and scikit-learn "
+                "as pip installs them; run pip install scikit-image scikit-learn"
+            )
+        with Image.open(file) as image:
+            yield np.asarray(image.convert("RGB"))
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    """2x2 area averages."""
+    h, w = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    blocks = image[:h, :w].reshape(h // 2, 2, w // 2, 2, image.shape[2]).astype(np.float32)
+    return np.round(blocks.mean((1, 3))).astype(np.uint8)
+
+
+def patches(split: str, count: int | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Overlapping crops of seven photographs, uint8 [N, S, S, C].
+
+    The right fifth of every photograph is for tests alone, the rest for training: no pixel is in both. Crops lie on a
+    grid of S/8 pixels (S/4 for tests) and come in one fixed random order, so that the first n are spread over all
+    photographs. For S <= 16 the photographs are first halved by 2x2 averages: a small crop then has content.
+
+    Args:
+        split: 'train' or 'test'.
+        count: crops wanted, from the front of that order; None for all.
+        shape: (S, S, 3), or (S, S, 1) for luminance.
+    """
+    if len(shape) != 3 or shape[0] != shape[1] or not 4 <= shape[0] <= 64 or shape[2] not in (1, 3):
+        raise UserError(f"data.shape: {shape} for patches; expected (S, S, 3) or (S, S, 1) with S from 4 to 64")
+    size, channels = shape[0], shape[2]
+    stride = max(1, size // (8 if split == "train" else 4))
+    windows, places = [], []
+    for i, photo in enumerate(_photographs()):
+        if channels == 1:
+            photo = np.round(photo @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        if size <= 16:
+            photo = _halve(photo)
+        border = round(photo.shape[1] * (1 - TEST_SHARE))
+        region = photo[:, :border] if split == "train" else photo[:, border:]
+        view = np.lib.stride_tricks.sliding_window_view(region, (size, size), axis=(0, 1))[::stride, ::stride]
+        windows.append(view)
+        places.append(
+            np.stack([np.full(view.shape[0] * view.shape[1], i), np.arange(view.shape[0] * view.shape[1])], -1)
+        )
+    order = np.concatenate(places)
+    order = order[generator(f"patches/{split}").permutation(len(order))][:count]
+    crops = np.empty((len(order), size, size, channels), np.uint8)
+    for i, view in enumerate(windows):
+        mine = np.flatnonzero(order[:, 0] == i)
+        row, column = np.divmod(order[mine, 1], view.shape[1])
+        crops[mine] = np.moveaxis(view[row, column], 1, -1)
+    return crops
+
+
+def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = None) -> np.ndarray:
+    """Centre crop and resize of a uint8 image [H, W] or [H, W, C].
+
+    Args:
+        image: the image; a grey one gets a channel axis.
+        shape: (H, W, C) wanted, C 1 or 3; None keeps what there is.
+        crop: side of the centre square cut first; None cuts the largest window of the wanted aspect.
+
+    Returns:
+        uint8 [H, W, C].
+    """
+    from PIL import Image
+
+    image = image[..., None] if image.ndim == 2 else image
+    height, width = image.shape[:2]
+    if crop or shape:
+        if crop:
+            h = w = min(crop, height, width)
+        else:
+            assert shape is not None
+            scale = min(height / shape[0], width / shape[1])
+            h, w = round(shape[0] * scale), round(shape[1] * scale)
+        top, left = (height - h) // 2, (width - w) // 2
+        image = image[top : top + h, left : left + w]
+    if shape and image.shape[:2] != tuple(shape[:2]):
+        layers = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])]
+        size = (shape[1], shape[0])
+        image = np.stack([np.asarray(layer.resize(size, Image.Resampling.LANCZOS)) for layer in layers], -1)
+    if shape and image.shape[-1] != shape[2]:
+        if (image.shape[-1], shape[2]) == (1, 3):
+            image = np.repeat(image, 3, -1)
+        else:
+            raise UserError(
+                f"data.shape: {shape} for an image of {image.shape[-1]} channels; expected as many channels"
+            )
+    return image
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The PNG and JPEG files of a folder, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    if not files:
+        raise UserError(f"{folder}: no PNG or JPEG files in it; expected images; check the path")
+    return files
+
+
+def read_image(file: Path, channels: int | None = None) -> np.ndarray:
+    """One file as uint8 [H, W, C]: grey files have C = 1, all others 3, unless ``channels`` says which."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            grey = channels == 1 if channels else image.mode in ("1", "L", "I;16", "LA")
+            array = np.asarray(image.convert("L" if grey else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: cannot be read as an image ({error}); expected PNG or JPEG; remove it") from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+def folder(
+    files: Sequence[Path], cache: Path, shape: tuple[int, ...] | None = None, crop: int | None = None
+) -> np.ndarray:
+    """Image files as one uint8 array [N, H, W, C], converted once into the cache and memory-mapped.
+
+    Args:
+        files: the files, in order.
+        cache: the cache folder; the entry is keyed by the files' names, sizes and times.
+        shape: (H, W, C) to crop and resize to; None takes the first file's.
+        crop: as in ``fit``.
+
+    Raises:
+        UserError: an unreadable file, or files of different sizes where no shape is given.
+    """
+    if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
+        raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
+    channels = shape[2] if shape else read_image(files[0]).shape[-1]
+    wanted = tuple(shape or fit(read_image(files[0]), None, crop).shape)
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = hashlib.sha256(repr((stats, wanted, crop)).encode()).hexdigest()[:16]
+
+    def make() -> Iterator[tuple[np.ndarray, int]]:
+        for file in files:
+            image = fit(read_image(file, channels), shape, crop)
+            if image.shape != wanted:
+                raise UserError(f"{file}: size {image.shape}; expected {wanted} as the first file; set data.shape")
+            yield image, 0
+
+    return cached_arrays(cache / "images" / f"folder-{key}", wanted, len(files), make)[0]
+
+
+def prepared_folder(name: str, cache: Path) -> Path | None:
+    """Where a prepared tfds set lies under ``cache/tfds``, its newest version; None where it is not prepared."""
+    root = cache / "tfds" / name
+    found = [info.parent for pattern in ("*/dataset_info.json", "*/*/dataset_info.json") for info in root.glob(pattern)]
+    found = [f for f in found if re.fullmatch(r"\d+\.\d+\.\d+", f.name)]
+    return max(found, key=lambda f: tuple(map(int, f.name.split("."))), default=None)
+
+
+def check_tfds_name(name: str) -> str:
+    """The name itself, or UserError where it is not one of tensorflow-datasets' form."""
+    if not _TFDS_NAME.match(name):
+        raise UserError(f"tfds name: {name!r}; expected such as cifar10 or celeb_a; see tensorflow.org/datasets")
+    return name
+
+
+def _builder(name: str, cache: Path) -> tuple[Path, Any]:
+    check_tfds_name(name)
+    prepared = prepared_folder(name, cache)
+    if prepared is None:
+        raise UserError(
+            f"data.name: tfds:{name}: not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set; on "
+            f"a connected machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.prepare {name} "
+            f"--cache_dir=DIR, then copy DIR/tfds/{name} to {cache / 'tfds' / name}"
+        )
+    import tensorflow_datasets as tfds
+
+    return prepared, tfds.builder_from_directory(prepared)
+
+
+def tfds_splits(name: str, cache: Path) -> tuple[str, ...]:
+    """The splits of a prepared tfds set; UserError where it is not prepared."""
+    return tuple(_builder(name, cache)[1].info.splits)
+
+
+def tfds_images(
+    name: str, split: str, count: int | None, cache: Path, shape: tuple[int, ...] | None, crop: int | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), without TensorFlow.
+
+    Read by index through the array_record files, decoded by Pillow, converted once into the cache.
+
+    Raises:
+        UserError: the set is not prepared (the message says the command and the folder), or holds no images.
+    """
+    prepared, builder = _builder(name, cache)
+    if split not in builder.info.splits:
+        raise UserError(f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}")
+    if "image" not in builder.info.features:
+        raise UserError(
+            f"data.name: tfds:{name}: features {sorted(builder.info.features)}; expected an 'image' feature"
+        )
+    labelled = "label" in builder.info.features
+    source: Any = builder.as_data_source(split=split)
+    total = len(source) if count is None else min(count, len(source))
+    if total == 0:
+        raise UserError(f"data.name: tfds:{name}: split {split!r} is empty; expected examples")
+    crop = crop if crop is not None else TFDS_CROPS.get(name)
+    if crop and not shape:
+        shape = (64, 64, 3)
+    one = fit(np.asarray(source[0]["image"]), shape, crop)
+
+    def make() -> Iterator[tuple[np.ndarray, int]]:
+        for i in range(total):
+            example = source[i]
+            image = fit(np.asarray(example["image"]), shape, crop)
+            if image.shape != one.shape or image.dtype != np.uint8:
+                raise UserError(
+                    f"tfds:{name}: image {i} is {image.dtype} {image.shape}; expected uint8 {one.shape}; set data.shape"
+                )
+            yield image, int(example["label"]) if labelled else 0
+
+    size = "x".join(map(str, one.shape))
+    key = f"{name}-{prepared.name}-{split}-{total}-{size}-{crop or 0}".replace("/", "-")
+    x, labels = cached_arrays(cache / "images" / key, one.shape, total, make)
+    return x, labels if labelled else None

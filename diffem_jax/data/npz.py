@@ -1,0 +1,132 @@
+"""Arrays from files of people we do not know: .npy and .npz without pickles, bombs or paths, memory-mapped."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from diffem_jax.types import UserError
+
+MAX_BYTES = 4 * 2**30
+"""The largest compressed member that is unpacked into memory."""
+MAX_RATIO = 2000
+RATIO_FREE_BYTES = 64 * 2**20
+_READ_ERRORS = (ValueError, EOFError, SyntaxError, TypeError, OSError, zipfile.BadZipFile)
+
+
+def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](file)
+    except (*_READ_ERRORS, KeyError) as error:
+        raise UserError(f"{where}: not a readable .npy array ({error}); expected what numpy.save writes") from None
+    if dtype.hasobject:
+        raise UserError(f"{where}: holds pickled objects, which could run code; expected numbers; save a numeric array")
+    if dtype.kind not in "fiubcUS":
+        raise UserError(f"{where}: dtype {dtype}; expected numbers; save a plain numeric array")
+    return tuple(shape), bool(fortran), dtype
+
+
+def _map(path: Path, offset: int, available: int, where: str) -> np.ndarray:
+    """The array whose .npy header starts at ``offset`` and which has ``available`` bytes, header included."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        shape, fortran, dtype = _header(file, where)
+        start = file.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if start - offset + size > available:
+        raise UserError(
+            f"{where}: cut off, {available - start + offset} bytes of data; expected {size} for shape {shape} of "
+            f"{dtype}; copy or save the file again"
+        )
+    if size == 0:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    names = archive.namelist()
+    for name in names:
+        if "/" in name or "\\" in name or ".." in name or ":" in name or not name.endswith(".npy"):
+            raise UserError(f"{path}: member {name!r}; expected plain names such as 'y.npy'; save with numpy.savez")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two members of one name; expected each once; save with numpy.savez")
+
+
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    where = f"{path}: {info.filename.removesuffix('.npy')!r}"
+    if info.flag_bits & 0x1:
+        raise UserError(f"{where}: encrypted; expected a plain .npz; save with numpy.savez")
+    if info.compress_type == zipfile.ZIP_STORED:
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise UserError(f"{where}: damaged zip; expected what numpy.savez writes; save the file again")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        return _map(path, info.header_offset + 30 + name_length + extra_length, info.file_size, where)
+    ratio = info.file_size / max(1, info.compress_size)
+    if info.file_size > MAX_BYTES or (ratio > MAX_RATIO and info.file_size > RATIO_FREE_BYTES):
+        raise UserError(
+            f"{where}: declares {info.file_size} bytes from {info.compress_size} compressed ones; expected at most "
+            f"{MAX_BYTES} bytes and a ratio of {MAX_RATIO}; save it uncompressed with numpy.savez, then it is "
+            "memory-mapped at any size"
+        )
+    with archive.open(info) as member:
+        shape, fortran, dtype = _header(member, where)
+        count = math.prod(shape)
+        if member.tell() + count * dtype.itemsize != info.file_size:
+            raise UserError(f"{where}: shape {shape} of {dtype} does not fit its {info.file_size} bytes; save it again")
+        data = member.read()
+    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+
+
+def existing(path: str | os.PathLike[str], what: str) -> Path:
+    """The path, or UserError where nothing is there."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{found}: no such file or folder; expected {what}; check the path")
+    return found
+
+
+def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, or of an .npy under the name 'x'.
+
+    .npy files and uncompressed members of .npz files are memory-mapped, at any size; compressed members are unpacked
+    into memory after a look at the size that they declare. Nothing is unpickled and nothing is written.
+
+    Args:
+        path: the file.
+        names: the members wanted, where they are there; None for all.
+
+    Raises:
+        UserError: no such file, not an array or zip file, pickled objects, a member name with a path in it, a declared
+            size or ratio beyond bounds, or a header that does not fit its data.
+    """
+    file = existing(path, "an .npz or .npy file")
+    if file.is_dir():
+        raise UserError(f"{file}: a folder; expected an .npz or .npy file; name the file")
+    with file.open("rb") as opened:
+        magic = opened.read(6)
+    if magic == b"\x93NUMPY":
+        return {"x": _map(file, 0, file.stat().st_size, str(file))}
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: not an .npz (zip) or .npy file, or cut off; expected what numpy.savez writes")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_members(file, archive)
+            wanted = [i for i in archive.infolist() if names is None or i.filename.removesuffix(".npy") in names]
+            return {info.filename.removesuffix(".npy"): _member(file, archive, info) for info in wanted}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save or copy it again") from None
+    except Exception as error:
+        if type(error).__module__ in ("zlib", "lzma"):
+            raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save it again") from None
+        raise
