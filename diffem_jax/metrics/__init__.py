@@ -1,0 +1,60 @@
+"""Numbers: how good reconstructions, posteriors and priors are, each with its standard error where it has one.
+
+* ``paired``: each reconstruction against its own truth (PSNR, SSIM), 8-bit conversion, a classifier's accuracy;
+* ``transport``: sets of points against each other (Sinkhorn divergence, sliced Wasserstein), also in observation
+  space, where no clean data are needed;
+* ``features``: sets of feature vectors against each other (Frechet distance, KID, precision, recall, ...);
+* ``posterior``: several draws per observation (coverage, TARP, CRPS, spread).
+"""
+
+from diffem_jax.metrics.base import Estimate, mean_estimate
+from diffem_jax.metrics.features import (
+    Manifolds,
+    frechet_distance,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
+from diffem_jax.metrics.paired import (
+    accuracy,
+    from_uint8,
+    psnr,
+    psnr_per_example,
+    ssim,
+    to_uint8,
+    train_classifier,
+)
+from diffem_jax.metrics.posterior import coverage, crps, spread, tarp
+from diffem_jax.metrics.transport import (
+    observation_distance,
+    observation_features,
+    sinkhorn_cost,
+    sinkhorn_divergence,
+    sinkhorn_floor,
+    sliced_wasserstein,
+)
+
+__all__ = [
+    "Estimate",
+    "Manifolds",
+    "accuracy",
+    "coverage",
+    "crps",
+    "frechet_distance",
+    "from_uint8",
+    "kernel_distance",
+    "mean_estimate",
+    "observation_distance",
+    "observation_features",
+    "precision_recall_density_coverage",
+    "psnr",
+    "psnr_per_example",
+    "sinkhorn_cost",
+    "sinkhorn_divergence",
+    "sinkhorn_floor",
+    "sliced_wasserstein",
+    "spread",
+    "ssim",
+    "tarp",
+    "to_uint8",
+    "train_classifier",
+]

@@ -1,0 +1,51 @@
+"""What every measure returns, and the checks that they share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffem_jax.types import UserError
+
+
+class Estimate(NamedTuple):
+    """A measured number.
+
+    Attributes:
+        value: the number.
+        standard_error: its standard error, None where the measure has none or one sample gives none.
+        samples: how many samples stand behind it (each measure says of what).
+    """
+
+    value: float
+    standard_error: float | None
+    samples: int
+
+
+def mean_estimate(values: ArrayLike) -> Estimate:
+    """The mean of independent values [N] with its standard error std / sqrt(N)."""
+    values = np.asarray(values, np.float64)
+    n = values.shape[0]
+    error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return Estimate(float(values.mean()), error, n)
+
+
+def flat(x: ArrayLike) -> np.ndarray:
+    """[N, ...] -> float32 [N, D]."""
+    x = np.asarray(x, np.float32)
+    return x.reshape(x.shape[0], -1)
+
+
+def same_shape(x: np.ndarray, truth: np.ndarray, what: str) -> None:
+    """Raises a ``UserError`` unless both arrays have one shape."""
+    if x.shape != truth.shape:
+        raise UserError(f"{what}: {x.shape}; expected the truth's shape {truth.shape}; pass matching rows")
+
+
+def same_width(x: np.ndarray, y: np.ndarray, what: str) -> None:
+    """Raises a ``UserError`` unless two sets of points have one dimension and hold something."""
+    if x.shape[1:] != y.shape[1:] or not len(x) or not len(y):
+        raise UserError(f"{what}: {x.shape} against {y.shape}; expected two non-empty sets of points of one dimension")

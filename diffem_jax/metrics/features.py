@@ -1,0 +1,141 @@
+"""Sets of feature vectors against each other: Frechet distance, kernel distance, precision, recall, density, coverage.
+
+The features may come from any function: pixels themselves, a classifier's last layer, an Inception network's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffem_jax.metrics.base import Estimate, mean_estimate, same_width
+from diffem_jax.types import UserError
+
+
+def _features(x: ArrayLike) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x.reshape(x.shape[0], -1)
+
+
+def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the squared W2 distance of the fitted Gaussians.
+
+    It is biased upwards for few samples, so compare only values of equally many.
+
+    Args:
+        features_x: features of the reconstructions [N, D].
+        features_y: features of the truth [M, D].
+
+    Returns:
+        the distance, without a standard error. Samples: the smaller of N and M.
+
+    Source: Heusel et al. 2017, arXiv 1706.08500.
+    """
+    x, y = _features(features_x), _features(features_y)
+    same_width(x, y, "frechet_distance")
+    count = min(len(x), len(y))
+    if count < 2:
+        raise UserError(f"frechet_distance: {count} samples; expected at least 2 on each side")
+    cov_x = np.atleast_2d(np.cov(x, rowvar=False))
+    cov_y = np.atleast_2d(np.cov(y, rowvar=False))
+    # tr (S_x S_y)^(1/2) is the sum of the singular values of R_x^T R_y for any roots S = R R^T.
+    roots = []
+    for cov in (cov_x, cov_y):
+        values, vectors = np.linalg.eigh(cov)
+        roots.append(vectors * np.sqrt(np.maximum(values, 0.0)))
+    cross = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    value = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(cov_x) + np.trace(cov_y) - 2 * cross
+    return Estimate(float(value), None, count)
+
+
+def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1000) -> Estimate:
+    """KID: the unbiased squared maximum mean discrepancy with the kernel (a . b / D + 1)^3.
+
+    Args:
+        features_x: features of the reconstructions [N, D], in random order.
+        features_y: features of the truth [M, D], in random order.
+        block: rows of each of the disjoint blocks that the estimate is averaged over.
+
+    Returns:
+        the mean over blocks, with their standard error (None for one block). Samples: rows used of each side.
+
+    Source: Binkowski et al. 2018, arXiv 1801.01401.
+    """
+    x, y = _features(features_x), _features(features_y)
+    same_width(x, y, "kernel_distance")
+    size = min(block, len(x), len(y))
+    if size < 2:
+        raise UserError(f"kernel_distance: blocks of {size} rows; expected at least 2 on each side")
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def discrepancy(a: np.ndarray, b: np.ndarray) -> float:
+        within = kernel(a, a), kernel(b, b)
+        pairs = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in within)
+        return float(pairs - 2 * kernel(a, b).mean())
+
+    starts = range(0, min(len(x), len(y)) - size + 1, size)
+    values = [discrepancy(x[start : start + size], y[start : start + size]) for start in starts]
+    return mean_estimate(values)._replace(samples=size * len(values))
+
+
+class Manifolds(NamedTuple):
+    """Nearest-neighbour measures: quality (precision, density) and variety (recall, coverage)."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def _distances(x: np.ndarray, y: np.ndarray, rows: int = 1024) -> Iterator[np.ndarray]:
+    squares = np.square(y).sum(axis=1)
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        yield np.square(part).sum(axis=1)[:, None] + squares - 2 * part @ y.T
+
+
+def _radii(x: np.ndarray, k: int) -> np.ndarray:
+    # The smallest distance in a row is the point's own.
+    return np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(x, x)])
+
+
+def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLike, k: int = 5) -> Manifolds:
+    """How much of x lies on the truth's manifold and the other way round, both as unions of k-nearest-neighbour balls.
+
+    Precision: the share of x inside some ball of the truth. Recall: the share of the truth inside some ball of x.
+    Density: the mean number of the truth's balls around a point of x, over k. Coverage: the share of the truth's balls
+    that hold a point of x.
+
+    Args:
+        features_x: features of the reconstructions [N, D].
+        features_y: features of the truth [M, D].
+        k: which nearest neighbour sets a ball's radius.
+
+    Returns:
+        the four shares, with the standard errors of means over points (the balls taken as given).
+
+    Source: Kynkaanniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.
+    """
+    x, y = _features(features_x), _features(features_y)
+    same_width(x, y, "precision_recall_density_coverage")
+    if not 1 <= k < min(len(x), len(y)):
+        raise UserError(f"k: {k}; expected from 1 to {min(len(x), len(y)) - 1}, one less than the smaller set; lower k")
+    x, y = x - y.mean(axis=0), y - y.mean(axis=0)
+    radius_x, radius_y = _radii(x, k), _radii(y, k)
+    balls_around: list[np.ndarray] = []
+    recalled = np.zeros(len(y), bool)
+    covered = np.zeros(len(y), bool)
+    for start, distances in zip(range(0, len(x), 1024), _distances(x, y), strict=True):
+        in_truth = distances < radius_y
+        balls_around.append(in_truth.sum(axis=1))
+        covered |= in_truth.any(axis=0)
+        recalled |= (distances < radius_x[start : start + len(distances), None]).any(axis=0)
+    counts = np.concatenate(balls_around)
+    return Manifolds(
+        mean_estimate(counts > 0), mean_estimate(recalled), mean_estimate(counts / k), mean_estimate(covered)
+    )

@@ -1,0 +1,112 @@
+"""Each reconstruction against its own truth: PSNR, SSIM, 8-bit images, the accuracy of a classifier."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_shape
+from diffem_jax.types import UserError
+
+# Mean squared errors below this count as this much, so that equal images give a finite number.
+SMALLEST_ERROR = 1e-10
+
+
+def _squared_errors(x: ArrayLike, truth: ArrayLike) -> np.ndarray:
+    x, truth = np.asarray(x), np.asarray(truth)
+    same_shape(x, truth, "reconstructions")
+    return np.square(flat(x) - flat(truth), dtype=np.float64).mean(axis=1)
+
+
+def psnr(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
+    """10 log10(data_range^2 / MSE) with the MSE over the whole set, in dB.
+
+    Args:
+        x: reconstructions [N, ...].
+        truth: their truths [N, ...].
+        data_range: the width of the data's range; 4 for [-2, 2].
+
+    Returns:
+        the PSNR; its standard error is that of the MSE, to first order. Samples: examples.
+    """
+    error = mean_estimate(_squared_errors(x, truth))
+    mse = max(error.value, SMALLEST_ERROR)
+    spread = None if error.standard_error is None else 10 / math.log(10) * error.standard_error / mse
+    return Estimate(10 * math.log10(data_range**2 / mse), spread, error.samples)
+
+
+def psnr_per_example(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
+    """The mean over examples of each example's own PSNR, as the imaging literature reports it; at least ``psnr``.
+
+    Args:
+        x: reconstructions [N, ...].
+        truth: their truths [N, ...].
+        data_range: the width of the data's range; 4 for [-2, 2].
+    """
+    mse = np.maximum(_squared_errors(x, truth), SMALLEST_ERROR)
+    return mean_estimate(10 * np.log10(data_range**2 / mse))
+
+
+def ssim(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
+    """The mean structural similarity of images [N, H, W] or [N, H, W, C], by scikit-image.
+
+    The window has 7 pixels, or the largest odd number that fits a smaller image.
+
+    Raises:
+        UserError: where scikit-image is missing, the shapes differ or an image is smaller than 3 pixels.
+
+    Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity".
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError as error:
+        raise UserError(
+            "ssim: scikit-image is not installed; expected the extra 'images'; do pip install 'diffem-jax[images]'"
+        ) from error
+    x, truth = np.asarray(x, np.float32), np.asarray(truth, np.float32)
+    same_shape(x, truth, "reconstructions")
+    if x.ndim not in (3, 4) or min(x.shape[1:3]) < 3:
+        raise UserError(f"ssim: {x.shape}; expected images [N, H, W] or [N, H, W, C] of at least 3 pixels a side")
+    window = min(7, (min(x.shape[1:3]) - 1) // 2 * 2 + 1)
+    axis = -1 if x.ndim == 4 else None
+    return mean_estimate(
+        [
+            structural_similarity(a, b, win_size=window, data_range=data_range, channel_axis=axis)
+            for a, b in zip(x, truth, strict=True)
+        ]
+    )
+
+
+def to_uint8(x: ArrayLike) -> np.ndarray:
+    """[-2, 2] -> 0 ... 255 by rounding, values outside clipped; ``to_uint8(from_uint8(v)) == v`` for all 256 levels."""
+    return np.clip(np.rint((np.asarray(x, np.float32) + 2) * (255 / 4)), 0, 255).astype(np.uint8)
+
+
+def from_uint8(levels: ArrayLike) -> np.ndarray:
+    """0 ... 255 -> float32 in [-2, 2]."""
+    return np.asarray(levels, np.float32) * np.float32(4 / 255) - np.float32(2)
+
+
+def train_classifier(x: ArrayLike, labels: ArrayLike) -> Any:
+    """Fits multinomial logistic regression to the standardised, flattened pixels of clean images.
+
+    Args:
+        x: clean images [N, ...].
+        labels: their classes [N].
+
+    Returns:
+        a scikit-learn estimator for ``accuracy``.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(flat(x), np.asarray(labels))
+
+
+def accuracy(classifier: Any, x: ArrayLike, labels: ArrayLike) -> Estimate:
+    """The share of images [N, ...] that the classifier puts into their class."""
+    return mean_estimate(classifier.predict(flat(x)) == np.asarray(labels))

@@ -1,0 +1,126 @@
+"""Several posterior draws per observation against the truth: coverage, TARP, CRPS, spread.
+
+Draws are arrays [S, N, ...]: S draws for each of N observations; the truth is [N, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffem_jax.metrics.base import Estimate, mean_estimate
+from diffem_jax.types import Key, UserError
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+
+
+def _check(draws: ArrayLike, truth: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:
+    draws, truth = np.asarray(draws, np.float32), np.asarray(truth, np.float32)
+    if draws.shape[1:] != truth.shape or draws.ndim < 2 or draws.shape[0] < least:
+        raise UserError(
+            f"draws: {draws.shape}; expected [S, N, ...] with S of at least {least} and the truth's shape {truth.shape}"
+        )
+    return draws.reshape(*draws.shape[:2], -1), truth.reshape(truth.shape[0], -1)
+
+
+def _share(less: np.ndarray, equal: np.ndarray, count: int, low: float, high: float) -> np.ndarray:
+    # The rank of the truth among `count` draws stands for a uniform number in [less, less + equal + 1] / (count + 1):
+    # with exact draws that number is uniform on [0, 1] for any count and any ties. This is the share of that interval
+    # between low and high, the expectation of randomised ranks.
+    left, right = less / (count + 1), (less + equal + 1) / (count + 1)
+    return np.maximum(np.minimum(right, high) - np.maximum(left, low), 0.0) / (right - left)
+
+
+def coverage(draws: ArrayLike, truth: ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[Estimate, ...]:
+    """How often central credible intervals hold the truth, by the truth's rank among the draws, over all coordinates.
+
+    A calibrated posterior gives each level back exactly in expectation, for any number of draws: ranks are spread
+    evenly over their step. A collapsed one covers too little, a smeared one too much.
+
+    Args:
+        draws: [S, N, ...].
+        truth: [N, ...].
+        levels: nominal levels in (0, 1).
+
+    Returns:
+        one estimate a level; a standard error over observations (coordinates of one are not independent).
+        Samples: observations.
+    """
+    draws, truth = _check(draws, truth, 1)
+    less, equal = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
+    shares = (_share(less, equal, len(draws), (1 - level) / 2, (1 + level) / 2) for level in levels)
+    return tuple(mean_estimate(share.mean(axis=1)) for share in shares)
+
+
+def tarp(
+    draws: ArrayLike,
+    truth: ArrayLike,
+    key: Key,
+    levels: Sequence[float] = LEVELS,
+    references: ArrayLike | None = None,
+) -> tuple[Estimate, ...]:
+    """Expected coverage of the regions "closer to a random point than the truth is", which sees joint errors.
+
+    Calibrated draws give each level back for every law of the references that does not look at the truth given y.
+    References that depend on y see more: with references independent of y, draws from the prior pass too.
+
+    Args:
+        draws: [S, N, ...].
+        truth: [N, ...].
+        key: draws the references, uniform in the box that the draws span.
+        levels: credibility levels in (0, 1).
+        references: points [N, ...] to use instead, for instance functions of y.
+
+    Returns:
+        one estimate a level; samples: observations.
+
+    Source: Lemos et al. 2023, arXiv 2302.03026, algorithm 2.
+    """
+    draws, truth = _check(draws, truth, 1)
+    if references is None:
+        low, high = draws.min(axis=(0, 1)), draws.max(axis=(0, 1))
+        references = low + (high - low) * np.asarray(jax.random.uniform(key, truth.shape))
+    point = np.asarray(references, np.float32).reshape(truth.shape)
+    distance = np.square(draws - point).sum(axis=-1)
+    truth_distance = np.square(truth - point).sum(axis=-1)
+    less, equal = (distance < truth_distance).sum(axis=0), (distance == truth_distance).sum(axis=0)
+    return tuple(mean_estimate(_share(less, equal, len(draws), 0.0, level)) for level in levels)
+
+
+def crps(draws: ArrayLike, truth: ArrayLike) -> Estimate:
+    """E|X - x| - E|X - X'| / 2 a coordinate, averaged, by the estimator that is unbiased in the number of draws.
+
+    It is a proper score: the exact posterior minimises it. Lower is better.
+
+    Args:
+        draws: [S, N, ...] with S of at least 2.
+        truth: [N, ...].
+
+    Returns:
+        the score with a standard error over observations. Samples: observations.
+
+    Source: Gneiting and Raftery 2007; Ferro 2014 ("fair" ensemble scores).
+    """
+    draws, truth = _check(draws, truth, 2)
+    count = len(draws)
+    error = np.abs(draws - truth).mean(axis=0)
+    # The sum over pairs of sorted draws: the i-th is above i others and below count - 1 - i.
+    weights = (2 * np.arange(count) - count + 1).astype(np.float32)
+    pairs = np.einsum("s,s...->...", weights, np.sort(draws, axis=0)) / (count * (count - 1))
+    return mean_estimate((error - pairs).mean(axis=1))
+
+
+def spread(draws: ArrayLike) -> Estimate:
+    """The standard deviation over an observation's draws, averaged over coordinates; near 0 after a collapse.
+
+    Args:
+        draws: [S, N, ...] with S of at least 2.
+
+    Returns:
+        the mean with a standard error over observations. Samples: observations.
+    """
+    draws, _ = _check(draws, np.asarray(draws)[0], 2)
+    return mean_estimate(draws.std(axis=0, ddof=1).mean(axis=1))

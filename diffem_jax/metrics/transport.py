@@ -1,0 +1,203 @@
+"""Sets of points against each other by optimal transport: Sinkhorn divergence and sliced Wasserstein."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
+
+from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
+from diffem_jax.types import Key, UserError
+
+# Iterations that share one kernel matrix, and how far (in logarithms) the scalings may stray from it.
+BLOCK = 16
+LARGEST_LOG_SCALE = 20.0
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def _entropic_cost(x: Array, y: Array, regularization: float, iterations: int) -> Array:
+    n, m = x.shape[0], y.shape[0]
+    center = jnp.mean(y, axis=0, keepdims=True)
+    x, y = x - center, y - center
+    dot = functools.partial(jnp.matmul, precision="highest")
+    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :]
+    cost = jnp.maximum(squares - 2 * dot(x, y.T), 0.0) / regularization
+
+    def log_iteration(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        f, _g = carry
+        g = -jax.nn.logsumexp(f[:, None] - cost, axis=0) - math.log(m)
+        f = -jax.nn.logsumexp(g[None, :] - cost, axis=1) - math.log(n)
+        return (f, g), None
+
+    def log_block(carry: tuple[Array, Array], length: int) -> tuple[Array, Array]:
+        return jax.lax.scan(log_iteration, carry, None, length=length)[0]
+
+    def block(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        f, g = carry
+        kernel = jnp.exp(f[:, None] + g[None, :] - cost)
+
+        def scaling(scales: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+            u, _v = scales
+            v = 1 / (m * dot(u, kernel))
+            return (1 / (n * dot(kernel, v)), v), None
+
+        (u, v), _ = jax.lax.scan(scaling, (jnp.ones(n), jnp.ones(m)), None, length=BLOCK)
+        log_u, log_v = jnp.log(u), jnp.log(v)
+        # Comparisons with NaN are false: an underflow takes the slow branch.
+        near = jnp.maximum(jnp.max(jnp.abs(log_u)), jnp.max(jnp.abs(log_v))) < LARGEST_LOG_SCALE
+        return jax.lax.cond(near, lambda: (f + log_u, g + log_v), lambda: log_block((f, g), BLOCK)), None
+
+    blocks = max(iterations // BLOCK - 1, 0)
+    start = log_block((jnp.zeros(n), jnp.zeros(m)), iterations - blocks * BLOCK)
+    (_f, g), _ = jax.lax.scan(block, start, None, length=blocks)
+    # The rows of P sum to 1 / n, since f was updated last; a softmax keeps that in spite of f's rounding.
+    return regularization * jnp.mean(jnp.sum(jax.nn.softmax(g[None, :] - cost, axis=1) * cost, axis=1))
+
+
+def sinkhorn_cost(x: ArrayLike, y: ArrayLike, regularization: float = 1e-3, iterations: int = 1024) -> float:
+    """The transport cost <P, C> of entropic optimal transport between two sets of points of equal weights.
+
+    C is the squared Euclidean distance, P = exp((f + g - C) / regularization) after a fixed number of Sinkhorn
+    iterations in the log domain, so that no stopping test depends on the number of points.
+
+    It is a loop of our own because ott-jax takes 9 s for 2,048 points in R^5 on one core where this takes 1 s with
+    the same answer to 1e-5: the exponentials are the cost, and here 16 iterations share one kernel matrix into which
+    the current potentials are absorbed. Blocks whose scalings stray further than e^20 from it (the first ones) are done
+    again with a log-sum-exp in each iteration, as ott-jax does; the tests compare the two. Potentials are float32
+    multiples of the regularization: costs of 100,000 times it (images) come to about 3 digits, there as here.
+
+    Args:
+        x: [N, ...], flattened to points.
+        y: [M, ...].
+        regularization: the weight of the entropy, in units of C.
+        iterations: how many updates of both potentials, at least 1.
+
+    Source: Cuturi 2013, arXiv 1306.0895; the absorption: Schmitzer 2019, arXiv 1610.06519, algorithm 2.
+    """
+    x, y = flat(x), flat(y)
+    same_width(x, y, "sinkhorn_cost")
+    return float(_entropic_cost(x, y, np.float32(regularization), iterations))
+
+
+def _rows(truth: ArrayLike, rows: int) -> int:
+    if len(np.shape(truth)) < 2 or np.shape(truth)[0] < 2:
+        raise UserError(
+            f"sinkhorn_divergence: truth of shape {np.shape(truth)}; expected [N, ...] with N of at least 2"
+        )
+    return min(rows, np.shape(truth)[0] // 2)
+
+
+def sinkhorn_floor(truth: ArrayLike, regularization: float = 1e-3, iterations: int = 1024, rows: int = 2048) -> float:
+    """The cost between the truth's first and last rows: what two fresh samples of the truth would score.
+
+    It does not change in a run: compute it once and hand it to ``sinkhorn_divergence``.
+    """
+    count = _rows(truth, rows)
+    return sinkhorn_cost(truth[:count], truth[-count:], regularization, iterations)  # type: ignore[index]
+
+
+def sinkhorn_divergence(
+    x: ArrayLike,
+    truth: ArrayLike,
+    regularization: float = 1e-3,
+    iterations: int = 1024,
+    rows: int = 2048,
+    floor: float | None = None,
+) -> Estimate:
+    """``sinkhorn_cost`` of the truth's first rows to x's first rows, minus ``sinkhorn_floor``.
+
+    Whether it is the 'paired' or the 'unpaired' divergence lies in the rows that the caller passes: paired where row i
+    of x is a reconstruction of row i of truth, which makes it slightly negative for x = truth.
+
+    Args:
+        x: reconstructions [N, ...].
+        truth: [M, ...]; with fewer than 2 * ``rows`` of it, its first and last halves serve.
+        regularization: see ``sinkhorn_cost``.
+        iterations: see ``sinkhorn_cost``.
+        rows: how many points a side.
+        floor: ``sinkhorn_floor(truth, ...)`` of the same arguments, computed here if None.
+
+    Returns:
+        the divergence, without a standard error (the plan couples all points). Samples: points a side.
+    """
+    count = _rows(truth, rows)
+    if np.shape(x)[0] < count:
+        raise UserError(
+            f"sinkhorn_divergence: {np.shape(x)[0]} reconstructions; expected at least {count}; pass more or lower rows"
+        )
+    if floor is None:
+        floor = sinkhorn_floor(truth, regularization, iterations, rows)
+    cost = sinkhorn_cost(truth[:count], x[:count], regularization, iterations)  # type: ignore[index]
+    return Estimate(cost - floor, None, count)
+
+
+def _quantile_match(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # The steps of two empirical quantile functions: on each piece between the breaks i/n and j/m both are constant.
+    breaks = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))
+    return breaks[:-1] // m, breaks[:-1] // n, np.diff(breaks) / (n * m)
+
+
+@functools.partial(jax.jit, static_argnames="projections")
+def _sliced(key: Key, x: Array, y: Array, i: Array, j: Array, weights: Array, projections: int) -> Array:
+    directions = jax.random.normal(key, (projections, x.shape[1]))
+
+    def one(direction: Array) -> Array:
+        direction = direction / jnp.linalg.norm(direction)
+        a = jnp.sort(jnp.matmul(x, direction, precision="highest"))
+        b = jnp.sort(jnp.matmul(y, direction, precision="highest"))
+        return jnp.sum(weights * (a[i] - b[j]) ** 2)
+
+    return jax.lax.map(one, directions)
+
+
+def sliced_wasserstein(x: ArrayLike, y: ArrayLike, key: Key, projections: int = 256) -> Estimate:
+    """The squared sliced 2-Wasserstein distance, E_theta W2^2(theta . x, theta . y) over unit directions theta.
+
+    The one-dimensional distances are exact, for sets of any two sizes. Two samples of one law score above 0, the less
+    so the larger they are.
+
+    Args:
+        x: [N, ...], flattened to points.
+        y: [M, ...].
+        key: draws the directions; the same key makes values comparable.
+        projections: how many directions.
+
+    Returns:
+        the mean over directions; the standard error is that of the directions alone, not of the points. Samples: the
+        smaller of N and M.
+
+    Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
+    """
+    x, y = flat(x), flat(y)
+    same_width(x, y, "sliced_wasserstein")
+    i, j, weights = _quantile_match(len(x), len(y))
+    values = _sliced(
+        key, x, y, i.astype(np.int32), j.astype(np.int32), weights.astype(np.float32), projections=projections
+    )
+    return mean_estimate(values)._replace(samples=min(len(x), len(y)))
+
+
+def observation_features(y: ArrayLike, operator: Any = ()) -> np.ndarray:
+    """Observations as points: y [N, ...] and the operators' leaves [N, ...], flattened and side by side, [N, D]."""
+    return np.concatenate([flat(leaf) for leaf in (y, *jax.tree.leaves(operator))], axis=1)
+
+
+def observation_distance(observed: ArrayLike, fresh: ArrayLike, key: Key, projections: int = 256) -> Estimate:
+    """How far the law of freshly corrupted reconstructions is from that of the observations; needs no clean data.
+
+    The distance between these laws is what EM lowers from round to round (arXiv 2510.12691), as long as the network
+    fits. It is ``sliced_wasserstein`` between two arrays of ``observation_features``.
+
+    Args:
+        observed: features of the observations [N, ...].
+        fresh: features of y' ~ p(y | x_hat), with freshly drawn operators [M, ...].
+        key: draws the directions.
+        projections: how many directions.
+    """
+    return sliced_wasserstein(observed, fresh, key, projections)
