@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,13 +102,15 @@ def test_arrays_are_mapped_and_grey_levels_scaled(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.asfortranarray(x))
     np.save(tmp_path / "grey.npy", np.arange(256, dtype=np.uint8).reshape(64, 4))
     plain = data.load("arrays", path=tmp_path / "plain.npz")
-    assert isinstance(plain.x, np.memmap) and np.array_equal(plain.labels, np.arange(50))
+    assert np.array_equal(plain.x, x) and np.array_equal(plain.labels, np.arange(50))
     for other in ("packed.npz", "x.npy"):
         assert np.array_equal(data.load("arrays", path=tmp_path / other).x, plain.x)
     whole = data.load("arrays", path=tmp_path / "grey.npy").x
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     lazy = data.load("arrays", path=tmp_path / "grey.npy", num_examples=60).x
     assert isinstance(lazy, data.Rows) and lazy.shape == (60, 4)
+    lazy_floats = data.load("arrays", path=tmp_path / "plain.npz").x
+    assert isinstance(lazy_floats.stored, np.memmap) and np.array_equal(lazy_floats[4:9], x[4:9])
     assert whole.min() == -2 and np.isclose(whole.max(), 2)
     assert np.array_equal(lazy[np.array([3, 1])], whole[[3, 1]]) and np.array_equal(lazy[-1], whole[59])
     assert np.array_equal(np.asarray(lazy), whole[:60]) and np.array_equal(lazy[2:4], whole[2:4])
@@ -221,7 +224,36 @@ def test_large_files_stay_on_disk(tmp_path, monkeypatch):
     index = np.array([7, 0, 3])
     assert np.array_equal(lazy.y[index], whole.y[index]) and np.array_equal(lazy.operator[index], whole.operator[index])
     np.savez(tmp_path / "d.npz", y=arrays["y"])
-    assert isinstance(data.load_observations(tmp_path / "d.npz", corruption=Denoising(shape=SHAPE)).y, np.memmap)
+    seen = data.load_observations(tmp_path / "d.npz", corruption=Denoising(shape=SHAPE)).y
+    assert isinstance(seen, data.Rows) and np.array_equal(seen[index], arrays["y"][index])
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    code = """
+import resource, sys, pathlib
+import numpy as np
+from diffem_jax import data
+from diffem_jax.corruptions import PixelMask
+from diffem_jax.data import files, observations
+files.IN_MEMORY_BYTES = observations.IN_MEMORY_BYTES = 0
+files.CHUNK_BYTES, files.RELEASE_BYTES = 2**20, 2**22
+def peak(count):
+    path = pathlib.Path(sys.argv[1]) / "o.npz"
+    y, mask = np.zeros((count, 32, 32, 3), np.float32), np.ones((count, 32, 32, 1), np.float32)
+    np.savez(path, y=y, mask=mask)
+    del y, mask
+    seen = data.load_observations(path, corruption=PixelMask(shape=(32, 32, 3)))
+    for batch in np.random.default_rng(0).permutation(count).reshape(-1, 50):
+        seen.y[batch], seen.operator[batch]
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024
+small, large = peak(500), peak(10_000)
+print(large - small)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40e6, done.stdout  # the file is 164 MB
 
 
 def test_one_operator_for_all_and_projections(tmp_path):

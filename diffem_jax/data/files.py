@@ -1,11 +1,13 @@
 """Files on disk: the cache folder, folders published whole or not at all, and lazily converted rows.
 
-Everything large is stored as a plain ``.npy`` and memory-mapped; a row is converted to float32 when it is asked for.
+Everything large is stored as a plain ``.npy`` and memory-mapped; a row is converted to float32 when it is asked for,
+and the pages that were read are handed back now and then, so that a process stays small however large its files.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +24,10 @@ from diffem_jax.types import UserError
 IN_MEMORY_BYTES = 128 * 2**20
 """Sets whose float32 form is at most this large are returned as plain arrays, larger ones as lazy ``Rows``."""
 CHUNK_BYTES = 16 * 2**20
+RELEASE_BYTES = 64 * 2**20
+"""How much is read from a memory map before its pages are handed back."""
+PAGES_BYTES = 128 * 2**10
+"""What a fault at a random row may map beyond the row itself."""
 GREY_SCALE, GREY_OFFSET = 4.0 / 255.0, -2.0
 _STALE_SECONDS = 24 * 3600
 
@@ -30,6 +36,14 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder of prepared data: the argument, else $DIFFEM_DATA_DIR, else ~/.cache/diffem_jax."""
     chosen = cache_dir or os.environ.get("DIFFEM_DATA_DIR")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "diffem_jax"
+
+
+def release(array: Any) -> None:
+    """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Else nothing."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 class Rows:
@@ -49,6 +63,7 @@ class Rows:
 
     def __init__(self, stored: Any, scale: float = 1.0, offset: float = 0.0, mask: Any = None):
         self.stored, self.scale, self.offset, self.mask = stored, scale, offset, mask
+        self._read = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,6 +91,11 @@ class Rows:
             rows = rows * np.float32(self.scale) + np.float32(self.offset)
         if self.mask is not None:
             rows = np.where(np.asarray(self.mask[index]) > 0, rows, np.float32(0))
+        self._read += rows.nbytes + PAGES_BYTES * (len(rows) if rows.ndim == self.ndim else 1)
+        if self._read > RELEASE_BYTES:
+            self._read = 0
+            release(self.stored)
+            release(self.mask)
         return rows
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -101,10 +121,9 @@ def as_rows(stored: np.ndarray, mask: np.ndarray | Rows | None = None) -> ArrayL
     """Float32 rows of a stored array: uint8 is taken for grey levels and scaled from 0..255 to [-2, 2].
 
     Returns:
-        A plain array where its float32 form has at most ``IN_MEMORY_BYTES``; a float32 memory map as it is; ``Rows``
-        otherwise.
+        A plain array where its float32 form has at most ``IN_MEMORY_BYTES`` or is in memory anyway; ``Rows`` otherwise.
     """
-    if stored.dtype == np.float32 and mask is None:
+    if stored.dtype == np.float32 and mask is None and not isinstance(stored, np.memmap):
         return stored
     grey = stored.dtype == np.uint8
     rows = Rows(stored, GREY_SCALE if grey else 1.0, GREY_OFFSET if grey else 0.0, mask)

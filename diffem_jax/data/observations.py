@@ -19,7 +19,7 @@ import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.data import images
-from diffem_jax.data.files import IN_MEMORY_BYTES, ArrayLike, Rows, as_rows, cache_folder, chunks
+from diffem_jax.data.files import IN_MEMORY_BYTES, ArrayLike, Rows, as_rows, cache_folder, chunks, release
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.types import Observation, UserError
 
@@ -37,8 +37,8 @@ def load_observations(
     """Reads and checks observations.
 
     uint8 values are taken for grey levels and scaled to [-2, 2]. Hidden entries of masked data may hold anything, NaN
-    too: they read as 0. Arrays that are large stay memory-mapped (float32 memory maps or lazy ``Rows``), and all
-    checks go through them in chunks.
+    too: they read as 0. Arrays that are large stay on disk as lazy ``Rows``, and all checks go through
+    them in chunks.
 
     Args:
         path: an .npz file, or a folder of images.
@@ -195,6 +195,7 @@ def _check_mask(mask: ArrayLike, where: str) -> None:
                 "; threshold it"
             )
         empty += int((rows == 0).all(-1).sum())
+        release(mask)
     if empty == len(mask):
         raise UserError(
             f"{where}: 0 everywhere, nothing is seen in any of {empty} examples; expected 1 where y is seen; "
@@ -221,6 +222,8 @@ def _check_values(array: ArrayLike, mask: ArrayLike | None, largest: float, wher
                 first_bad = part.start + int((~finite).reshape(len(rows), -1).any(-1).argmax())
             rows = np.where(finite, rows, 0)
         size = max(size, float(np.abs(rows).max(initial=0.0)))
+        release(array)
+        release(mask)
     if bad:
         hint = "only hidden entries may be NaN" if mask is not None else "mark missing entries by a 'mask' of 0 and 1"
         raise UserError(
@@ -236,7 +239,7 @@ def _check_values(array: ArrayLike, mask: ArrayLike | None, largest: float, wher
 
 def _plain(operator: ArrayLike) -> ArrayLike:
     """Float32 entries as they are; converted at once where that is small, row by row where it is large."""
-    if operator.dtype == np.float32 and isinstance(operator, np.ndarray):
+    if operator.dtype == np.float32 and isinstance(operator, np.ndarray) and not isinstance(operator, np.memmap):
         return operator
     rows = operator if isinstance(operator, Rows) else Rows(operator)
     return np.asarray(rows) if rows.nbytes <= IN_MEMORY_BYTES else rows

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffem_jax.data import images, synthetic
-from diffem_jax.data.files import as_rows, cache_folder, chunks, first
+from diffem_jax.data.files import as_rows, cache_folder, chunks, first, release
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.types import UserError
 
@@ -22,7 +22,7 @@ class Dataset(NamedTuple):
     """Clean examples.
 
     Attributes:
-        x: [N, *shape] float32, a plain array, a memory map or lazy ``Rows``: index rows, ``np.asarray`` reads all.
+        x: [N, *shape] float32, a plain array, or lazy ``Rows`` where it is large: index rows, ``np.asarray`` reads all.
         labels: [N] int64, or None.
         shape: the shape of one example.
         test_x: held-out examples [M, *shape], or None.
@@ -139,6 +139,7 @@ def _finite(x: np.ndarray, where: str) -> None:
         return
     for part in chunks(len(x), x[:1].nbytes):
         bad = ~np.isfinite(x[part].reshape(len(x[part]), -1)).all(-1)
+        release(x)
         if bad.any():
             raise UserError(
                 f"{where}: NaN or infinity in example {part.start + int(bad.argmax())}; expected numbers; "

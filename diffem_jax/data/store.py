@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffem_jax.data.files import checksum, write_atomic
+from diffem_jax.data.files import PAGES_BYTES, RELEASE_BYTES, checksum, release, write_atomic
 from diffem_jax.types import UserError
 
 FORMAT = "diffem_jax reconstructions 1"
@@ -52,7 +52,7 @@ class RowReader:
     dtype = np.dtype(np.float32)
 
     def __init__(self, shards: list[np.ndarray], shard_size: int):
-        self._shards, self._shard_size = shards, shard_size
+        self._shards, self._shard_size, self._read = shards, shard_size, 0
         self.shape = (sum(len(s) for s in shards), *shards[0].shape[1:])
 
     def __len__(self) -> int:
@@ -67,6 +67,11 @@ class RowReader:
         shard, row = np.divmod(wanted, self._shard_size)
         for i in np.unique(shard):
             out[shard == i] = self._shards[i][row[shard == i]]
+        self._read += out.nbytes + PAGES_BYTES * wanted.size
+        if self._read > RELEASE_BYTES:
+            self._read = 0
+            for mapped in self._shards:
+                release(mapped)
         return out
 
     def __getitem__(self, index: Any) -> np.ndarray:
