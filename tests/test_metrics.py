@@ -131,7 +131,14 @@ def ott_cost(x, y, iterations):
         return float(jnp.sum(out.matrix * geometry.cost_matrix))
 
 
+def clusters(first, second, seed):
+    centers = np.repeat(np.array([0.0, 0.4], np.float32), [first, second])[:, None]
+    return centers + 0.05 * normal(first + second, 5, seed=seed)
+
+
 CLOUDS = {
+    # Mass must move between clusters: the scalings grow without end until the potentials have bridged the gap.
+    "clusters": lambda: (clusters(1, 500, 0), clusters(500, 1, 1)),
     "same law": lambda: (curve(256, 0), curve(256, 1)),
     "noisy": lambda: (curve(256, 0), curve(256, 1) + 0.3 * normal(256, 5)),
     "far": lambda: (curve(256, 0), curve(200, 1) * 3 + 5),
