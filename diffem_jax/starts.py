@@ -66,10 +66,11 @@ def _example_sums(corruption: LinearCorruption, mixture: Mixture, key: Key, obse
     def one(component: Gaussian) -> tuple[Array, Array, Array, Array]:
         post = condition_on_observation(corruption, component, observation)
         rank = component.factor.shape[0]
-        z_cov = solve_psd_from_root(post.root, jnp.eye(rank))
+        inverse_root = solve_lower(post.root, jnp.eye(rank)) if rank else post.root
+        z_cov = inverse_root.T @ inverse_root
         z1 = jnp.concatenate([post.z, jnp.ones((1,))])
         zz = jnp.outer(z1, z1).at[:rank, :rank].add(z_cov)
-        pulled = (z_cov @ post.hidden.reshape(rank, -1)).reshape(post.hidden.shape)
+        pulled = jnp.tensordot(z_cov, post.hidden, 1)
         ez = (z1[:, None] * post.residual.reshape(1, -1)).reshape(rank + 1, *corruption.shape)
         ez = ez.at[:rank].add(-pulled)
         seen = _gram_diagonal(corruption, observation.operator, component.variance, key)
@@ -85,29 +86,26 @@ def _example_sums(corruption: LinearCorruption, mixture: Mixture, key: Key, obse
     return Sums(weight, zz, ez, ee, jax.nn.logsumexp(joint))
 
 
-def solve_psd_from_root(root: Array, b: Array) -> Array:
-    """(root root^T)^-1 b."""
-    return solve_lower(root, solve_lower(root, b), transpose=True) if root.shape[0] else b
-
-
 def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
     """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised."""
     scalar_variance = mixture.components.variance.ndim == 1
 
     def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> Gaussian:
         rank = component.factor.shape[0]
-        # One pseudo-observation of z' = 0 keeps the regression solvable for a component that lost its examples.
+        # Pseudo-observations of weight 1e-3 that say 'as before' keep a component that lost its examples.
         ridge = zz + 1e-3 * jnp.eye(rank + 1)
         shift = solve_psd(ridge, ez.reshape(rank + 1, -1)).reshape(ez.shape)
         loading = jnp.concatenate([component.factor, component.mean[None]]) + shift
-        variance = (ee - jnp.sum(shift * ez, axis=0)) / (weight + 1e-3)
-        variance = jnp.mean(variance) if scalar_variance else variance
+        variance = jnp.mean(component.variance) if scalar_variance else component.variance
+        rest = ee - jnp.sum(shift * ez, axis=0)
+        variance = ((jnp.mean(rest) if scalar_variance else rest) + 1e-3 * variance) / (weight + 1e-3)
         variance = jnp.maximum(variance, variance_floor)
         mean, factor = loading[rank], loading[:rank]
         if rank:
             # Parameter expansion (Liu, Rubin and Wu 1998): absorb the mean and covariance that z has acquired.
             z_mean = zz[rank, :rank] / (weight + 1e-3)
-            z_cov = zz[:rank, :rank] / (weight + 1e-3) - jnp.outer(z_mean, z_mean) + 1e-4 * jnp.eye(rank)
+            z_cov = (zz[:rank, :rank] + 1e-3 * jnp.eye(rank)) / (weight + 1e-3) - jnp.outer(z_mean, z_mean)
+            z_cov = z_cov + 1e-6 * jnp.eye(rank)
             mean = mean + expand(z_mean, factor)
             factor = (cholesky(z_cov).T @ factor.reshape(rank, -1)).reshape(factor.shape)
         return Gaussian(mean, variance, factor)
@@ -216,13 +214,9 @@ def spread_components(gaussian: Mixture, draws: np.ndarray, components: int, ran
     return Mixture(jnp.full((components,), -math.log(components)), shared._replace(mean=means))
 
 
-def make_start_step(corruption: LinearCorruption) -> Callable[[Key, Mixture, Observation], Array]:
-    """The E-step of round zero: (keys [B], mixture, observations [B]) -> exact posterior draws [B, *X]."""
-
-    def start_step(keys: Key, mixture: Mixture, observations: Observation) -> Array:
-        return jax.vmap(lambda k, o: sample_posterior(k, corruption, mixture, o))(keys, observations)
-
-    return start_step
+def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Mixture, Observation], Array]:
+    """The draw of round zero for one example: (key, mixture, observation) -> an exact posterior draw [*X]."""
+    return lambda key, mixture, observation: sample_posterior(key, corruption, mixture, observation)
 
 
 def fit(
@@ -259,7 +253,8 @@ def fit(
     size = math.prod(corruption.shape)
     rank = min(rank, size)
     count = len(observations.y)
-    scalar = not getattr(corruption, "diagonal_gram", False)
+    # A variance a coordinate where the solves with it are exact: diagonal ones, and small ones.
+    scalar = not (hasattr(corruption, "gram_diagonal") or size <= EXACT_DIAGONAL)
     sample_rows = np.linspace(0, count - 1, min(count, 2048)).astype(int)
     subset = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[sample_rows]), observations)
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
@@ -288,6 +283,7 @@ def fit(
     result = run(mixture, 0)
     if components > 1:
         keys = example_keys(jax.random.fold_in(key, total), jnp.asarray(sample_rows))
-        draws = jax.jit(make_start_step(corruption))(keys, result.mixture, subset)
+        draw = jax.vmap(make_start_draw(corruption), (0, None, 0))
+        draws = jax.jit(draw)(keys, result.mixture, subset)
         result = run(spread_components(result.mixture, np.asarray(draws), components, rank), iterations)
     return result

@@ -1,0 +1,223 @@
+"""From a config to objects: every name is looked up here, and nowhere else."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffem_jax import augment, corruptions, denoisers, em, networks, posteriors, samplers, schedules
+from diffem_jax.config import nearest
+from diffem_jax.gaussians import Mixture
+from diffem_jax.types import Corruption, DenoiseFn, Observation, PyTree, Sampler, Schedule, TimeLaw, UserError
+
+
+class Setup(NamedTuple):
+    """What follows from a config and the shape of x, before any data is read or any model fitted."""
+
+    config: ConfigDict
+    shape: tuple[int, ...]
+    corruption: Corruption
+    data_corruption: Corruption
+    schedule: Schedule
+    network: nn.Module
+    sampler: Sampler
+    times: Array
+    optimizer: optax.GradientTransformation
+
+
+class Model(NamedTuple):
+    """What the method trains and draws with; it depends on the fitted start."""
+
+    denoiser: denoisers.Denoiser
+    bind: Callable[[PyTree, Observation], DenoiseFn]
+    loss: em.Loss
+
+
+def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
+    """A registry's entry, or the object 'module:attribute' names.
+
+    Raises:
+        UserError: unknown; with the nearest name, or why the import failed.
+    """
+    if name in registry:
+        return registry[name]
+    if ":" not in name:
+        raise UserError(f"config.{field}: {name!r} is not known; {nearest(name, registry)} (or give 'module:name')")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' on PYTHONPATH") from error
+
+
+def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) -> Any:
+    """Calls the class or function a section names with the section's further fields.
+
+    Raises:
+        UserError: an unknown name or field, or a value that the class refuses.
+    """
+    options = {key: _frozen(section[key]) for key in section if key != "name"}
+    factory = lookup(f"{field}.name", section["name"], registry)
+    accepted = set(inspect.signature(factory).parameters)
+    for key in options:
+        if key not in accepted - {"shape", "parent", "name"}:
+            raise UserError(f"config.{field}.{key}: {section['name']!r} has no such field; {nearest(key, accepted - {'shape'})}")
+    try:
+        return factory(**options, **{key: value for key, value in given.items() if key in accepted})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{field}: {options!r} does not fit {section['name']!r} ({error}); correct the field") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _section(config: Any, **overrides: Any) -> dict[str, Any]:
+    return {**{key: config[key] for key in config}, **overrides}
+
+
+def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
+    """The corruption of a section, checked on one abstract example."""
+    corruption = construct(field, section, corruptions.CORRUPTIONS, shape=shape)
+    if corruption.noise_std < 0:
+        raise UserError(f"config.{field}.noise_std: {corruption.noise_std}; expected 0 or more")
+    rate = getattr(corruption, "rate", 0.0)
+    if not 0 <= rate < 1:
+        raise UserError(f"config.{field}.rate: {rate}; expected a number in [0, 1)")
+    return corruption
+
+
+def make_schedule(config: ConfigDict) -> Schedule:
+    """The noise schedule."""
+    return construct("schedule", config.schedule, schedules.SCHEDULES)
+
+
+def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> Sampler:
+    """A sampler by name."""
+    return lookup(field, name, samplers.SAMPLERS)(schedule, data_std)
+
+
+def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
+    """The law of t in the loss."""
+    m = config.m_step
+    if m.time_law == "beta":
+        return schedules.BetaMixture(tuple((float(a), float(b)) for a, b in m.time_law_beta))
+    if m.time_law == "log_normal":
+        return schedules.LogNormal(schedule, *m.time_law_log_normal)
+    return schedules.Uniform()
+
+
+def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
+    """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round)."""
+    peak, end = m_step.learning_rate, m_step.learning_rate_end
+    body = max(1, steps - m_step.warmup_steps)
+    rate: optax.Schedule = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, end, body),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, body, alpha=min(1.0, end / peak)),
+    }[m_step.learning_rate_schedule]()
+    if m_step.warmup_steps:
+        ramp = optax.linear_schedule(0.0, peak, m_step.warmup_steps)
+        rate = optax.join_schedules([ramp, rate], [m_step.warmup_steps])
+    optimizer = {
+        "adam": lambda: optax.adam(rate),
+        "adamw": lambda: optax.adamw(rate, weight_decay=m_step.weight_decay),
+        "sgd": lambda: optax.sgd(rate),
+    }[m_step.optimizer]()
+    return optax.chain(optax.clip_by_global_norm(m_step.clip_norm), optimizer) if m_step.clip_norm else optimizer
+
+
+def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
+    """Looks up everything that needs no data.
+
+    Raises:
+        UserError: an unknown name or a field that its class refuses.
+    """
+    corruption = make_corruption("corruption", config.corruption, shape)
+    changed = len(config.data_corruption) > 0
+    data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
+    schedule = make_schedule(config)
+    grid = schedules.TIME_GRIDS[config.e_step.time_grid](schedule, config.e_step.steps)
+    return Setup(
+        config=config,
+        shape=shape,
+        corruption=corruption,
+        data_corruption=data_corruption,
+        schedule=schedule,
+        network=construct("network", config.network, networks.NETWORKS),
+        sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
+        times=grid,
+        optimizer=make_optimizer(config.m_step, config.m_step.steps),
+    )
+
+
+def is_linear(corruption: Corruption) -> bool:
+    """Whether the corruption offers the linear family's closed forms."""
+    return hasattr(corruption, "solve_gram")
+
+
+def make_model(setup: Setup, base: Mixture) -> Model:
+    """The denoiser, how it is drawn from, and its loss, for the config's method.
+
+    Args:
+        setup: what ``make_setup`` gave.
+        base: the fitted start.
+    """
+    config, c = setup.config, setup.corruption
+    unconditional = config.method in ("em_mmps", "em_dps")
+    if unconditional:
+        denoiser = edm(setup, None)
+        transform = posteriors.mmps if config.method == "em_mmps" else posteriors.dps
+        options: dict[str, Any] = {}
+        if config.method == "em_mmps":
+            moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
+            options = {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
+
+        def bind(params: PyTree, observation: Observation) -> DenoiseFn:
+            return transform(denoisers.bind(denoiser, params), setup.schedule, c, observation, **options)
+
+        return Model(denoiser, bind, make_loss(setup, denoiser, None))
+    if config.denoiser.preconditioning == "posterior":
+        if not is_linear(c):
+            raise UserError(
+                f"config.denoiser.preconditioning: 'posterior' needs a linear corruption, not {config.corruption.name!r}; "
+                "use 'edm'"
+            )
+        prior = base if config.denoiser.base == "mixture" else denoisers.isotropic_base(base)
+        denoiser = denoisers.posterior_denoiser(setup.network, setup.schedule, c, setup.shape, prior)
+    else:
+        denoiser = edm(setup, c)
+
+    def bind(params: PyTree, observation: Observation) -> DenoiseFn:
+        return denoisers.bind(denoiser, params, observation, config.e_step.guidance)
+
+    return Model(denoiser, bind, make_loss(setup, denoiser, c))
+
+
+def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
+    """The published denoiser; unconditional for ``corruption`` None."""
+    sigma_data = setup.config.denoiser.sigma_data
+    return denoisers.edm_denoiser(setup.network, setup.schedule, corruption, setup.shape, sigma_data)
+
+
+def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None) -> em.Loss:
+    """The denoising loss with the config's law of t, weight and augmentations."""
+    m = setup.config.m_step
+    return denoisers.denoising_loss(
+        denoiser,
+        setup.schedule,
+        corruption,
+        make_time_law(setup.config, setup.schedule),
+        schedules.LOSS_WEIGHTS[m.loss_weight],
+        condition_dropout=m.condition_dropout,
+        data_std=setup.config.denoiser.sigma_data,
+        dropout=getattr(setup.network, "dropout", 0.0) > 0,
+        augment=augment.make(tuple(m.augment), setup.shape),
+    )

@@ -1,0 +1,163 @@
+"""What the command line does: finding configs, parsing flags, the modes and the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from diffem_jax.config import flatten, nearest, validate
+from diffem_jax.types import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 143
+EXIT_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """0 done, 2 a user's mistake (one message, no traceback), 130 Ctrl-C, 143 SIGTERM with the work saved, else 1."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # The libraries below log every file they touch; a run's own lines are printed.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    except UserError as error:
+        print(f"diffem: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("diffem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if type(error).__name__ != "Preempted":
+            raise
+        print(f"diffem: {error}: saved; the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+
+
+def config_folders() -> list[Path]:
+    """Where configs that ship with the package lie: in an installed package, and in a checkout."""
+    package = Path(__file__).parent
+    return [package / "configs", package.parent / "configs"]
+
+
+def find_config(argv: Sequence[str]) -> list[str]:
+    """Replaces --config=NAME[:VARIANT] by the path of the config of that name."""
+    out = list(argv)
+    for i, argument in enumerate(out):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config") or not equals:
+            continue
+        name, colon, variant = value.partition(":")
+        if name.endswith(".py") or "/" in name:
+            if not Path(name).is_file():
+                raise UserError(f"--config: {name}: no such file; {nearest(Path(name).stem, shipped_configs())}")
+            continue
+        found = [f / f"{name}.py" for f in config_folders() if (f / f"{name}.py").is_file()]
+        if not found:
+            raise UserError(f"--config: {name!r} is neither a file nor a config of the package; {nearest(name, shipped_configs())}")
+        out[i] = f"{flag}={found[0]}{colon}{variant}"
+    return out
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted({p.stem for folder in config_folders() for p in folder.glob("*.py") if p.stem != "__init__"})
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags, turning what absl and ml_collections raise into user errors.
+
+    Raises:
+        UserError: an unknown flag or config field, or a value of the wrong type; with the nearest name.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"--{error.flagname}: unknown flag; {nearest(error.flagname, flags.FLAGS)} (see --help)") from None
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from None
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(_config_error(argv, error)) from None
+    except (SyntaxError, ImportError, FileNotFoundError) as error:
+        raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _config_error(argv: Sequence[str], error: Exception) -> str:
+    from diffem_jax.config import OPEN_SECTIONS, default
+
+    known = flatten(default())
+    for argument in argv:
+        name = argument.partition("=")[0].removeprefix("--config.")
+        if argument.startswith("--config.") and name not in known:
+            hint = nearest(name, known)
+            if name.split(".")[0] in OPEN_SECTIONS:
+                hint = "this section of the config file has no such field; correct the name, or add the field to the file"
+            return f"config.{name}: unknown field; {hint}"
+    return f"--config: {str(error).splitlines()[0]}; correct the value"
+
+
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Joins a run of several processes."""
+    from diffem_jax import parallel
+
+    parallel.initialize("" if coordinator == "auto" else coordinator, processes, process)
+
+
+def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
+    """Trains, or goes on with, the run of a config."""
+    if config is None:
+        raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped_configs())}")
+    validate(config)
+    from diffem_jax.train import run_em
+
+    run_em(config, workdir, override=override, say=_say)
+    _say(f"next: diffem --mode=sample --workdir={workdir} --observations=FILE.npz --num_samples=8 --output=draws.npz")
+
+
+def sample(workdir: Path, observations: str | None, num_samples: int, output: str | None, seed: int) -> None:
+    """Writes posterior draws for an observations file, or prior draws."""
+    from diffem_jax import draw
+    from diffem_jax.workdir import Workdir
+
+    if output is None:
+        raise UserError("--output: missing; expected the .npz to write, for instance --output=draws.npz")
+    folder = Workdir(workdir)
+    problem: Any = None
+    if observations is not None:
+        problem, x = draw.posterior_draws(folder, observations, num_samples, seed)
+    else:
+        x = draw.prior_draws(folder, num_samples, seed)
+    target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
+    image = draw.write_draws(target, x, problem)
+    _say(f"wrote {target}: x of shape {x.shape}" + (", its mean and std" if problem is not None else "") + f"; picture {image}")
+
+
+def evaluate(workdir: Path, reference: str | None) -> None:
+    """Measures the last draws of a run."""
+    from diffem_jax import measure
+    from diffem_jax.workdir import Workdir
+
+    for name, value in measure.evaluate_run(Workdir(workdir), reference).items():
+        _say(f"{name}: {value:.6g}")
+
+
+def report(workdir: Path) -> None:
+    """Rebuilds report.html."""
+    from diffem_jax import report as page
+    from diffem_jax.workdir import Workdir
+
+    folder = Workdir(workdir)
+    folder.stored_config()
+    page.write(folder)
+    _say(f"wrote {folder.report}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,264 @@
+"""The configuration: every field with its default and meaning, and the checks that run before any compute."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffem_jax.types import UserError
+
+
+def default() -> ConfigDict:
+    """Every field with its default; a config file changes what it needs.
+
+    Comments give meaning and range. Fields ending in ``_steps`` or named ``steps`` count updates or sampler steps.
+    """
+    c = ConfigDict()
+    c.seed = 0  # every stream of randomness derives from it
+    c.rounds = 4  # EM rounds after the start
+    c.method = "diffem"  # diffem | em_mmps | em_dps | ambient | oracle
+    c.parallel = "pmap"  # pmap | jit
+    c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
+
+    c.data = ConfigDict()
+    c.data.name = "digits"  # a source of diffem_jax.data, 'tfds:<name>', 'folder', 'arrays' or 'observations'
+    c.data.path = ""  # file or folder of the last three
+    c.data.split = "train"
+    c.data.num_examples = 0  # 0 takes all
+    c.data.shape = ()  # shape of x: of crops and resized images, or of own data whose y has another shape
+    c.data.crop = 0  # side of the centre square cut before resizing; 0 is the largest
+    c.data.cache_dir = ""  # prepared data; '' is $DIFFEM_DATA_DIR or ~/.cache/diffem_jax
+
+    c.corruption = ConfigDict(convert_dict=True)
+    c.corruption.name = "pixel_mask"  # a key of CORRUPTIONS or 'module:ClassName'; further fields are the class's own
+    c.corruption.noise_std = 0.01
+    c.data_corruption = ConfigDict()  # empty: the same as corruption; else what made the simulated observations
+
+    c.network = ConfigDict()
+    c.network.name = "mlp"  # a key of NETWORKS or 'module:ClassName'; further fields are the class's own
+
+    c.denoiser = ConfigDict()
+    c.denoiser.preconditioning = "posterior"  # posterior | edm
+    c.denoiser.base = "isotropic"  # base prior of 'posterior': isotropic | mixture (the start's)
+    c.denoiser.sigma_data = 1.0
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "ve"  # ve | vp | rectified_flow
+    c.schedule.sigma_min = 1e-3
+    c.schedule.sigma_max = 100.0
+
+    c.start = ConfigDict()
+    c.start.name = "gaussian"  # gaussian | mixture | checkpoint
+    c.start.rank = 64  # rank of the covariance beyond its diagonal
+    c.start.components = 1  # of the mixture
+    c.start.iterations = 40  # EM iterations at most
+    c.start.tolerance = 1e-4  # log-likelihood gain a coordinate below which a fit ends
+    c.start.variance_floor = 1e-4
+    c.start.num_examples = 0  # observations used for fitting; 0 takes all
+    c.start.path = ""  # a work directory, for name = checkpoint (warm start)
+
+    c.e_step = ConfigDict()
+    c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
+    c.e_step.steps = 32
+    c.e_step.time_grid = "log_uniform"  # log_uniform | karras
+    c.e_step.batch_size = 1024  # examples at once over all devices
+    c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
+    c.e_step.guidance = 1.0
+
+    c.m_step = ConfigDict()
+    c.m_step.steps = 1000  # updates a round
+    c.m_step.batch_size = 512  # over all devices
+    c.m_step.learning_rate = 1e-3
+    c.m_step.learning_rate_schedule = "cosine"  # constant | linear | cosine, over a round, down to learning_rate_end
+    c.m_step.learning_rate_end = 1e-6
+    c.m_step.warmup_steps = 0
+    c.m_step.optimizer = "adam"  # adam | adamw | sgd
+    c.m_step.weight_decay = 0.0
+    c.m_step.clip_norm = 1.0  # 0 does not clip
+    c.m_step.ema_decay = 0.999
+    c.m_step.ema_warmup = True
+    c.m_step.carry = "params"  # what goes over to the next round: all | params | nothing
+    c.m_step.time_law = "beta"  # uniform | beta | log_normal
+    c.m_step.time_law_beta = ((3.0, 3.0),)
+    c.m_step.time_law_log_normal = (-1.2, 1.2)
+    c.m_step.loss_weight = "snr"  # snr | min_snr
+    c.m_step.condition_dropout = 0.0  # > 0 trains the prior with the same network
+    c.m_step.augment = ()  # any of flip, shift, hue, saturation, by name
+    c.m_step.accumulate = 1
+    c.m_step.updates_per_dispatch = 50
+
+    c.prior = ConfigDict()
+    c.prior.steps = 0  # updates of an unconditional denoiser on the last reconstructions; 0 trains none
+    c.prior.sampler = "ddim"
+    c.prior.sampler_steps = 64
+
+    c.mmps = ConfigDict()
+    c.mmps.iterations = 1  # conjugate-gradient iterations
+    c.mmps.covariance = "jacobian"  # jacobian | cov_x | cov_t | zeros
+
+    c.eval = ConfigDict()
+    c.eval.metrics = ()  # psnr, accuracy, sinkhorn, sliced_wasserstein, observation_distance
+    c.eval.num_examples = 0  # rows used; 0 takes all
+    c.eval.every = 1  # rounds
+
+    c.stop = ConfigDict()
+    c.stop.rule = "none"  # none | observation_distance
+    c.stop.patience = 3
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 2000  # rolling checkpoint inside an M-step
+    c.checkpoint.keep_rounds = 0  # rounds kept; 0 keeps all
+    return c.lock()
+
+
+OPEN_SECTIONS = ("corruption", "data_corruption", "network")
+"""Sections whose further fields belong to the class that their ``name`` chooses."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": ("diffem", "em_mmps", "em_dps", "ambient", "oracle"),
+    "parallel": ("pmap", "jit"),
+    "denoiser.preconditioning": ("posterior", "edm"),
+    "denoiser.base": ("isotropic", "mixture"),
+    "schedule.name": ("ve", "vp", "rectified_flow"),
+    "start.name": ("gaussian", "mixture", "checkpoint"),
+    "e_step.time_grid": ("log_uniform", "karras"),
+    "m_step.learning_rate_schedule": ("constant", "linear", "cosine"),
+    "m_step.optimizer": ("adam", "adamw", "sgd"),
+    "m_step.carry": ("all", "params", "nothing"),
+    "m_step.time_law": ("uniform", "beta", "log_normal"),
+    "m_step.loss_weight": ("snr", "min_snr"),
+    "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
+    "stop.rule": ("none", "observation_distance"),
+}
+
+# (least, greatest) of numeric fields; both ends allowed.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "rounds": (0, 100_000),
+    "recover": (0, 100),
+    "data.num_examples": (0, 2**40),
+    "data.crop": (0, 65536),
+    "denoiser.sigma_data": (1e-6, 1e6),
+    "schedule.sigma_min": (1e-6, 1e3),
+    "schedule.sigma_max": (1e-6, 1e6),
+    "start.rank": (0, 100_000),
+    "start.components": (1, 10_000),
+    "start.iterations": (1, 100_000),
+    "start.tolerance": (0, 1e6),
+    "start.variance_floor": (1e-12, 1e3),
+    "start.num_examples": (0, 2**40),
+    "e_step.steps": (1, 100_000),
+    "e_step.batch_size": (1, 2**24),
+    "e_step.shard_size": (0, 2**32),
+    "e_step.guidance": (0, 100),
+    "m_step.steps": (1, 10**9),
+    "m_step.batch_size": (1, 2**24),
+    "m_step.learning_rate": (1e-12, 10),
+    "m_step.learning_rate_end": (0, 10),
+    "m_step.warmup_steps": (0, 10**9),
+    "m_step.weight_decay": (0, 10),
+    "m_step.clip_norm": (0, 1e9),
+    "m_step.ema_decay": (0, 0.9999999),
+    "m_step.condition_dropout": (0, 0.99),
+    "m_step.accumulate": (1, 2**16),
+    "m_step.updates_per_dispatch": (1, 10**6),
+    "prior.steps": (0, 10**9),
+    "prior.sampler_steps": (1, 100_000),
+    "mmps.iterations": (1, 1000),
+    "eval.num_examples": (0, 2**40),
+    "eval.every": (1, 10**6),
+    "stop.patience": (1, 10**6),
+    "checkpoint.every_steps": (1, 10**9),
+    "checkpoint.keep_rounds": (0, 10**6),
+}
+
+
+def nearest(name: str, names: Any) -> str:
+    """'; did you mean X?' for a mistyped name, or the list of names."""
+    names = sorted(map(str, names))
+    close = difflib.get_close_matches(str(name), names, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{'section.field': value} of a nested config, tuples as lists, as JSON would give it back."""
+    out: dict[str, Any] = {}
+    for key in sorted(config):
+        value, name = config[key], f"{prefix}{key}"
+        if hasattr(value, "keys"):
+            out.update(flatten(value, name + "."))
+        else:
+            out[name] = json.loads(json.dumps(value))
+    return out
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks names, types and ranges.
+
+    Raises:
+        UserError: the first wrong field, its value, what was expected and the nearest name.
+    """
+    known, given = flatten(default()), flatten(config)
+    for name, value in given.items():
+        section = name.split(".")[0]
+        if name not in known:
+            if section in OPEN_SECTIONS:
+                continue
+            raise UserError(f"config.{name}: unknown field; {nearest(name, known)}")
+        _check_type(name, value, known[name])
+        if name in CHOICES and value not in CHOICES[name]:
+            raise UserError(f"config.{name}: {value!r} is not known; {nearest(value, CHOICES[name])}")
+        if name in RANGES:
+            low, high = RANGES[name]
+            if not low <= value <= high:
+                raise UserError(f"config.{name}: {value!r}; expected a number from {low:g} to {high:g}")
+    for name in known:
+        if name not in given and name.split(".")[0] not in OPEN_SECTIONS:
+            raise UserError(f"config.{name}: missing; start a config file from diffem_jax.config.default()")
+    _check_together(config)
+
+
+def _check_type(name: str, value: Any, default_value: Any) -> None:
+    kinds: dict[type, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,), list: (list,)}
+    expected = kinds[type(default_value)]
+    wrong_bool = isinstance(value, bool) and bool not in expected
+    if not isinstance(value, expected) or wrong_bool:
+        raise UserError(f"config.{name}: {value!r} is a {type(value).__name__}; expected {expected[0].__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{name}: {value!r}; expected a finite number")
+
+
+def _check_together(config: ConfigDict) -> None:
+    if not config.schedule.sigma_min < config.schedule.sigma_max:
+        raise UserError(
+            f"config.schedule.sigma_min: {config.schedule.sigma_min}; expected less than sigma_max = {config.schedule.sigma_max}"
+        )
+    if config.m_step.batch_size % config.m_step.accumulate:
+        raise UserError(
+            f"config.m_step.accumulate: {config.m_step.accumulate}; expected a divisor of batch_size = {config.m_step.batch_size}"
+        )
+    if config.start.name == "checkpoint" and not config.start.path:
+        raise UserError("config.start.path: ''; expected the work directory of an earlier run, since start.name is 'checkpoint'")
+    if config.data.name in ("folder", "arrays", "observations") and not config.data.path:
+        raise UserError(f"config.data.path: ''; expected a file or folder, since data.name is {config.data.name!r}")
+    for pair in config.m_step.time_law_beta:
+        if len(pair) != 2 or min(pair) <= 0:
+            raise UserError(f"config.m_step.time_law_beta: {pair!r}; expected pairs of two positive numbers")
+
+
+# A run may be prolonged or watched differently without being another run.
+FREE_FIELDS = ("rounds", "parallel", "recover", "data.cache_dir", "eval.", "stop.", "checkpoint.", "e_step.shard_size")
+
+
+def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
+    """Fields in which a config differs from a stored one, as 'field: stored -> now', but for the free ones."""
+    now = flatten(config)
+    return [
+        f"{name}: {stored.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(set(now) | set(stored))
+        if now.get(name) != stored.get(name) and not name.startswith(FREE_FIELDS)
+    ]

@@ -1,0 +1,60 @@
+"""diffem_jax: learn p(x | y) and p(x) from corrupted observations alone.
+
+  diffem --config=digits --workdir=runs/digits
+  diffem --mode=sample --workdir=runs/digits --observations=obs.npz --num_samples=8 --output=out.npz
+  diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from diffem_jax import commands
+from diffem_jax.types import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, or the name of one that ships with the package.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "report"], "What to do.")
+_OBSERVATIONS = flags.DEFINE_string("observations", None, "sample: .npz of observations; without it, prior draws.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "sample: draws per observation, or of the prior.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "sample: the .npz to write.")
+_REFERENCE = flags.DEFINE_string("reference", None, "evaluate: .npz with clean x, for measuring only.")
+_SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
+_OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, 'auto' on a cluster; several processes.")
+_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the chosen mode."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r}: not a flag; expected --name=value only; see --help")
+    if _WORKDIR.value is None:
+        raise UserError("--workdir: missing; expected a folder for the run, for instance --workdir=runs/digits")
+    if _COORDINATOR.value is not None:
+        commands.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    workdir = Path(_WORKDIR.value)
+    if _MODE.value == "train":
+        commands.train(_CONFIG.value, workdir, override=_OVERRIDE.value)
+    elif _MODE.value == "sample":
+        commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value)
+    elif _MODE.value == "evaluate":
+        commands.evaluate(workdir, _REFERENCE.value)
+    else:
+        commands.report(workdir)
+
+
+def run() -> None:
+    """The console script: user errors are printed without a traceback, with exit code 2."""
+    with commands.exit_codes():
+        app.run(main, argv=commands.find_config(sys.argv), flags_parser=commands.parse_flags)
+
+
+if __name__ == "__main__":
+    run()

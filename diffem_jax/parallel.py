@@ -1,0 +1,181 @@
+"""The only module that knows devices: it maps the E-step and the M-step over them by ``pmap`` or by ``jit``.
+
+Both ways share one interface. A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it
+over the devices, ``gather`` brings results back. Parameters and optimiser state are replicated and un-stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffem_jax.types import PyTree
+
+AXIS = "batch"
+
+
+class Parallel(NamedTuple):
+    """A way of using devices.
+
+    Attributes:
+        name: 'pmap' or 'jit'.
+        num_devices: devices over all processes.
+        num_local: devices of this process.
+        mean: average over the devices inside an M-step; the identity under jit, whose batch is global.
+        map_e_step: e_step -> compiled (key, params, observations, indices).
+        map_m_step: m_step -> compiled (key, state, x, slots); donates the state.
+        shard: (tree, axis) -> device arrays, split along ``axis`` (a batch axis of this process's examples).
+        replicate: tree -> device arrays, whole on every device.
+        gather: sharded array -> this process's rows on the host.
+    """
+
+    name: str
+    num_devices: int
+    num_local: int
+    mean: Callable[[PyTree], PyTree]
+    map_e_step: Callable[[Callable], Callable]
+    map_m_step: Callable[[Callable], Callable]
+    shard: Callable[..., PyTree]
+    replicate: Callable[[PyTree], PyTree]
+    gather: Callable[[Any], np.ndarray]
+
+
+def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = None) -> Parallel:
+    """'pmap' (the default) or 'jit' with ``NamedSharding``, over the given or all devices."""
+    devices = list(devices or jax.devices())
+    return {"pmap": _pmap, "jit": _jit}[name](devices)
+
+
+def _replicated(devices: list[jax.Device]) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+
+def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
+    def put(leaf: Any) -> jax.Array:
+        if sharding.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # The runtime may share memory with what it is given; the state is donated later, so it must own its copy.
+            return jax.device_put(leaf, sharding, may_alias=False)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return lambda tree: jax.tree.map(put, tree)
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split along its first axis."""
+    if array.is_fully_addressable and len(array.addressable_shards) == 1:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    return np.concatenate([np.asarray(s.data) for s in shards])
+
+
+def _jit(devices: list[jax.Device]) -> Parallel:
+    mesh = Mesh(np.array(devices), (AXIS,))
+    replicated = _replicated(devices)
+
+    def split(axis: int) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
+
+    def shard(tree: PyTree, axis: int = 0) -> PyTree:
+        sharding = split(axis)
+
+        def put(leaf: Any) -> jax.Array:
+            if sharding.is_fully_addressable:
+                return jax.device_put(leaf, sharding)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                data = jax.make_array_from_process_local_data(sharding, np.asarray(jax.random.key_data(leaf)))
+                return jax.random.wrap_key_data(data)
+            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+        return jax.tree.map(put, tree)
+
+    def map_e_step(e_step: Callable) -> Callable:
+        return jax.jit(e_step, in_shardings=(replicated, replicated, split(0), split(0)), out_shardings=split(0))
+
+    def map_m_step(m_step: Callable) -> Callable:
+        shardings = (replicated, replicated, split(1), split(1))
+        return jax.jit(m_step, in_shardings=shardings, out_shardings=(replicated, replicated), donate_argnums=1)
+
+    local = sum(d.process_index == jax.process_index() for d in devices)
+    return Parallel(
+        "jit", len(devices), local, lambda tree: tree, map_e_step, map_m_step, shard, _replicate(replicated), _local_rows
+    )
+
+
+def _pmap(devices: list[jax.Device]) -> Parallel:
+    local = [d for d in devices if d.process_index == jax.process_index()]
+    count = len(local)
+    stacked = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def shard(tree: PyTree, axis: int = 0) -> PyTree:
+        """[.., B, ..] -> [devices, .., B / devices, ..], each device's part on it."""
+
+        def put(leaf: Any) -> jax.Array:
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            parts = np.stack(np.split(data, count, axis))
+            if stacked.is_fully_addressable:
+                array = jax.device_put(parts, stacked)
+            else:
+                array = jax.make_array_from_process_local_data(stacked, parts)
+            return jax.random.wrap_key_data(array) if is_key else array
+
+        return jax.tree.map(put, tree)
+
+    def map_e_step(e_step: Callable) -> Callable:
+        return jax.pmap(e_step, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
+
+    def map_m_step(m_step: Callable) -> Callable:
+        return jax.pmap(
+            m_step, axis_name=AXIS, in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=1, devices=devices
+        )
+
+    def gather(array: jax.Array) -> np.ndarray:
+        rows = _local_rows(array)
+        return rows.reshape(-1, *rows.shape[2:])
+
+    def mean(tree: PyTree) -> PyTree:
+        return jax.lax.pmean(tree, AXIS)
+
+    return Parallel(
+        "pmap", len(devices), count, mean, map_e_step, map_m_step, shard, _replicate(_replicated(devices)), gather
+    )
+
+
+def process_count() -> int:
+    """How many processes share the run."""
+    return jax.process_count()
+
+
+def process_index() -> int:
+    """This process's number."""
+    return jax.process_index()
+
+
+def agree(value: np.ndarray) -> np.ndarray:
+    """The first process's array, on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins a run of several processes; '' as coordinator lets the cluster's environment decide (TPU pods, Slurm)."""
+    if coordinator:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    else:
+        jax.distributed.initialize()

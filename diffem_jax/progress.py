@@ -1,0 +1,54 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts units of work towards a total; a context manager.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: the unit's name.
+        done: units done before (a resumed run).
+        quiet: say nothing (all but the first process).
+        every: seconds between lines in a log.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False, every: float = 10.0):
+        self.label, self.total, self.unit, self.every = label, total, unit, every
+        self.count, self.first = done, done
+        self.begin = self.last = time.monotonic()
+        self.quiet = quiet
+        self.note = ""
+        live = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False) if live else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Counts units done; ``note`` is shown beside them."""
+        self.count += units
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(units)
+            return
+        now = time.monotonic()
+        if self.quiet or now - self.last < self.every:
+            return
+        self.last = now
+        rate = (self.count - self.first) / (now - self.begin)
+        left = (self.total - self.count) / rate if rate > 0 else float("inf")
+        line = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.4g} {self.unit}/s, {left:.0f} s left"
+        print(f"{line}{', ' + note if note else ''}", flush=True)

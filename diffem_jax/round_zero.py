@@ -1,0 +1,91 @@
+"""Round zero on the host: which start a config asks for, its fit, its checkpoint and its draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffem_jax import checkpoints, starts
+from diffem_jax.build import Setup, is_linear
+from diffem_jax.gaussians import Mixture
+from diffem_jax.linalg import Gaussian
+from diffem_jax.problem import Problem, rows
+from diffem_jax.progress import Progress
+from diffem_jax.types import Observation, stream_key
+from diffem_jax.workdir import Workdir
+
+Say = Callable[[str], None]
+
+
+def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool = False) -> Mixture:
+    """The work directory's start, or a new fit that is then saved there."""
+    done = checkpoints.latest(workdir.start, say) if workdir.start.exists() else None
+    if done is not None:
+        return load_start(workdir, done)
+    began = time.monotonic()
+    mixture = fit_start(problem.setup, problem.observations, say, quiet)
+    seconds = time.monotonic() - began
+    tree = {"log_weights": mixture.log_weights, **mixture.components._asdict()}
+    checkpoints.save(workdir.start / "fit", tree, {"seconds": seconds, "shape": problem.setup.shape})
+    say(f"start: {problem.setup.config.start.name} fitted in {seconds:.1f} s")
+    return mixture
+
+
+def load_start(workdir: Workdir, path: Any = None) -> Mixture:
+    """The start of a finished or interrupted run."""
+    tree = {name: jnp.asarray(leaf) for name, leaf in checkpoints.load(path or workdir.start / "fit").items()}
+    return Mixture(tree["log_weights"], Gaussian(tree["mean"], tree["variance"], tree["factor"]))
+
+
+def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool = False) -> Mixture:
+    """The start the config names.
+
+    Raises:
+        UserError: the corruption is not linear and the start needs it.
+    """
+    config = setup.config.start
+    if not is_linear(setup.corruption):
+        say("start: the corruption is not linear, so round 0 draws from N(0, I) about what the observation shows")
+        return standard_normal(setup.shape)
+    count = len(observations.y)
+    used = min(config.num_examples or count, count)
+    subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
+    components = config.components if config.name == "mixture" else 1
+    total = config.iterations * (1 if components == 1 else 2)
+    with Progress("start", total, "iterations", quiet=quiet) as progress:
+        return starts.fit(
+            stream_key(setup.config.seed, "start"),
+            setup.corruption,  # type: ignore[arg-type]
+            subset,
+            rank=config.rank,
+            components=components,
+            iterations=config.iterations,
+            tolerance=config.tolerance,
+            variance_floor=config.variance_floor,
+            report=lambda i, n, value: progress.advance(1, f"log-likelihood {value:.4f}"),
+        ).mixture
+
+
+def standard_normal(shape: tuple[int, ...]) -> Mixture:
+    """N(0, I) as a mixture of one component."""
+    component = Gaussian(jnp.zeros((1, *shape)), jnp.ones((1, *shape)), jnp.zeros((1, 0, *shape)))
+    return Mixture(jnp.zeros((1,)), component)
+
+
+def start_draw(setup: Setup) -> Callable[..., Any]:
+    """The draw of round 0: the start's exact posterior, or for nonlinear corruptions noise about what is seen."""
+    if is_linear(setup.corruption):
+        return starts.make_start_draw(setup.corruption)  # type: ignore[arg-type]
+
+    def draw(key: Any, mixture: Mixture, observation: Observation) -> Any:
+        noise = jax.random.normal(key, setup.shape)
+        if observation.y.shape == setup.shape:
+            return jnp.clip(observation.y, -2.0, 2.0) + 0.2 * noise
+        return mixture.components.mean[0] + noise
+
+    return draw

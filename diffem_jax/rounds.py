@@ -1,0 +1,323 @@
+"""The rounds of a run: M-step, checkpoint, E-step, metrics and picture, each resumable where it was interrupted.
+
+Keys are derived from (seed, stream, round, example), shards and checkpoints are written atomically, so a run that was
+killed anywhere goes on by the same command and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffem_jax import checkpoints, em, evaluate, report
+from diffem_jax.build import Model, Setup, make_model
+from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.gaussians import Mixture
+from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, process_count, process_index
+from diffem_jax.problem import Problem, rows
+from diffem_jax.progress import Progress
+from diffem_jax.round_zero import load_or_fit, start_draw
+from diffem_jax.types import EMState, UserError, stream_key
+from diffem_jax.workdir import Workdir
+
+Say = Callable[[str], None]
+
+
+class Preempted(Exception):
+    """The process was asked to end; its rolling checkpoint is written."""
+
+
+class NonFinite(Exception):
+    """A loss or a draw is NaN or infinite."""
+
+
+class Engine(NamedTuple):
+    """The compiled functions of a run, built once."""
+
+    parallel: Parallel
+    model: Model
+    e_step: Callable[..., Any]
+    m_step: Callable[..., Any]
+    dispatch: int
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most ``most``: every dispatch then has the same shape."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
+
+
+def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
+    """Builds and maps the E-step and the M-step."""
+    config, m = setup.config, setup.config.m_step
+    for field, size in (("e_step.batch_size", config.e_step.batch_size), ("m_step.batch_size", m.batch_size)):
+        if size % (parallel.num_devices * (m.accumulate if field[0] == "m" else 1)):
+            raise UserError(f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}")
+    model = make_model(setup, start)
+    e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+    m_step = em.make_m_step(
+        model.loss,
+        setup.optimizer,
+        ema_decay=m.ema_decay,
+        ema_warmup=m.ema_warmup,
+        accumulate=m.accumulate,
+        mean=parallel.mean,
+    )
+    dispatch = largest_divisor(m.steps, min(m.updates_per_dispatch, config.checkpoint.every_steps))
+    return Engine(parallel, model, parallel.map_e_step(e_step), parallel.map_m_step(m_step), dispatch)
+
+
+class Run:
+    """One run in one work directory: the objects that its rounds share."""
+
+    def __init__(self, problem: Problem, workdir: Workdir, say: Say, recovered: int = 0):
+        self.problem, self.workdir, self.say = problem, workdir, say
+        self.setup, self.config = problem.setup, problem.setup.config
+        self.parallel = make_parallel(self.config.parallel)
+        self.lead = process_index() == 0
+        self.store = ReconstructionStore(workdir.reconstructions)
+        self.stop_signal = 0
+        self.start: Mixture = load_or_fit(problem, workdir, say, quiet=not self.lead)
+        self.engine = make_engine(self.setup, self.parallel, self.start)
+        self.measure = evaluate.make_measures(problem)
+        self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
+        self.recovered = recovered
+
+    # E-step ----------------------------------------------------------------------------------------------------------
+
+    def e_step(self, number: int, params: Any, step: Callable[..., Any]) -> float:
+        """Draws one reconstruction per observation into the store, shard by shard; returns the seconds it took."""
+        config, count = self.config.e_step, self.problem.count
+        processes, me = process_count(), process_index()
+        local_batch = config.batch_size // processes
+        shard_size = config.shard_size or 8 * local_batch
+        stored = self.store.create(number, count, self.setup.shape, shard_size)
+        barrier("created")
+        found = stored.done_shards()
+        for line in found.warnings:
+            self.say(line)
+        done = agree(np.array([shard in found.shards for shard in range(stored.num_shards)]))
+        pending = np.flatnonzero(~done)
+        key = self.parallel.replicate(stream_key(self.config.seed, "e_step", number))
+        params = self.parallel.replicate(params)
+        began = time.monotonic()
+        label, before = f"E-step {number}", int(done.sum()) * shard_size
+        with Progress(label, count, "draws", done=min(before, count), quiet=not self.lead) as progress:
+            for first in range(0, len(pending), processes):
+                group = pending[first : first + processes]
+                shard = int(group[me]) if me < len(group) else int(group[0])
+                indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
+                size = max(len(stored.indices(int(s))) for s in group)
+                x = self._draw(step, key, params, indices, size, local_batch, progress, len(group))
+                if me < len(group):
+                    _check_finite(x, number)
+                    stored.write_shard(shard, x)
+                self._check_signal()
+        barrier("drawn")
+        if self.lead and not stored.is_complete():
+            stored.finalise()
+        barrier("finalised")
+        return time.monotonic() - began
+
+    def _draw(
+        self, step: Any, key: Any, params: Any, indices: np.ndarray, size: int, batch: int, progress: Progress, share: int
+    ) -> np.ndarray:
+        """The draws of some examples, in padded batches of one shape: nothing is dropped, nothing re-traced."""
+        parts, waiting = [], None
+        for first in range(0, size, batch):
+            padded = indices[np.arange(first, first + batch) % len(indices)]
+            observations = self.parallel.shard(rows(self.problem.observations, padded))
+            with jax.transfer_guard("disallow"):
+                result = step(key, params, observations, self.parallel.shard(padded.astype(np.int32)))
+            # One batch is computed while the one before it comes back to the host.
+            if waiting is not None:
+                parts.append(self.parallel.gather(waiting))
+                progress.advance(min(batch, size - first + batch) * share)
+            waiting = result
+        parts.append(self.parallel.gather(waiting))
+        progress.advance(max(0, min(batch, size - (len(parts) - 1) * batch)) * share)
+        return np.concatenate(parts)[: len(indices)]
+
+    # M-step ----------------------------------------------------------------------------------------------------------
+
+    def m_step(self, number: int, state: EMState, done: int, sums: tuple[float, int]) -> tuple[EMState, float, float]:
+        """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
+        m, engine, parallel = self.config.m_step, self.engine, self.parallel
+        x = self._training_rows(number)
+        batches = index_stream(self.config.seed, number, self.problem.count, m.batch_size, done)
+        local = m.batch_size // process_count()
+        mine = slice(process_index() * local, (process_index() + 1) * local)
+        slots = np.tile(np.arange(m.batch_size, dtype=np.int32)[mine], (engine.dispatch, 1))
+        device_slots = parallel.shard(slots, 1)
+        key = parallel.replicate(stream_key(self.config.seed, "m_step", number))
+        state = parallel.replicate(state)
+        began, saved = time.monotonic(), done
+        total, counted = sums
+        pending: tuple[int, Any] | None = None
+        with Progress(f"M-step {number}", m.steps, "updates", done=done, quiet=not self.lead) as progress:
+            while done < m.steps:
+                chunk = np.stack([next(batches)[mine] for _ in range(engine.dispatch)])
+                data = parallel.shard(x(chunk.reshape(-1)).reshape(*chunk.shape, *self.setup.shape), 1)
+                with jax.transfer_guard("disallow"):
+                    state, info = engine.m_step(key, state, data, device_slots)
+                done += engine.dispatch
+                # The losses of the dispatch before are read while this one runs.
+                total, counted = self._read_losses(pending, number, total, counted, progress)
+                pending = (done, info)
+                if done - saved >= self.config.checkpoint.every_steps and done < m.steps or self.stop_signal:
+                    total, counted = self._read_losses(pending, number, total, counted, progress)
+                    pending, saved = None, done
+                    self._save_rolling(number, state, done, total, counted)
+                    self._check_signal()
+            total, counted = self._read_losses(pending, number, total, counted, progress)
+        state = jax.tree.map(parallel_host, state)
+        return state, total / max(counted, 1), time.monotonic() - began
+
+    def _read_losses(
+        self, pending: tuple[int, Any] | None, number: int, total: float, counted: int, progress: Progress
+    ) -> tuple[float, int]:
+        if pending is None:
+            return total, counted
+        done, info = pending
+        losses = np.asarray(info["loss"], np.float64)
+        if not np.isfinite(losses).all():
+            bad = done - len(losses) + int(np.argmax(~np.isfinite(losses))) + 1
+            raise NonFinite(f"M-step {number}: the loss is {losses[~np.isfinite(losses)][0]} at update {bad}")
+        progress.advance(len(losses), f"loss {losses.mean():.4f}")
+        return total + float(losses.sum()), counted + len(losses)
+
+    def _training_rows(self, number: int) -> Callable[[np.ndarray], np.ndarray]:
+        if self.config.method == "oracle":
+            truth = self.problem.truth
+            if truth is None:
+                raise UserError("config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'")
+            return lambda indices: np.asarray(truth[indices], np.float32)
+        return self.store.round(number - 1).open().rows
+
+    def _save_rolling(self, number: int, state: EMState, done: int, total: float, counted: int) -> None:
+        path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"
+        record = {"round": number, "done": done, "loss_sum": total, "loss_count": counted}
+        checkpoints.save(path, state._asdict(), record)
+        for older in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt")[:-2]:
+            checkpoints.remove(older)
+
+    def fresh_state(self) -> EMState:
+        """The state before the first update."""
+        params = self.engine.model.denoiser.init(stream_key(self.config.seed, "init"))
+        return em.make_state(params, self.setup.optimizer)
+
+    def carry(self, state: EMState, number: int) -> EMState:
+        """What a round takes over from the one before it."""
+        kind = self.config.m_step.carry
+        if kind == "nothing":
+            params = self.engine.model.denoiser.init(stream_key(self.config.seed, "init", number))
+            return em.make_state(params, self.setup.optimizer)._replace(round=state.round)
+        if kind == "params":
+            return em.make_state(jax.tree.map(jnp.asarray, state.params), self.setup.optimizer)._replace(round=state.round)
+        return state
+
+    # The rounds ------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> tuple[int, EMState]:
+        """The last finished round and its state; round 0 and a fresh state where there is none."""
+        like = jax.eval_shape(self.fresh_state)._asdict()
+        path = checkpoints.latest(self.workdir.rounds, self.say) if self.workdir.rounds.exists() else None
+        if path is None:
+            return 0, self.fresh_state()
+        return checkpoints.metadata(path)["round"], EMState(**checkpoints.load(path, like))
+
+    def restore_rolling(self, number: int) -> tuple[EMState, int, tuple[float, int]] | None:
+        """The rolling checkpoint of an interrupted M-step of this round."""
+        path = checkpoints.latest(self.workdir.latest, self.say) if self.workdir.latest.exists() else None
+        if path is None or checkpoints.metadata(path)["round"] != number:
+            return None
+        record, like = checkpoints.metadata(path), jax.eval_shape(self.fresh_state)._asdict()
+        self.say(f"continuing round {number} from update {record['done']} of {self.config.m_step.steps}")
+        return EMState(**checkpoints.load(path, like)), record["done"], (record["loss_sum"], record["loss_count"])
+
+    def rounds(self) -> None:
+        """Runs what is left of the rounds."""
+        last, state = self.restore()
+        if last == 0:
+            self.finish_round(0, {}, self.start, self.start_step)
+        else:
+            self.say(f"continuing after round {last} of {self.config.rounds}")
+            self.finish_round(last, {}, state.ema_params, self.engine.e_step)
+        for number in range(last + 1, self.config.rounds + 1):
+            rolling = self.restore_rolling(number)
+            if rolling is None:
+                begun, done, sums = self.carry(state, number), 0, (0.0, 0)
+            else:
+                begun, done, sums = rolling
+            state, loss, seconds = self.m_step(number, begun, done, sums)
+            state = state._replace(round=np.asarray(number, np.int32))
+            record = {"step": number * self.config.m_step.steps, "loss": loss, "m_step_seconds": seconds}
+            checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
+            self._drop_old(number)
+            self.finish_round(number, record, state.ema_params, self.engine.e_step)
+
+    def finish_round(self, number: int, record: dict[str, Any], params: Any, step: Callable[..., Any]) -> None:
+        """The E-step of a round, its metrics and its picture; only what an interrupted run left undone."""
+        path = self.workdir.samples / f"round_{number:05d}.png"
+        known = [r for r in self.workdir.records() if r.get("round") == number and r.get("kind") == "round"]
+        complete = number in self.store.rounds() and self.store.round(number).is_complete()
+        if complete and known and path.exists():
+            return
+        if number and not record:
+            saved = checkpoints.metadata(self.workdir.round_checkpoint(number))
+            record = {name: saved[name] for name in ("step", "loss", "m_step_seconds")}
+        seconds = self.e_step(number, params, step)
+        if self.lead:
+            draws = self.store.round(number).open().rows
+            every = self.config.eval.every
+            measured = self.measure(number, draws) if number % every == 0 or number == self.config.rounds else {}
+            title = f"round {number}" if number else "start"
+            evaluate.picture(self.problem, draws, path, title)
+            entry = {"kind": "round", "round": number, **(record or {"step": 0}), "e_step_seconds": seconds, **measured}
+            self.workdir.log(entry)
+            self.say(_line(number, entry))
+            report.write(self.workdir)
+            self.store.drop_older(number)
+        barrier("round finished")
+
+    def _drop_old(self, number: int) -> None:
+        for path in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt"):
+            checkpoints.remove(path)
+        keep = self.config.checkpoint.keep_rounds
+        if keep:
+            for old in range(1, number - keep + 1):
+                if self.workdir.round_checkpoint(old).exists():
+                    checkpoints.remove(self.workdir.round_checkpoint(old))
+
+    def _check_signal(self) -> None:
+        if self.stop_signal:
+            raise Preempted(signal.Signals(self.stop_signal).name)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Notes SIGTERM; the loop ends at its next safe point."""
+        del frame
+        self.stop_signal = number
+
+
+def parallel_host(leaf: Any) -> np.ndarray:
+    """One replicated array as a host array."""
+    return np.asarray(leaf.addressable_data(0))
+
+
+def _check_finite(x: np.ndarray, number: int) -> None:
+    bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+    if bad.any():
+        raise NonFinite(f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})")
+
+
+def _line(number: int, record: dict[str, Any]) -> str:
+    hidden = ("kind", "round", "step")
+    shown = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
+    return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -1,0 +1,131 @@
+"""The work directory of a run: its paths, its lock, its configuration and its log of metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffem_jax import checkpoints
+from diffem_jax.checkpoints import write_atomically
+from diffem_jax.config import differences, flatten
+from diffem_jax.types import UserError
+
+
+class Workdir:
+    """Paths under one folder.
+
+    config.json, metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint a round), latest/ (rolling, inside an
+    M-step), reconstructions/, samples/*.png, prior/, report.html.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root).expanduser()
+        self.config = self.root / "config.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.start = self.root / "start"
+        self.rounds = self.root / "rounds"
+        self.latest = self.root / "latest"
+        self.reconstructions = self.root / "reconstructions"
+        self.samples = self.root / "samples"
+        self.prior = self.root / "prior"
+        self.report = self.root / "report.html"
+
+    def round_checkpoint(self, number: int) -> Path:
+        """rounds/round_00003."""
+        return self.rounds / f"round_{number:05d}"
+
+    def last_round(self) -> Path:
+        """The newest whole checkpoint of a round.
+
+        Raises:
+            UserError: no round is finished.
+        """
+        path = checkpoints.latest(self.rounds) if self.rounds.exists() else None
+        if path is None:
+            raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
+        return path
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process; the kernel frees it when the process dies, so no lock goes stale.
+
+        Raises:
+            UserError: another process holds it; names that process.
+        """
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"--workdir: {self.root} is in use by {holder}; expected no other run in it; wait for it, stop it, or give "
+                    "another folder"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def check_config(self, config: ConfigDict, override: bool) -> None:
+        """Compares the config with the folder's; writes it where there is none, or on ``override``.
+
+        Raises:
+            UserError: they differ; names the fields.
+        """
+        if self.config.exists() and not override:
+            changed = differences(config, self.stored_config())
+            if changed:
+                listed = "\n  ".join(changed)
+                raise UserError(
+                    f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
+                    "another --workdir, the stored values, or --override to go on with the new ones"
+                )
+        write_atomically(self.config, json.dumps(flatten(config), indent=1) + "\n")
+
+    def stored_config(self) -> dict[str, Any]:
+        """The flattened config of the run.
+
+        Raises:
+            UserError: there is none, or it is not JSON.
+        """
+        try:
+            return json.loads(self.config.read_text())
+        except FileNotFoundError:
+            raise UserError(f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path") from None
+        except ValueError as error:
+            raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a line cut off by a crash is passed over."""
+        records = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.metrics.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    records.append(json.loads(line))
+        return records
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it)."""
+        kept = [r for r in self.records() if (r.get("round"), r.get("kind")) != (record.get("round"), record.get("kind"))]
+        write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in [*kept, record]))
