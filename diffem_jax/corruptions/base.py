@@ -22,12 +22,27 @@ class AdditiveNoise:
     A subclass writes ``draw_operator``, ``forward`` and, where the defaults do not serve, ``condition``.
 
     Attributes:
-        shape: the shape of x.
+        shape: the shape of x: [*spatial, C], or [D] for a vector.
         noise_std: the standard deviation of n in data units (data live in [-2, 2]), >= 0.
     """
 
     shape: tuple[int, ...]
     noise_std: float = 0.01
+
+    @property
+    def size(self) -> int:
+        """The number of entries of x."""
+        return math.prod(self.shape)
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The spatial part of ``shape``: all but the channels; the whole of it for a vector."""
+        return self.shape[:-1] if len(self.shape) > 1 else self.shape
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether different keys draw different operators."""
+        return True
 
     def draw_operator(self, key: Key) -> PyTree:
         """One operator; the default family has a single, fixed one."""
@@ -39,12 +54,33 @@ class AdditiveNoise:
         del operator
         return x
 
+    def observed(self, operator: PyTree) -> Array | bool:
+        """Which entries of y carry a measurement: True for all, or an array of y's shape; the others are 0."""
+        del operator
+        return True
+
+    def noise_level(self, operator: PyTree) -> Array | float:
+        """The standard deviation of n given the operator, a scalar."""
+        del operator
+        return self.noise_std
+
+    def noise_variance(self, x: Array, operator: PyTree) -> Array | float:
+        """The variance of the observed entries of y given x and the operator: a scalar, or an array of y's shape."""
+        del x
+        return self.noise_level(operator) ** 2
+
+    def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
+        """Draws y ~ p(y | x, operator): ``forward`` and noise, exactly 0 where nothing is observed."""
+        clean = self.forward(x, operator)
+        noisy = clean + self.noise_level(operator) * jax.random.normal(key, clean.shape)
+        seen = self.observed(operator)
+        return noisy if seen is True else jnp.where(seen, noisy, 0.0)
+
     def sample(self, key: Key, x: Array) -> Observation:
-        """Draws the operator and the noise: y = A x + noise_std n."""
+        """Draws the operator, and y given it."""
         operator_key, noise_key = jax.random.split(key)
         operator = self.draw_operator(operator_key)
-        clean = self.forward(x, operator)
-        return Observation(clean + self.noise_std * jax.random.normal(noise_key, clean.shape), operator)
+        return Observation(self.observe(noise_key, x, operator), operator)
 
     def condition(self, observation: Observation) -> Array:
         """What the network sees; the default is y itself."""
@@ -55,7 +91,8 @@ class AdditiveNoise:
 class Linear(AdditiveNoise):
     """Base of the linear corruptions: adjoint by transposition, gram solves by conjugate gradients.
 
-    Both are right for any linear ``forward``; a family with a closed form overrides them.
+    Both are right for any linear ``forward``; a family with a closed form overrides them. Entries of y that are not
+    observed take no part: solutions are 0 there, and they add nothing to the log-determinant.
     """
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
@@ -64,19 +101,25 @@ class Linear(AdditiveNoise):
         return transpose(y)[0]
 
     def gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """(A diag(v) A^T + noise_std^2 I) r."""
-        return self.forward(v * self.adjoint(r, operator), operator) + self.noise_std**2 * r
+        """(A diag(v) A^T + noise_std^2 I) r for a scalar v or a v of ``shape``."""
+        return self.forward(v * self.adjoint(r, operator), operator) + self.noise_level(operator) ** 2 * r
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         """(A diag(v) A^T + noise_std^2 I)^-1 r by conjugate gradients."""
+        seen = self.observed(operator)
+        r = r if seen is True else jnp.where(seen, r, 0.0)
         return conjugate_gradient(lambda u: self.gram(u, operator, v), r, CG_ITERATIONS)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """log det(A diag(v) A^T + noise_std^2 I) from the dense matrix: for small observations."""
+        """The log det(A diag(v) A^T + noise_std^2 I) from the dense matrix: for small observations."""
         y_shape = jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator).shape
         size = math.prod(y_shape)
         basis = jnp.eye(size).reshape(size, *y_shape)
         dense = jax.vmap(lambda e: self.gram(e, operator, v).reshape(-1))(basis)
+        seen = self.observed(operator)
+        if seen is not True:
+            flat = jnp.broadcast_to(jnp.asarray(seen), y_shape).reshape(-1)
+            dense = jnp.where(flat[:, None] & flat[None, :], dense, jnp.eye(size))
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(dense))))
 
     def null_operator(self) -> PyTree:
@@ -89,20 +132,67 @@ class Linear(AdditiveNoise):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising(Linear):
+class DiagonalGram(Linear):
+    """Base of the linear corruptions with a diagonal A diag(v) A^T: every solve is a division.
+
+    A subclass writes ``gram_diagonal``.
+    """
+
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``."""
+        raise NotImplementedError
+
+    def _total(self, operator: PyTree, v: Array) -> Array:
+        total = self.gram_diagonal(operator, jnp.broadcast_to(v, self.shape)) + self.noise_level(operator) ** 2
+        seen = self.observed(operator)
+        return total if seen is True else jnp.where(seen, total, 1.0)
+
+    def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
+        """Yields r / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
+        solution = r / self._total(operator, v)
+        seen = self.observed(operator)
+        return solution if seen is True else jnp.where(seen, solution, 0.0)
+
+    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
+        """The sum of the logarithms of the diagonal."""
+        return jnp.sum(jnp.log(self._total(operator, v)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spectral(Linear):
+    """Base of the linear corruptions for which powers of v A A^T + noise_std^2 I are cheap when v is a scalar.
+
+    A subclass writes ``gram_power`` and ``log_det_gram`` for a scalar v. For a v of ``shape`` conjugate gradients run
+    in the basis where the same matrix with the geometric mean of v is the identity, so that their speed depends on
+    the spread of v alone, however small the noise.
+    """
+
+    def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
+        """(v A A^T + noise_std^2 I)^power r for a scalar v."""
+        raise NotImplementedError
+
+    def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
+        """The closed form for a scalar v, preconditioned conjugate gradients for a v of ``shape``."""
+        if jnp.ndim(v) == 0:
+            return self.gram_power(r, operator, v, -1.0)
+        typical = jnp.exp(jnp.mean(jnp.log(v)))
+
+        def whiten(u: Array) -> Array:
+            return self.gram_power(u, operator, typical, -0.5)
+
+        return whiten(conjugate_gradient(lambda u: whiten(self.gram(whiten(u), operator, v)), whiten(r), CG_ITERATIONS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(DiagonalGram):
     """Additive noise alone: y = x + n."""
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """y itself."""
+        """Returns y itself."""
         del operator
         return y
 
-    def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """r / (v + noise_std^2)."""
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """Returns v itself."""
         del operator
-        return r / (v + self.noise_std**2)
-
-    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """The sum of log(v + noise_std^2)."""
-        del operator
-        return jnp.sum(jnp.log(jnp.broadcast_to(v + self.noise_std**2, self.shape)))
+        return v

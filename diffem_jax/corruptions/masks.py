@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import Linear
-from diffem_jax.types import Key, Observation
+from diffem_jax.corruptions.base import DiagonalGram
+from diffem_jax.types import Key, Observation, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mask(Linear):
+class Mask(DiagonalGram):
     """Base of the masks: the operator is an array of zeros (hidden) and ones (seen) that broadcasts to x.
 
     Hidden entries of y are exactly 0: neither x nor noise reaches them, so nothing can leak and a user's file may
@@ -25,30 +27,22 @@ class Mask(Linear):
         """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
         return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
 
-    def _seen(self, mask: Array) -> Array:
-        return jnp.broadcast_to(mask, self.shape) > 0
+    def observed(self, operator: Array) -> Array:
+        """Where the mask is positive, of the shape of x."""
+        return jnp.broadcast_to(operator, self.shape) > 0
 
     def forward(self, x: Array, operator: Array) -> Array:
-        """m * x, with hidden entries never read."""
-        return jnp.where(self._seen(operator), x, 0.0)
+        """The seen entries m * x, with hidden entries never read."""
+        return jnp.where(self.observed(operator), x, 0.0)
 
     def adjoint(self, y: Array, operator: Array) -> Array:
-        """m * y: a mask is its own adjoint."""
+        """The seen entries m * y: a mask is its own adjoint."""
         return self.forward(y, operator)
 
-    def sample(self, key: Key, x: Array) -> Observation:
-        """Draws the mask and y = m * (x + n)."""
-        observation = super().sample(key, x)
-        return Observation(self.forward(observation.y, observation.operator), observation.operator)
-
-    def solve_gram(self, r: Array, operator: Array, v: Array) -> Array:
-        """r / (m v + noise_std^2), entry by entry; r is 0 where nothing is seen."""
-        seen = self._seen(operator)
-        return jnp.where(seen, r / (jnp.where(seen, v, 1.0) + self.noise_std**2), 0.0)
-
-    def log_det_gram(self, operator: Array, v: Array) -> Array:
-        """The sum of log(v + noise_std^2) over the seen entries."""
-        return jnp.sum(jnp.where(self._seen(operator), jnp.log(v + self.noise_std**2), 0.0))
+    def gram_diagonal(self, operator: Array, v: Array) -> Array:
+        """Returns v, for wherever something is seen."""
+        del operator
+        return v
 
     def null_operator(self) -> Array:
         """The mask that hides everything."""
@@ -83,3 +77,124 @@ class PixelMask(Mask):
     def draw_operator(self, key: Key) -> Array:
         """One mask: 1 with probability 1 - rate."""
         return jax.random.bernoulli(key, 1.0 - self.rate, self.mask_shape).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxMask(Mask):
+    """A box of pixels is hidden (inpainting of a box), at the centre or at a place drawn for every example.
+
+    Attributes:
+        box: the box's side along each spatial axis; () is half of each.
+        random: draw the box's place, uniformly among those inside the image; otherwise it is centred.
+    """
+
+    box: tuple[int, ...] = ()
+    random: bool = False
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether the box's place is drawn."""
+        return self.random
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The box's sides."""
+        return self.box or tuple(max(1, n // 2) for n in self.spatial)
+
+    def __post_init__(self) -> None:
+        """Refuses a box that does not fit."""
+        if len(self.sides) != len(self.spatial) or any(
+            not 0 < b <= n for b, n in zip(self.sides, self.spatial, strict=True)
+        ):
+            raise UserError(
+                f"corruption.box: {self.sides}; expected one side for each of the spatial axes {self.spatial}, "
+                "between 1 and the axis' length; change corruption.box"
+            )
+
+    def _inside(self, key: Key) -> Array:
+        """1 inside the box, 0 outside, of the mask's shape."""
+        inside = jnp.ones(self.mask_shape, bool)
+        for axis, (n, side) in enumerate(zip(self.spatial, self.sides, strict=True)):
+            start: int | Array = (n - side) // 2
+            if self.random:
+                start = jax.random.randint(jax.random.fold_in(key, axis), (), 0, n - side + 1)
+            place = jax.lax.broadcasted_iota(jnp.int32, self.mask_shape, axis)
+            inside = inside & (place >= start) & (place < start + side)
+        return inside.astype(jnp.float32)
+
+    def draw_operator(self, key: Key) -> Array:
+        """One mask: 0 inside the box."""
+        return 1.0 - self._inside(key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outpainting(BoxMask):
+    """Only a box of pixels is seen, at the centre or at a place drawn for every example; fields as for ``BoxMask``."""
+
+    def draw_operator(self, key: Key) -> Array:
+        """One mask: 1 inside the box."""
+        return self._inside(key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockMask(BoxMask):
+    """A square block is hidden, at a place drawn uniformly for every example.
+
+    Attributes:
+        block: the square's side; 0 is half of the shortest spatial axis.
+    """
+
+    random: bool = True
+    block: int = 0
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The square's side, once an axis."""
+        return self.box or (self.block or max(1, min(self.spatial) // 2),) * len(self.spatial)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedMask(Mask):
+    """One given mask for every example.
+
+    Attributes:
+        mask: zeros and ones as nested tuples, or the path of a .npy file, of the shape [*spatial], [*spatial, 1] or
+            that of x; () is a checkerboard.
+    """
+
+    mask: Any = ()
+
+    @property
+    def random_operator(self) -> bool:
+        """False: the mask is given."""
+        return False
+
+    def draw_operator(self, key: Key) -> Array:
+        """The mask.
+
+        Raises:
+            UserError: a file that cannot be read, a shape that does not fit, an entry that is neither 0 nor 1.
+        """
+        del key
+        if isinstance(self.mask, str):
+            try:
+                mask = np.load(self.mask, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"corruption.mask: {self.mask}; expected a .npy file of zeros and ones ({error}); "
+                    "write it with numpy.save"
+                ) from error
+        elif self.mask == ():
+            mask = sum(np.indices(self.spatial)) % 2
+        else:
+            mask = np.asarray(self.mask)
+        if mask.shape == self.spatial and len(self.shape) > 1:
+            mask = mask[..., None]
+        if mask.shape not in (self.mask_shape, self.shape):
+            raise UserError(
+                f"corruption.mask: shape {mask.shape}; expected {self.spatial}, {self.mask_shape} or {self.shape}; "
+                "give a mask of the image's size"
+            )
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError("corruption.mask: entries other than 0 and 1; expected 0 (hidden) or 1 (seen); round them")
+        return jnp.asarray(mask, jnp.float32)

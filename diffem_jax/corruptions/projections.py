@@ -1,4 +1,4 @@
-"""Random projections: y = A x + n with a dense random matrix A."""
+"""Random projections: y = A x + n with a dense random matrix A, or with one that is never written out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.corruptions.base import Linear
+from diffem_jax.corruptions.base import Linear, Spectral
 from diffem_jax.linalg import cholesky, solve_psd
-from diffem_jax.types import Key, Observation
+from diffem_jax.types import Key, Observation, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,6 @@ class Projection(Linear):
         rows = jax.random.normal(key, (self.measurements, self.size))
         return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
-    @property
-    def size(self) -> int:
-        """D, the number of entries of x."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
-
     def forward(self, x: Array, operator: Array) -> Array:
         """A x, [M]."""
         return operator @ x.reshape(-1)
@@ -48,7 +40,7 @@ class Projection(Linear):
         return (y @ operator).reshape(self.shape)
 
     def _gram_matrix(self, operator: Array, v: Array) -> Array:
-        scaled = operator * jnp.broadcast_to(v, self.shape).reshape(-1)
+        scaled = operator * jnp.broadcast_to(v, self.shape).reshape(1, -1)
         return scaled @ operator.T + self.noise_std**2 * jnp.eye(self.measurements)
 
     def solve_gram(self, r: Array, operator: Array, v: Array) -> Array:
@@ -56,7 +48,7 @@ class Projection(Linear):
         return solve_psd(self._gram_matrix(operator, v), r)
 
     def log_det_gram(self, operator: Array, v: Array) -> Array:
-        """log det of the M x M matrix."""
+        """The log det of the M x M matrix."""
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(self._gram_matrix(operator, v)))))
 
     def null_operator(self) -> Array:
@@ -69,3 +61,63 @@ class Projection(Linear):
         if len(self.shape) > 1:
             return back
         return jnp.concatenate([observation.y, observation.operator.reshape(-1), back])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompressedSensing(Spectral):
+    """y = S C D x + n: random signs D, an orthonormal cosine transform C over all axes, M of its entries S.
+
+    The rows are orthonormal, A A^T = I, and nothing of size M x D is ever formed. The operator is (signs of the shape
+    of x, indices [M] of the entries kept); signs of 0 mean that nothing was observed.
+
+    Attributes:
+        ratio: M / D, the share of measurements, in (0, 1].
+
+    Source: subsampled randomised transforms, Ailon and Chazelle 2009; Do et al. 2012, arXiv 1106.5037.
+    """
+
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses a ratio outside (0, 1]."""
+        if not 0 < self.ratio <= 1:
+            raise UserError(f"corruption.ratio: {self.ratio}; expected a number in (0, 1]; change corruption.ratio")
+
+    @property
+    def measurements(self) -> int:
+        """M."""
+        return max(1, round(self.ratio * self.size))
+
+    def draw_operator(self, key: Key) -> tuple[Array, Array]:
+        """(signs, indices)."""
+        sign_key, index_key = jax.random.split(key)
+        signs = jax.random.rademacher(sign_key, self.shape, dtype=jnp.float32)
+        return signs, jax.random.permutation(index_key, self.size)[: self.measurements]
+
+    def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
+        """A x, [M]."""
+        signs, indices = operator
+        return jax.scipy.fft.dctn(signs * x, norm="ortho").reshape(-1)[indices]
+
+    def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
+        """A^T y, of the shape of x."""
+        signs, indices = operator
+        spread = jnp.zeros(self.size, y.dtype).at[indices].set(y)
+        return signs * jax.scipy.fft.idctn(spread.reshape(self.shape), norm="ortho")
+
+    def _total(self, operator: tuple[Array, Array], v: Array) -> Array:
+        return v * jnp.mean(operator[0] ** 2) + self.noise_level(operator) ** 2
+
+    def gram_power(self, r: Array, operator: tuple[Array, Array], v: Array, power: float) -> Array:
+        """(v + noise_std^2)^power r, as the rows are orthonormal."""
+        return self._total(operator, v) ** power * r
+
+    def log_det_gram(self, operator: tuple[Array, Array], v: Array) -> Array:
+        """M log(v + noise_std^2) for a scalar v; dense for a v of ``shape``."""
+        if jnp.ndim(v) > 0:
+            return super().log_det_gram(operator, v)
+        return self.measurements * jnp.log(self._total(operator, v))
+
+    def null_operator(self) -> tuple[Array, Array]:
+        """Signs of 0."""
+        return jnp.zeros(self.shape), jnp.arange(self.measurements)

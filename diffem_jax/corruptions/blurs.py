@@ -1,0 +1,196 @@
+"""Blurs: y = k * x + n with a kernel k that is given, or drawn for every example."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffem_jax.corruptions.base import Spectral
+from diffem_jax.corruptions.separable import Separable
+from diffem_jax.types import Key, Observation, PyTree, UserError
+
+BINOMIAL = ((0.0625, 0.125, 0.0625), (0.125, 0.25, 0.125), (0.0625, 0.125, 0.0625))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianBlur(Separable):
+    """Blur by a Gaussian along every spatial axis (cut off at five standard deviations, weights summing to 1).
+
+    Attributes:
+        std: the Gaussian's standard deviation in pixels, > 0.
+        border: 'circular' (the image repeats) or 'reflect' (it is mirrored at its edge, the edge pixel twice: what
+            scipy.ndimage calls 'reflect' and numpy.pad 'symmetric').
+
+    Source: the blur of Hosseintabar et al. 2025, arXiv 2510.12691, section 4 (std 2 on CIFAR-10).
+    """
+
+    std: float = 2.0
+    border: str = "circular"
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown border and a std that is not positive."""
+        if self.border not in ("circular", "reflect"):
+            raise UserError(f"corruption.border: {self.border!r}; expected 'circular' or 'reflect'; choose one of them")
+        if not self.std > 0:
+            raise UserError(
+                f"corruption.std: {self.std}; expected a number > 0; use the corruption 'denoising' for no blur"
+            )
+
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """One circulant, or mirrored, matrix of Gaussian weights an axis."""
+        reach = math.ceil(5 * self.std)
+        offsets = np.arange(-reach, reach + 1)
+        weights = np.exp(-0.5 * (offsets / self.std) ** 2)
+        weights /= weights.sum()
+        matrices = []
+        for n in self.spatial:
+            columns = np.arange(n)[:, None] + offsets
+            if self.border == "circular":
+                columns = columns % n
+            else:
+                columns = columns % (2 * n)
+                columns = np.where(columns < n, columns, 2 * n - 1 - columns)
+            matrix = np.zeros((n, n))
+            np.add.at(matrix, (np.arange(n)[:, None], columns), np.broadcast_to(weights, columns.shape))
+            matrices.append(matrix)
+        return tuple(matrices)
+
+    def condition(self, observation: Observation) -> Array:
+        """The blurred image y."""
+        return observation.y
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CircularConvolution(Spectral):
+    """Base of the circular convolutions with a kernel: diagonal after a Fourier transform.
+
+    A subclass gives the kernel from the operator; its origin is the entry n // 2 of every axis.
+    """
+
+    def kernel(self, operator: PyTree) -> Array:
+        """The kernel, one axis for each spatial axis, of any size."""
+        raise NotImplementedError
+
+    def _transfer(self, operator: PyTree) -> Array:
+        """The kernel's Fourier transform on the image's frequencies, [*spatial] complex."""
+        transfer = self.kernel(operator).astype(jnp.complex64)
+        for axis, n in enumerate(self.spatial):
+            size = transfer.shape[axis]
+            # As a product of small matrices it wraps round kernels that are larger than the image.
+            phase = np.outer(np.arange(n), np.arange(size) - size // 2) % n
+            wave = jnp.asarray(np.exp(-2j * np.pi * phase / n), jnp.complex64)
+            product = jnp.tensordot(wave, transfer, (1, axis), precision=jax.lax.Precision.HIGHEST)
+            transfer = jnp.moveaxis(product, 0, axis)
+        return transfer
+
+    def _filter(self, x: Array, transfer: Array) -> Array:
+        axes = tuple(range(len(self.spatial)))
+        half = transfer[..., : self.spatial[-1] // 2 + 1]
+        half = half.reshape(half.shape + (1,) * (x.ndim - len(axes)))
+        return jnp.fft.irfftn(jnp.fft.rfftn(x, axes=axes) * half, s=self.spatial, axes=axes)
+
+    def forward(self, x: Array, operator: PyTree) -> Array:
+        """The convolution k * x, channel by channel."""
+        return self._filter(x, self._transfer(operator))
+
+    def adjoint(self, y: Array, operator: PyTree) -> Array:
+        """The correlation with k."""
+        return self._filter(y, jnp.conj(self._transfer(operator)))
+
+    def _total(self, operator: PyTree, v: Array) -> Array:
+        transfer = self._transfer(operator)
+        return v * (transfer.real**2 + transfer.imag**2) + self.noise_level(operator) ** 2
+
+    def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
+        """(v |k^|^2 + noise_std^2)^power after a Fourier transform."""
+        return self._filter(r, (self._total(operator, v) ** power).astype(jnp.complex64))
+
+    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
+        """The sum of log(v |k^|^2 + noise_std^2) for a scalar v; dense for a v of ``shape``."""
+        if jnp.ndim(v) > 0:
+            return super().log_det_gram(operator, v)
+        copies = self.shape[-1] if len(self.shape) > 1 else 1
+        return copies * jnp.sum(jnp.log(self._total(operator, v)))
+
+    def condition(self, observation: Observation) -> Array:
+        """The blurred image y."""
+        return observation.y
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelBlur(CircularConvolution):
+    """Circular blur by a given kernel.
+
+    Attributes:
+        weights: the kernel as nested tuples, one level for each spatial axis; used as it is, not normalised.
+    """
+
+    weights: tuple = BINOMIAL
+
+    def __post_init__(self) -> None:
+        """Refuses a kernel whose axes are not the image's."""
+        if np.ndim(np.asarray(self.weights)) != len(self.spatial):
+            raise UserError(
+                f"corruption.weights: {np.ndim(np.asarray(self.weights))} axes; expected nested tuples with "
+                f"{len(self.spatial)} axes for x of shape {self.shape}; give one level for each spatial axis"
+            )
+
+    def kernel(self, operator: PyTree) -> Array:
+        """The given weights."""
+        del operator
+        return jnp.asarray(np.asarray(self.weights, np.float32))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MotionBlur(CircularConvolution):
+    """Circular blur along a straight line whose direction is drawn uniformly for every example; images [H, W, C].
+
+    The operator is the kernel [K, K]: 1 on the line, falling to 0 one pixel away from it, summing to 1.
+
+    Attributes:
+        length: the line's length in pixels, >= 1.
+    """
+
+    length: float = 9.0
+
+    def __post_init__(self) -> None:
+        """Refuses shapes that are not images and lengths below a pixel."""
+        if len(self.shape) != 3:
+            raise UserError(f"corruption.shape: {self.shape}; expected [H, W, C] for motion_blur; use kernel_blur")
+        if not self.length >= 1:
+            raise UserError(f"corruption.length: {self.length}; expected >= 1; use the corruption 'denoising' for none")
+
+    @property
+    def _reach(self) -> int:
+        return math.ceil(self.length / 2)
+
+    def draw_operator(self, key: Key) -> Array:
+        """One kernel [K, K]."""
+        angle = jax.random.uniform(key, (), maxval=jnp.pi)
+        rows, columns = np.indices((2 * self._reach + 1,) * 2).astype(np.float32) - self._reach
+        along = jnp.cos(angle) * columns - jnp.sin(angle) * rows
+        across = jnp.sin(angle) * columns + jnp.cos(angle) * rows
+        beyond = jnp.maximum(jnp.abs(along) - (self.length - 1) / 2, 0.0)
+        weights = jnp.maximum(1.0 - jnp.sqrt(across**2 + beyond**2), 0.0)
+        return weights / jnp.sum(weights)
+
+    def kernel(self, operator: Array) -> Array:
+        """The operator itself."""
+        return operator
+
+    def null_operator(self) -> Array:
+        """The kernel 0."""
+        return jnp.zeros((2 * self._reach + 1,) * 2)
+
+    def condition(self, observation: Observation) -> Array:
+        """y, its back-projection and the kernel's second moments as constant planes, [H, W, 2 C + 3]."""
+        kernel = observation.operator
+        rows, columns = (np.indices(kernel.shape).astype(np.float32) - self._reach) / self._reach
+        moments = [jnp.sum(kernel * m) for m in (rows**2, rows * columns, columns**2)]
+        planes = jnp.broadcast_to(jnp.stack(moments)[None, None, :], (*self.spatial, 3))
+        return jnp.concatenate([observation.y, self.adjoint(observation.y, kernel), planes], axis=-1)

@@ -1,0 +1,215 @@
+"""Fourier subsampling (magnetic resonance imaging): y = m * F S x + n with one coil or several.
+
+Spectra are centred (zero frequency at n // 2) and orthonormal. Complex numbers are two channels, real then imaginary:
+x is a complex image [*spatial, 2] where ``complex_image`` is set, and C real channels [*spatial, C] otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffem_jax.corruptions.base import Linear, Spectral
+from diffem_jax.types import Key, Observation, PyTree, UserError
+
+
+def to_real(z: Array) -> Array:
+    """[..., C] complex -> [..., 2 C] real: the real and imaginary part of each channel in turn."""
+    return jnp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], 2 * z.shape[-1])
+
+
+def to_complex(x: Array) -> Array:
+    """[..., 2 C] real -> [..., C] complex, the inverse of ``to_real``."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return jax.lax.complex(pairs[..., 0], pairs[..., 1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CartesianFourier(Linear):
+    """What one coil and several share: images, transforms and the random mask."""
+
+    acceleration: float = 4.0
+    center_fraction: float = 0.08
+    complex_image: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses vectors, complex images without two channels, and senseless rates."""
+        if len(self.shape) < 2 or (self.complex_image and self.shape[-1] != 2):
+            raise UserError(
+                f"corruption.shape: {self.shape}; expected [*spatial, C], and C = 2 for a complex image; "
+                "give x a channel axis, or set corruption.complex_image to False"
+            )
+        if not self.acceleration >= 1 or not 0 <= self.center_fraction <= 1:
+            raise UserError(
+                f"corruption.acceleration, center_fraction: {self.acceleration}, {self.center_fraction}; "
+                "expected >= 1 and in [0, 1]; change them"
+            )
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(len(self.spatial)))
+
+    def _image(self, x: Array) -> Array:
+        return to_complex(x) if self.complex_image else x.astype(jnp.complex64)
+
+    def _unimage(self, z: Array) -> Array:
+        return to_real(z) if self.complex_image else z.real
+
+    def _spectrum(self, z: Array) -> Array:
+        z = jnp.fft.ifftshift(z, self._axes)
+        return jnp.fft.fftshift(jnp.fft.fftn(z, axes=self._axes, norm="ortho"), self._axes)
+
+    def _unspectrum(self, z: Array) -> Array:
+        z = jnp.fft.ifftshift(z, self._axes)
+        return jnp.fft.fftshift(jnp.fft.ifftn(z, axes=self._axes, norm="ortho"), self._axes)
+
+    def draw_mask(self, key: Key) -> Array:
+        """A mask [*spatial, 1]: the lines around the centre and, drawn uniformly, N / acceleration lines in all."""
+        n = self.spatial[-1]
+        center = max(1, round(self.center_fraction * n))
+        lines = max(center, round(n / self.acceleration))
+        first = n // 2 - center // 2
+        scores = jax.random.uniform(key, (n,)).at[first : first + center].set(2.0)
+        chosen = jnp.zeros(n).at[jnp.argsort(-scores)[:lines]].set(1.0)
+        return jnp.broadcast_to(chosen[:, None], (*self.spatial, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FourierMask(_CartesianFourier, Spectral):
+    """One coil: random lines of the Fourier transform are measured, with those at its centre always among them.
+
+    y [*spatial, 2 C] is 0 where nothing is measured. The operator is the mask [*spatial, 1]; any Cartesian mask will
+    do. Lines lie along the last spatial axis.
+
+    Attributes:
+        acceleration: the number of lines over the number of measured ones, >= 1.
+        center_fraction: the share of the lines, around the zero frequency, that are always measured.
+        complex_image: x is a complex image [*spatial, 2] instead of C real channels.
+
+    Source: Lustig et al. 2007; the Cartesian masks of Zbontar et al. 2018, arXiv 1811.08839.
+    """
+
+    def draw_operator(self, key: Key) -> Array:
+        """One mask."""
+        return self.draw_mask(key)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """The shape of y."""
+        return self.shape if self.complex_image else (*self.spatial, 2 * self.shape[-1])
+
+    def observed(self, operator: Array) -> Array:
+        """Where the mask is positive, of the shape of y."""
+        return jnp.broadcast_to(operator, self.y_shape) > 0
+
+    def forward(self, x: Array, operator: Array) -> Array:
+        """The measured m * F x."""
+        return jnp.where(self.observed(operator), to_real(self._spectrum(self._image(x))), 0.0)
+
+    def adjoint(self, y: Array, operator: Array) -> Array:
+        """The zero-filled inverse transform (its real part where x is real)."""
+        return self._unimage(self._unspectrum(to_complex(jnp.where(self.observed(operator), y, 0.0))))
+
+    def _mirror(self, a: Array) -> Array:
+        """The entry at the opposite frequency."""
+        for axis, n in enumerate(self.spatial):
+            a = jnp.take(a, (2 * (n // 2) - np.arange(n)) % n, axis)
+        return a
+
+    def gram_power(self, r: Array, operator: Array, v: Array, power: float) -> Array:
+        """Entry by entry for complex images, frequency pair by frequency pair for real ones.
+
+        For a real x the transform has only conjugate-symmetric values. With both frequencies of a pair measured A A^T
+        is the projection on them: 1 on the symmetric part of r, 0 on the rest. With one of them measured it is 1/2.
+        """
+        seen, noise = self.observed(operator), self.noise_level(operator) ** 2
+        r = jnp.where(seen, r, 0.0)
+        if self.complex_image:
+            return (v + noise) ** power * r
+        twin = to_real(jnp.conj(to_complex(self._mirror(r))))
+        pair = (v + noise) ** power * (r + twin) / 2 + (v * 0 + noise) ** power * (r - twin) / 2
+        return jnp.where(self._mirror(seen), jnp.where(seen, pair, 0.0), (v / 2 + noise) ** power * r)
+
+    def log_det_gram(self, operator: Array, v: Array) -> Array:
+        """The sum over the measured frequencies for a scalar v; dense for a v of ``shape``."""
+        if jnp.ndim(v) > 0:
+            return super().log_det_gram(operator, v)
+        seen, noise = self.observed(operator), self.noise_level(operator) ** 2
+        if self.complex_image:
+            return jnp.sum(jnp.where(seen, jnp.log(v + noise), 0.0))
+        pair = (jnp.log(v + noise) + jnp.log(v * 0 + noise)) / 2
+        return jnp.sum(jnp.where(seen, jnp.where(self._mirror(seen), pair, jnp.log(v / 2 + noise)), 0.0))
+
+    def null_operator(self) -> Array:
+        """The mask that measures nothing."""
+        return jnp.zeros((*self.spatial, 1))
+
+    def condition(self, observation: Observation) -> Array:
+        """The zero-filled image and the mask, [*spatial, C + 1]."""
+        return jnp.concatenate([self.adjoint(*observation), observation.operator.astype(jnp.float32)], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MulticoilFourier(_CartesianFourier):
+    """Several coils: y_j = m * F (s_j x) + n with smooth complex sensitivities s_j, sum_j |s_j|^2 = 1.
+
+    y is [*spatial, coils, 2 C]. The operator is (mask [*spatial, 1], maps [*spatial, coils, 2]). The synthetic maps
+    are Gaussian bumps around coils on a ring, which is turned by a random angle for every example.
+
+    Attributes:
+        acceleration: the number of lines over the number of measured ones, >= 1.
+        center_fraction: the share of the lines, around the zero frequency, that are always measured.
+        complex_image: x is a complex image [*spatial, 2] instead of C real channels.
+        coils: the number of coils, at least 1.
+
+    Source: Pruessmann et al. 1999 (SENSE).
+    """
+
+    coils: int = 4
+
+    def draw_maps(self, angle: Array) -> Array:
+        """The sensitivities [*spatial, coils, 2] for a ring turned by ``angle``."""
+        axes = (np.linspace(-1, 1, n) for n in self.spatial)
+        grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1), jnp.float32)
+        turns = angle + jnp.arange(self.coils, dtype=jnp.float32) * (2 * jnp.pi / self.coils)
+        maps = []
+        for turn in turns:
+            place = 1.2 * jnp.stack([jnp.cos(turn), jnp.sin(turn)])[: len(self.spatial)]
+            offset = grid[..., : len(place)] - place.reshape((1,) * len(self.spatial) + (-1,))
+            size = jnp.exp(-0.5 * jnp.sum(offset**2, -1))
+            phase = turn + 0.5 * jnp.sum(offset, -1)
+            maps.append(jnp.stack([size * jnp.cos(phase), size * jnp.sin(phase)], -1))
+        stacked = jnp.stack(maps, -2)
+        return stacked / jnp.sqrt(jnp.sum(stacked**2, (-2, -1), keepdims=True))
+
+    def draw_operator(self, key: Key) -> tuple[Array, Array]:
+        """(mask, maps)."""
+        mask_key, map_key = jax.random.split(key)
+        return self.draw_mask(mask_key), self.draw_maps(jax.random.uniform(map_key, (), maxval=2 * jnp.pi))
+
+    def observed(self, operator: tuple[Array, Array]) -> Array:
+        """Where the mask is positive, of the shape of y."""
+        channels = 2 if self.complex_image else 2 * self.shape[-1]
+        return jnp.broadcast_to(operator[0][..., None], (*self.spatial, self.coils, channels)) > 0
+
+    def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
+        """The measured m * F (s_j x) for every coil."""
+        z = to_complex(operator[1]) * self._image(x)[..., None, :]
+        return jnp.where(self.observed(operator), to_real(self._spectrum(z)), 0.0)
+
+    def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
+        """The zero-filled images of the coils, combined by the conjugate sensitivities."""
+        z = self._unspectrum(to_complex(jnp.where(self.observed(operator), y, 0.0)))
+        return self._unimage(jnp.sum(jnp.conj(to_complex(operator[1])) * z, -2))
+
+    def null_operator(self) -> PyTree:
+        """The mask that measures nothing."""
+        return jnp.zeros((*self.spatial, 1)), self.draw_maps(jnp.zeros(()))
+
+    def condition(self, observation: Observation) -> Array:
+        """The combined zero-filled image and the mask, [*spatial, C + 1]."""
+        return jnp.concatenate([self.adjoint(*observation), observation.operator[0].astype(jnp.float32)], -1)

@@ -1,0 +1,149 @@
+"""Corruptions that lower the resolution: in space (super-resolution) or in colour."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffem_jax.corruptions.base import DiagonalGram
+from diffem_jax.corruptions.separable import Separable
+from diffem_jax.types import Observation, PyTree, UserError
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def _check_factor(factor: int, spatial: tuple[int, ...]) -> None:
+    if factor < 1 or any(n % factor for n in spatial):
+        raise UserError(
+            f"corruption.factor: {factor}; expected an integer >= 1 that divides the spatial shape {spatial}; "
+            "change the factor or crop the data"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxDownsampling(DiagonalGram):
+    """Every pixel of y is the mean over a block of factor x factor pixels of x (any number of spatial axes).
+
+    Attributes:
+        factor: the block's side; it divides every spatial axis.
+    """
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses a factor that does not divide the shape."""
+        _check_factor(self.factor, self.spatial)
+
+    @property
+    def _cell(self) -> int:
+        return self.factor ** len(self.spatial)
+
+    def forward(self, x: Array, operator: PyTree) -> Array:
+        """The block means."""
+        del operator
+        for axis in range(len(self.spatial)):
+            cut = (*x.shape[:axis], x.shape[axis] // self.factor, self.factor, *x.shape[axis + 1 :])
+            x = x.reshape(cut).mean(axis + 1)
+        return x
+
+    def adjoint(self, y: Array, operator: PyTree) -> Array:
+        """Every entry of y spread evenly over its block."""
+        del operator
+        for axis in range(len(self.spatial)):
+            y = jnp.repeat(y, self.factor, axis)
+        return y / self._cell
+
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The block means of v over the block's number of pixels."""
+        return self.forward(v, operator) / self._cell
+
+    def condition(self, observation: Observation) -> Array:
+        """The image y repeated to the size of x."""
+        return self._cell * self.adjoint(observation.y, observation.operator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BicubicDownsampling(Separable):
+    """Antialiased bicubic downsampling (Keys' kernel with a = -1/2, stretched by the factor; mirrored borders).
+
+    Attributes:
+        factor: the ratio of the sides; it divides every spatial axis.
+
+    Source: Keys 1981; the degradation that is usual in super-resolution ("imresize").
+    """
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses a factor that does not divide the shape."""
+        _check_factor(self.factor, self.spatial)
+
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """One [N / factor, N] matrix an axis, its rows summing to 1."""
+        matrices = []
+        for n in self.spatial:
+            m = n // self.factor
+            centre = (np.arange(m) + 0.5) * self.factor - 0.5
+            near = np.floor(centre)[:, None] + np.arange(-2 * self.factor, 2 * self.factor + 2)
+            distance = np.abs(near - centre[:, None]) / self.factor
+            inner = 1.5 * distance**3 - 2.5 * distance**2 + 1
+            outer = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+            weights = np.where(distance <= 1, inner, np.where(distance < 2, outer, 0.0))
+            weights /= weights.sum(1, keepdims=True)
+            columns = near.astype(int) % (2 * n)
+            columns = np.where(columns < n, columns, 2 * n - 1 - columns)
+            matrix = np.zeros((m, n))
+            np.add.at(matrix, (np.arange(m)[:, None], columns), weights)
+            matrices.append(matrix)
+        return tuple(matrices)
+
+    def condition(self, observation: Observation) -> Array:
+        """The back-projection, scaled so that a constant image stays (nearly) that constant, of the shape of x."""
+        gain = self.factor ** len(self.spatial)
+        return gain * self.adjoint(observation.y, observation.operator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grayscale(DiagonalGram):
+    """y is a weighted mean of the channels, [*spatial, 1].
+
+    Attributes:
+        weights: one weight a channel; () is the luma of ITU-R BT.601 for three channels and equal weights otherwise.
+    """
+
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses a number of weights that is not the number of channels."""
+        if self.weights and len(self.weights) != self.shape[-1]:
+            raise UserError(
+                f"corruption.weights: {self.weights}; expected {self.shape[-1]} weights for x of shape {self.shape}; "
+                "give one weight a channel"
+            )
+
+    def _weights(self) -> Array:
+        channels = self.shape[-1]
+        weights = self.weights or (LUMA if channels == 3 else (1 / channels,) * channels)
+        return jnp.asarray(weights, jnp.float32).reshape((1,) * (len(self.shape) - 1) + (channels,))
+
+    def forward(self, x: Array, operator: PyTree) -> Array:
+        """The weighted sum over the channels."""
+        del operator
+        return jnp.sum(self._weights() * x, -1, keepdims=True)
+
+    def adjoint(self, y: Array, operator: PyTree) -> Array:
+        """The product of y and the weights."""
+        del operator
+        return self._weights() * y
+
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The sum of w^2 v over the channels."""
+        del operator
+        return jnp.sum(self._weights() ** 2 * v, -1, keepdims=True)
+
+    def condition(self, observation: Observation) -> Array:
+        """y, [*spatial, 1]."""
+        return observation.y
