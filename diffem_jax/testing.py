@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax.types import Corruption, Key, Observation, PyTree
+from diffem_jax.types import Corruption, Observation, PyTree
 
 
 def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 512, dense_limit: int = 4096) -> None:
@@ -34,23 +34,14 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
     Raises:
         AssertionError: naming what does not hold.
     """
-    with jax.debug_key_reuse(True):
-        jax.jit(corruption.sample)(jax.random.key(seed), jnp.zeros(corruption.shape))
-    # Determinism is seen by using a key twice.
-    with jax.debug_key_reuse(False):
-        _check_all(corruption, jax.random.split(jax.random.key(seed), 8), samples, dense_limit)
-
-
-def _check_all(corruption: Any, keys: Key, samples: int, dense_limit: int) -> None:
-    x = jnp.clip(jax.random.normal(keys[0], corruption.shape), -1.95, 1.95)
-    _check_basics(corruption, keys[1], x)
-    _check_noise(corruption, keys[2], x, samples)
-    _check_leaks(corruption, keys[3], x)
-    if _is_linear(corruption):
-        _check_linear(corruption, keys[4], keys[5])
-        y_size = math.prod(jax.eval_shape(corruption.sample, keys[1], x).y.shape)
-        if y_size <= dense_limit:
-            _check_dense(corruption, keys[6], keys[7])
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(corruption.shape, np.float32).clip(-1.95, 1.95)
+    observation = _check_draws(corruption, x, jax.random.key(seed), samples)
+    if not _is_linear(corruption):
+        return
+    _check_linear(corruption, observation.operator, rng)
+    if observation.y.size <= dense_limit:
+        _check_dense(corruption, observation.operator, rng)
 
 
 def _require(holds: Any, what: str) -> None:
@@ -58,31 +49,74 @@ def _require(holds: Any, what: str) -> None:
         raise AssertionError(what)
 
 
+def _is_linear(corruption: Any) -> bool:
+    return hasattr(corruption, "adjoint") and hasattr(corruption, "solve_gram")
+
+
 def _equal(a: PyTree, b: PyTree) -> bool:
-    return all(
-        np.array_equal(p, q, equal_nan=True) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(p), np.asarray(q), equal_nan=True) for p, q in leaves)
 
 
-def _check_basics(corruption: Any, key: Key, x: jax.Array) -> None:
+class _Draw(NamedTuple):
+    observation: Observation
+    condition: Any
+    clean: Any
+    variance: Any
+    observed: Any
+
+
+def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -> Observation:
+    """All that can be seen from draws of observations; yields one of them."""
     twin = copy.copy(corruption)
     _require(hash(twin) == hash(corruption) and twin == corruption, "equal instances must hash and compare equal")
 
-    def draw(key: Key) -> tuple[Observation, jax.Array, jax.Array]:
+    def draw(key: jax.Array, x: jax.Array) -> _Draw:
         observation = corruption.sample(key, x)
-        return observation, corruption.condition(observation), corruption.forward(x, observation.operator)
+        variance, observed = corruption.noise_std**2, True
+        if hasattr(corruption, "noise_variance"):
+            variance = corruption.noise_variance(x, observation.operator)
+        if hasattr(corruption, "observed"):
+            observed = corruption.observed(observation.operator)
+        shape = observation.y.shape
+        return _Draw(
+            observation,
+            corruption.condition(observation),
+            corruption.forward(x, observation.operator),
+            jnp.broadcast_to(jnp.asarray(variance, jnp.float32), shape),
+            jnp.broadcast_to(jnp.asarray(observed), shape),
+        )
 
-    batch = jax.random.split(key, 4)
-    batched = jax.jit(jax.vmap(draw))
-    out, again = (jax.tree.map(np.asarray, batched(batch)) for _ in range(2))
-    _require(_equal(out, again), "the same keys must draw the same observations")
-    single = jax.tree.map(np.asarray, jax.jit(draw)(batch[1]))
-    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(single), strict=True):
-        _require(a[1].shape == b.shape, f"vmap changes a shape: {a[1].shape}, {b.shape}")
-        _require(np.allclose(a[1], b, atol=1e-4), "vmap and a single call must draw the same observation")
-    observation, condition, forward = out
-    _require(observation.y.dtype == np.float32, f"y must be float32, is {observation.y.dtype}")
-    _require(forward.shape == observation.y.shape, f"forward yields {forward.shape}, sample {observation.y.shape}")
+    keys = jax.random.split(key, samples)
+    with jax.debug_key_reuse(True):
+        single = jax.jit(draw)
+        single(jax.random.clone(keys[0]), x)
+    # Determinism is seen by using a key twice.
+    with jax.debug_key_reuse(False):
+        batched = jax.jit(jax.vmap(draw, (0, None)))
+        batch, again = (jax.tree.map(np.asarray, batched(keys, x)) for _ in range(2))
+        one = jax.tree.map(np.asarray, single(keys[0], x))
+        _require(_equal(batch, again), "the same keys must draw the same observations")
+        for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
+            _require(a[0].shape == b.shape, f"vmap changes a shape: {a[0].shape}, {b.shape}")
+            _require(np.allclose(a[0], b, atol=1e-4), "vmap and a single call must draw the same observation")
+        _check_shapes(corruption, batch)
+        _check_noise(batch)
+        spoil = None
+        if _is_linear(corruption):
+
+            def spoil(hidden: np.ndarray) -> Observation:
+                return single(keys[0], np.where(hidden, np.float32(np.nan), x)).observation
+
+        _check_leaks(corruption, one, spoil)
+    return one.observation
+
+
+def _check_shapes(corruption: Any, batch: _Draw) -> None:
+    observation, condition = batch.observation, batch.condition
+    y, clean = observation.y, batch.clean
+    _require(y.dtype == np.float32, f"y must be float32, is {y.dtype}")
+    _require(clean.shape == y.shape, f"forward yields {clean.shape[1:]}, sample {y.shape[1:]}")
     operators = jax.tree.leaves(observation.operator)
     if operators and getattr(corruption, "random_operator", True):
         _require(any(not np.array_equal(a[0], b) for a in operators for b in a[1:]), "all keys draw the same operator")
@@ -94,27 +128,19 @@ def _check_basics(corruption: Any, key: Key, x: jax.Array) -> None:
     )
 
 
-def _check_noise(corruption: Any, key: Key, x: jax.Array, samples: int) -> None:
+def _check_noise(batch: _Draw) -> None:
     """Mean, variance and correlation of y - A x, scaled by the stated standard deviation."""
-
-    def residual(key: Key) -> tuple[jax.Array, jax.Array]:
-        y, operator = corruption.sample(key, x)
-        variance = corruption.noise_std**2
-        if hasattr(corruption, "noise_variance"):
-            variance = corruption.noise_variance(x, operator)
-        return y - corruption.forward(x, operator), jnp.broadcast_to(variance, y.shape)
-
-    rest, variance = jax.jit(jax.vmap(residual))(jax.random.split(key, samples))
-    if not bool((variance > 0).any()):
+    rest, variance = batch.observation.y - batch.clean, batch.variance
+    _require(not rest[~batch.observed].any(), "y must be 0 where nothing is observed")
+    if not (variance > 0).any():
         _require(np.abs(rest).max() < 1e-5, "without noise y must be A(x)")
         return
-    scaled = np.asarray(rest, np.float64) / np.sqrt(np.asarray(variance, np.float64))
-    seen = scaled != 0
-    scaled, seen = scaled.reshape(samples, -1), seen.reshape(samples, -1)
+    samples, seen = len(rest), batch.observed.reshape(len(rest), -1)
+    scaled = np.where(batch.observed, rest.astype(float) / np.sqrt(variance.astype(float)), 0.0).reshape(samples, -1)
     count = seen.sum()
     _require(count > 0, "nothing is ever observed")
     mean, second = scaled.sum() / count, (scaled**2).sum() / count
-    spread = max(2.0, ((scaled**4).sum() / count) - second**2)
+    spread = max(2.0, (scaled**4).sum() / count - second**2)
     _require(abs(mean) < 5 / np.sqrt(count), f"the mean of y - A x is {mean:.4f} standard deviations, not 0")
     _require(
         abs(second - 1) < 5 * np.sqrt(spread / count) + 1e-3, f"the variance of y is {second:.4f} times the stated one"
@@ -126,55 +152,45 @@ def _check_noise(corruption: Any, key: Key, x: jax.Array, samples: int) -> None:
             _require(both == 0 or abs(product) < 5 / np.sqrt(both) + 1e-3, f"noise {lag} entries apart is correlated")
 
 
-def _check_leaks(corruption: Any, key: Key, x: jax.Array) -> None:
-    """NaN in hidden entries of x must not reach y; NaN in unmeasured entries of y must not reach anything."""
-    sample_key, probe_key = jax.random.split(key)
-    sample = jax.jit(corruption.sample)
-    observation = sample(sample_key, x)
+def _check_leaks(corruption: Any, one: _Draw, spoil: Any) -> None:
+    """NaN in hidden entries of x must not reach y; NaN in unmeasured entries of y must not reach anything.
 
-    def use(observation: Observation) -> dict[str, jax.Array]:
-        uses = {"the condition": corruption.condition(observation)}
-        if _is_linear(corruption):
-            uses["the adjoint"] = corruption.adjoint(*observation)
-            uses["solve_gram"] = corruption.solve_gram(*observation, jnp.ones(()))
+    ``spoil`` draws the same observation with NaN in the given entries of x; None for nonlinear corruptions, where the
+    entries of x that are hidden cannot be told.
+    """
+    observation, missing = one.observation, ~one.observed
+
+    @jax.jit
+    def use(y: jax.Array, operator: PyTree) -> dict[str, jax.Array]:
+        uses = {"the condition": corruption.condition(Observation(y, operator))}
+        if spoil is not None:
+            uses["the adjoint"] = corruption.adjoint(y, operator)
+            uses["solve_gram"] = corruption.solve_gram(y, operator, jnp.ones(()))
         return uses
 
-    if _is_linear(corruption):
-        probe = observation._replace(y=jax.random.normal(probe_key, observation.y.shape))
-        hidden = np.asarray(jax.jit(corruption.adjoint)(*probe)) == 0
+    if spoil is not None:
+        probe = np.random.default_rng(0).standard_normal(missing.shape, np.float32)
+        hidden = np.asarray(use(probe, observation.operator)["the adjoint"]) == 0
         if hidden.any():
-            spoiled = sample(sample_key, jnp.asarray(np.where(hidden, np.nan, x)))
-            _require(_equal(spoiled, observation), "hidden entries of x leak into the observation")
-    if hasattr(corruption, "observed"):
-        missing = ~np.broadcast_to(np.asarray(corruption.observed(observation.operator)), observation.y.shape)
-        if missing.any():
-            y = np.asarray(observation.y)
-            _require(not y[missing].any(), "y must be 0 where nothing is observed")
-            used = jax.jit(use)
-            right, spoiled = used(observation), used(observation._replace(y=jnp.asarray(np.where(missing, np.nan, y))))
-            for name in right:
-                _require(_equal(right[name], spoiled[name]), f"unmeasured entries of y leak into {name}")
+            _require(_equal(spoil(hidden), observation), "hidden entries of x leak into the observation")
+    if missing.any():
+        right = use(*observation)
+        spoiled = use(np.where(missing, np.float32(np.nan), observation.y), observation.operator)
+        for name in right:
+            _require(_equal(right[name], spoiled[name]), f"unmeasured entries of y leak into {name}")
 
 
-def _is_linear(corruption: Any) -> bool:
-    return hasattr(corruption, "adjoint") and hasattr(corruption, "solve_gram")
-
-
-def _check_linear(corruption: Any, key: Key, operator_key: Key) -> None:
-    operator = jax.jit(corruption.draw_operator)(operator_key)
-    y_shape = jax.eval_shape(corruption.forward, jnp.zeros(corruption.shape), operator).shape
+def _check_linear(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
+    x, z = (rng.standard_normal(corruption.shape, np.float32) for _ in range(2))
+    y = rng.standard_normal(jax.eval_shape(corruption.forward, x, operator).shape, np.float32)
     null = corruption.null_operator()
 
     @jax.jit
-    def run(key: Key) -> tuple[jax.Array, ...]:
-        x_key, z_key, y_key = jax.random.split(key, 3)
-        x, z = jax.random.normal(x_key, corruption.shape), jax.random.normal(z_key, corruption.shape)
-        y = jax.random.normal(y_key, y_shape)
+    def run(x: jax.Array, z: jax.Array, y: jax.Array, operator: PyTree) -> tuple[jax.Array, jax.Array]:
         images = jnp.stack([x, z, x + 2 * z])
-        forward = jax.vmap(lambda x: corruption.forward(x, operator))(images)
-        return x, y, forward, corruption.adjoint(y, operator)
+        return jax.vmap(lambda x: corruption.forward(x, operator))(images), corruption.adjoint(y, operator)
 
-    x, y, (ax, az, both), back = map(np.asarray, run(key))
+    (ax, az, both), back = map(np.asarray, run(x, z, y, operator))
     _require(back.shape == corruption.shape, f"the adjoint's shape is {back.shape}, not {corruption.shape}")
     _require(np.allclose(both, ax + 2 * az, atol=1e-4), "forward must be linear")
     left, right = np.vdot(ax, y), np.vdot(x, back)
@@ -182,44 +198,50 @@ def _check_linear(corruption: Any, key: Key, operator_key: Key) -> None:
         abs(left - right) < 1e-5 * np.linalg.norm(x) * np.linalg.norm(y), f"<A x, y> = {left} but <x, A^T y> = {right}"
     )
     if null is not None:
-        drawn, empty = jax.tree.map(jnp.shape, operator), jax.tree.map(jnp.shape, null)
+        drawn, empty = jax.tree.map(np.shape, operator), jax.tree.map(np.shape, null)
         _require(drawn == empty, f"the null operator's shapes {empty} must be those of a drawn one, {drawn}")
-        _require(not np.asarray(jax.jit(corruption.forward)(x, null)).any(), "the null operator must observe nothing")
+        seen, back = run(x, z, y, null)
+        _require(not (np.asarray(seen).any() or np.asarray(back).any()), "the null operator must observe nothing")
 
 
-def _check_dense(corruption: Any, key: Key, operator_key: Key) -> None:
+def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
     """solve_gram and log_det_gram against double-precision dense matrices, with noise_std 0.3 where it can be set."""
     if dataclasses.is_dataclass(corruption) and not isinstance(corruption, type):
         corruption = dataclasses.replace(corruption, noise_std=0.3)  # type: ignore[type-var]
-    r_key, v_key = jax.random.split(key)
-    operator = jax.jit(corruption.draw_operator)(operator_key)
-    basis = np.eye(math.prod(corruption.shape), dtype=np.float32).reshape(-1, *corruption.shape)
-    columns = jax.jit(jax.vmap(corruption.forward, (0, None)))(basis, operator)
-    a = np.asarray(columns, np.float64).reshape(len(basis), -1).T
-    y_shape, level = columns.shape[1:], corruption.noise_std
-    seen = np.ones(len(a), bool)
+    y_shape = jax.eval_shape(corruption.forward, jnp.zeros(corruption.shape), operator).shape
+    seen, level = np.ones(y_shape, bool), corruption.noise_std
     if hasattr(corruption, "observed"):
-        seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape).reshape(-1)
+        seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape)
     if hasattr(corruption, "noise_level"):
         level = float(corruption.noise_level(operator))
-    r = np.where(seen, np.asarray(jax.random.normal(r_key, (len(a),))), 0.0)
-    varying = jax.random.uniform(v_key, corruption.shape, minval=0.5, maxval=1.5)
+    r = np.where(seen, rng.standard_normal(y_shape, np.float32), np.float32(0.0))
+    scales = {
+        "a scalar": np.asarray(0.7, np.float32),
+        "an array": rng.uniform(0.5, 1.5, corruption.shape).astype(np.float32),
+    }
 
-    def run(r: jax.Array, operator: PyTree, v: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        log_det = corruption.log_det_gram(operator, v) if hasattr(corruption, "log_det_gram") else None
-        return corruption.solve_gram(r, operator, v), log_det
+    @jax.jit
+    def run(r: jax.Array, operator: PyTree, scales: dict[str, jax.Array]) -> tuple[jax.Array, dict, dict]:
+        basis = jnp.eye(math.prod(corruption.shape)).reshape(-1, *corruption.shape)
+        columns = jax.vmap(lambda x: corruption.forward(x, operator))(basis)
+        solutions = {name: corruption.solve_gram(r, operator, v) for name, v in scales.items()}
+        log_dets = {}
+        if hasattr(corruption, "log_det_gram"):
+            log_dets = {name: corruption.log_det_gram(operator, v) for name, v in scales.items()}
+        return columns, solutions, log_dets
 
-    for name, v in (("a scalar", jnp.asarray(0.7)), ("an array", varying)):
-        flat = np.broadcast_to(np.asarray(v, np.float64), corruption.shape).reshape(-1)
-        gram = (a[seen] * flat) @ a[seen].T + level**2 * np.eye(int(seen.sum()))
-        truth = np.zeros(len(a))
-        truth[seen] = np.linalg.solve(gram, r[seen])
-        got, log_det = jax.jit(run)(r.reshape(y_shape), operator, v)
-        error = np.linalg.norm(np.asarray(got).reshape(-1) - truth) / np.linalg.norm(truth)
+    columns, solutions, log_dets = run(r, operator, scales)
+    flat = seen.reshape(-1)
+    a = np.asarray(columns, np.float64).reshape(len(columns), -1).T[flat]
+    for name, v in scales.items():
+        gram = (a * np.broadcast_to(v, corruption.shape).reshape(-1)) @ a.T + level**2 * np.eye(len(a))
+        truth = np.zeros(flat.size)
+        truth[flat] = np.linalg.solve(gram, r.reshape(-1)[flat])
+        error = np.linalg.norm(np.asarray(solutions[name]).reshape(-1) - truth) / np.linalg.norm(truth)
         _require(error < 1e-3, f"solve_gram for {name} v is off by {error:.1e} of the dense solution")
-        if log_det is not None:
-            dense = np.linalg.slogdet(gram)[1]
+        if log_dets:
+            log_det, dense = float(log_dets[name]), np.linalg.slogdet(gram)[1]
             _require(
-                abs(float(log_det) - dense) < 1e-4 * (len(a) + abs(dense)),
+                abs(log_det - dense) < 1e-4 * (len(a) + abs(dense)),
                 f"log_det_gram for {name} v is {log_det}, the dense matrix has {dense}",
             )

@@ -13,7 +13,7 @@ from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, resolve
 from diffem_jax.testing import check_corruption
 from diffem_jax.types import UserError
 
-SHAPE = (8, 8, 3)
+SHAPE = (4, 6, 3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,8 +26,8 @@ def quick_compilation():
 
 
 VECTORS = [
-    "denoising", "varying_noise", "poisson", "pixel_mask", "block_mask", "outpainting", "fixed_mask", "gaussian_blur",
-    "box_downsampling", "bicubic_downsampling", "projection", "compressed_sensing", "clipping", "quantisation", "phase",
+    "varying_noise", "pixel_mask", "block_mask", "gaussian_blur", "box_downsampling", "projection",
+    "compressed_sensing", "phase",
 ]  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def test_composition_by_instances_equals_by_names():
         (lambda: Composition(shape=SHAPE, stages=("jpeg",)), "linear"),
         (
             lambda: Composition(shape=SHAPE, stages=(CORRUPTIONS["grayscale"](shape=(4, 4, 3)),)),
-            r"expected \(8, 8, 3\)",
+            r"expected \(4, 6, 3\)",
         ),
         (lambda: CORRUPTIONS["box_downsampling"](shape=(9, 8, 1)), "factor"),
         (lambda: CORRUPTIONS["gaussian_blur"](shape=SHAPE, border="zero"), "border"),

@@ -39,7 +39,7 @@ TILES: dict[str, tuple[str, dict, str]] = {
     "box_downsampling": ("factor 4", {"factor": 4}, "image"),
     "bicubic_downsampling": ("factor 4", {"factor": 4}, "image"),
     "grayscale": ("luma", {}, "image"),
-    "projection": ("2,000 random rows (A$^T$y)", {"measurements": 2000}, "back"),
+    "projection": ("500 random rows (A$^T$y)", {"measurements": 500}, "back"),
     "compressed_sensing": ("half the numbers (A$^T$y)", {"ratio": 0.5}, "back"),
     "fourier_mask": ("4x, one coil (spectrum)", {}, "spectrum"),
     "multicoil_fourier": ("4x, 4 coils (A$^T$y)", {"coils": 4}, "back"),
