@@ -1,0 +1,318 @@
+"""Posterior transforms: exact where the theory says so, one example at a time, and useful where it does not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffem_jax.corruptions import Clipping, PixelMask, Projection, VaryingNoise
+from diffem_jax.denoisers import gaussian_denoiser
+from diffem_jax.gaussians import Mixture, condition_on_observation, sample_gaussian
+from diffem_jax.linalg import Gaussian
+from diffem_jax.posteriors import COVARIANCES, POSTERIORS, dps, mmps, pigdm, single_gaussian
+from diffem_jax.samplers import ddpm, sample
+from diffem_jax.schedules import SCHEDULES, karras_grid
+from diffem_jax.types import Observation, UserError
+
+SIGMAS = (0.02, 0.3, 1.0, 20.0)
+CASES = {
+    "pixel_mask": PixelMask(shape=(4, 4, 1), rate=0.5, noise_std=0.2),
+    "projection": Projection(shape=(5,), measurements=2, noise_std=0.2),
+    "varying_noise": VaryingNoise(shape=(6,), noise_std=0.1, noise_std_max=0.5),
+}
+
+
+def schedule_of(name):
+    return SCHEDULES[name](sigma_min=0.01, sigma_max=30.0)
+
+
+def gaussian(shape, rank=2, seed=0):
+    """A Gaussian with correlated entries of unequal variances."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    variance = jax.random.uniform(keys[0], (), minval=0.3, maxval=1.0)
+    return Gaussian(jax.random.normal(keys[1], shape), variance, 0.7 * jax.random.normal(keys[2], (rank, *shape)))
+
+
+def isotropic(shape, variance=1.0):
+    return Gaussian(jnp.full(shape, 0.3), jnp.full(shape, variance), jnp.zeros((0, *shape)))
+
+
+def observe(corruption, law, seed=1):
+    """(observation, x) with x from the law."""
+
+    def draw(key):
+        x_key, y_key = jax.random.split(key)
+        x = sample_gaussian(x_key, law)
+        return corruption.sample(y_key, x), x
+
+    return jax.jit(draw)(jax.random.key(seed))
+
+
+def noisy(schedule, x, sigma, seed=2):
+    """(x_t, t) at the noise level sigma_t / alpha_t = sigma."""
+    t = schedule.time(jnp.float32(sigma))
+    alpha, sigma = schedule(t)
+    return alpha * x + sigma * np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32), t
+
+
+def at_all_levels(schedule, x, denoise):
+    """The denoiser at one x_t for each of SIGMAS, [S, *X]."""
+    points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(noisy(schedule, x, sigma) for sigma in SIGMAS))
+    return jax.jit(jax.vmap(denoise))(*points)
+
+
+def misfit(corruption, observation, x):
+    r = observation.y - corruption.forward(x, observation.operator)
+    return float(jnp.linalg.norm(jnp.where(corruption.observed(observation.operator), r, 0.0)))
+
+
+SETTINGS = [
+    *((schedule, case) for schedule in SCHEDULES for case in ("pixel_mask", "projection")),
+    ("rectified_flow", "varying_noise"),
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "case", "covariance"),
+    [*((*setting, "jacobian") for setting in SETTINGS), *((*setting, "cov_x") for setting in SETTINGS[2:4])],
+)
+def test_mmps_is_exact_for_gaussians(schedule, case, covariance):
+    schedule, corruption = schedule_of(schedule), CASES[case]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    approximate = mmps(prior, schedule, corruption, observation, iterations=8, covariance=covariance, moments=law)
+    exact = at_all_levels(schedule, x, gaussian_denoiser(schedule, law, corruption, observation))
+    np.testing.assert_allclose(at_all_levels(schedule, x, approximate), exact, rtol=1e-5, atol=1e-5)
+    # The test could fail: the observation does make a difference.
+    assert jnp.abs(at_all_levels(schedule, x, prior) - exact).max() > 0.1
+
+
+def test_as_many_iterations_as_distinct_eigenvalues_are_exact():
+    """The prior covariance, isotropic plus rank 2, has three distinct eigenvalues, also behind a mask."""
+    schedule, corruption = schedule_of("ve"), CASES["pixel_mask"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    point, prior = noisy(schedule, x, 3.0), gaussian_denoiser(schedule, law)
+    exact = jax.jit(gaussian_denoiser(schedule, law, corruption, observation))(*point)
+    errors = [float(jnp.linalg.norm(prior(*point) - exact))]
+    for iterations in (1, 2, 3):
+        approximate = jax.jit(mmps(prior, schedule, corruption, observation, iterations=iterations))
+        errors.append(float(jnp.linalg.norm(approximate(*point) - exact)))
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 1e-2
+    assert errors[3] < 1e-4
+
+
+def test_the_network_is_linearised_once():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior, calls = gaussian_denoiser(schedule, law), []
+
+    def counted(x_t, t):
+        jax.debug.callback(lambda: calls.append(0))
+        return prior(x_t, t)
+
+    jax.block_until_ready(
+        jax.jit(mmps(counted, schedule, corruption, observation, iterations=5))(*noisy(schedule, x, 1.0))
+    )
+    jax.effects_barrier()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_every_covariance_solves_its_own_system(covariance):
+    """For scalar x and y = x + n the shift is score times V_x, which reveals the V that was used."""
+    schedule, corruption = schedule_of("vp"), dataclasses.replace(CASES["projection"], shape=(1,), measurements=1)
+    law = Gaussian(jnp.zeros(1), jnp.full(1, 0.8), jnp.zeros((0, 1)))
+    observation = Observation(jnp.array([1.5]), jnp.ones((1, 1)))
+    x_t, t = noisy(schedule, jnp.zeros(1), 2.0)
+    prior = gaussian_denoiser(schedule, law)
+    moments = Gaussian(jnp.zeros(1), jnp.float32(0.3), jnp.full((1, 1), 0.4))
+    shift = mmps(prior, schedule, corruption, observation, covariance=covariance, moments=moments)(x_t, t) - prior(
+        x_t, t
+    )
+    true = 0.8 * 4 / (0.8 + 4)
+    implied = true * (1.5 - prior(x_t, t)) / shift - corruption.noise_std**2
+    total = 0.3 + 0.4**2
+    expected = {"jacobian": true, "cov_x": total * 4 / (total + 4), "cov_t": 4.0, "zeros": 0.0}
+    np.testing.assert_allclose(implied, [expected[covariance]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "case"), SETTINGS)
+def test_pigdm_is_exact_for_isotropic_gaussians(schedule, case):
+    schedule, corruption = schedule_of(schedule), CASES[case]
+    for data_std, options in ((1.0, {}), (0.6, {"data_std": 0.6})):
+        law = isotropic(corruption.shape, data_std**2)
+        observation, x = observe(corruption, law)
+        prior = gaussian_denoiser(schedule, law)
+        exact = at_all_levels(schedule, x, gaussian_denoiser(schedule, law, corruption, observation))
+        right = pigdm(prior, schedule, corruption, observation, **options)
+        np.testing.assert_allclose(at_all_levels(schedule, x, right), exact, rtol=1e-5, atol=1e-5)
+    wrong = pigdm(prior, schedule, corruption, observation)
+    assert jnp.abs(at_all_levels(schedule, x, wrong) - exact).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_examples_do_not_influence_each_other(name):
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    prior = gaussian_denoiser(schedule, law)
+    xs = jax.vmap(sample_gaussian, (0, None))(jax.random.split(jax.random.key(3), 4), law)
+    observations = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(4), 4), xs)
+    _, t = noisy(schedule, xs, 1.0)
+
+    def run(x_t, observation):
+        return POSTERIORS[name](prior, schedule, corruption, observation)(x_t, t)
+
+    batched = jax.jit(jax.vmap(run))
+    alone = batched(xs[:1], jax.tree.map(lambda leaf: leaf[:1], observations))[0]
+    np.testing.assert_allclose(batched(xs, observations)[0], alone, rtol=1e-5, atol=1e-5)
+    others = jnp.array([1.0, 1e3, 1e3, 1e3])
+    loud = observations._replace(y=observations.y * others[:, None])
+    np.testing.assert_allclose(batched(xs * others[:, None], loud)[0], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_what_was_not_observed_is_never_read(name):
+    schedule, corruption = schedule_of("ve"), CASES["pixel_mask"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    dirty = observation._replace(y=jnp.where(corruption.observed(observation.operator), observation.y, jnp.nan))
+    point, prior = noisy(schedule, x, 1.0), gaussian_denoiser(schedule, law)
+    clean_result, dirty_result = (
+        POSTERIORS[name](prior, schedule, corruption, o)(*point) for o in (observation, dirty)
+    )
+    np.testing.assert_array_equal(clean_result, dirty_result)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_nothing_observed_leaves_the_prior(name):
+    schedule, corruption = schedule_of("vp"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    nothing = Observation(observation.y, corruption.null_operator())
+    point, prior = noisy(schedule, x, 1.0), gaussian_denoiser(schedule, law)
+    np.testing.assert_array_equal(POSTERIORS[name](prior, schedule, corruption, nothing)(*point), prior(*point))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "corruption"),
+    [*((name, CASES["projection"]) for name in SCHEDULES), ("ve", Clipping(shape=(6,), low=-1.0, high=1.0))],
+)
+def test_dps_reduces_the_misfit(schedule, corruption):
+    schedule, law = schedule_of(schedule), gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    guided = jax.jit(lambda x_t, t, step: dps(prior, schedule, corruption, observation, step=step)(x_t, t))
+    for sigma in (0.3, 1.0, 20.0):
+        point = noisy(schedule, x, sigma)
+        before, small, large = (misfit(corruption, observation, guided(*point, step)) for step in (0.0, 0.05, 0.1))
+        assert before > small > large
+
+
+def test_dps_stays_finite_where_the_observation_is_met():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    point, prior = noisy(schedule, x, 1.0), gaussian_denoiser(schedule, law)
+    met = observation._replace(y=corruption.forward(prior(*point), observation.operator))
+    np.testing.assert_allclose(dps(prior, schedule, corruption, met, step=0.0)(*point), prior(*point), rtol=1e-6)
+    assert jnp.isfinite(dps(prior, schedule, corruption, met)(*point)).all()
+
+
+def draws(transform, law, corruption, observation, count, steps, schedule):
+    times = karras_grid(schedule, steps)
+    denoise = transform(gaussian_denoiser(schedule, law), schedule, corruption, observation)
+    keys = jax.random.split(jax.random.key(7), count)
+    return np.asarray(jax.jit(jax.vmap(lambda key: sample(key, ddpm(schedule), denoise, times, law.mean.shape)))(keys))
+
+
+def test_sampling_with_mmps_draws_from_the_posterior():
+    count, schedule = 4096, SCHEDULES["ve"](sigma_min=2e-3, sigma_max=50.0)
+    corruption = CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, _ = observe(corruption, law)
+
+    def transform(*args):
+        return mmps(*args, iterations=2)
+
+    x = draws(transform, law, corruption, observation, count, 256, schedule)
+
+    def exact_mean(prior_mean):
+        return condition_on_observation(corruption, law._replace(mean=prior_mean), observation).mean
+
+    # The posterior mean moves with the prior's by 1 - K A, and the posterior covariance is (1 - K A) times the prior's.
+    mean = np.asarray(exact_mean(law.mean))
+    shrink = np.asarray(jax.jacobian(exact_mean)(law.mean))
+    cov = shrink @ (law.variance * np.eye(len(mean)) + law.factor.T @ law.factor)
+    std = np.sqrt(np.diag(cov))
+    np.testing.assert_array_less(np.abs(x.mean(0) - mean), 5 * std / np.sqrt(count))
+    error = np.sqrt((np.outer(std, std) ** 2 + cov**2) / count)
+    np.testing.assert_array_less(np.abs(np.cov(x.T) - cov), 5 * error)
+
+
+def test_sampling_with_dps_fits_the_observation_better_than_the_prior():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, _ = observe(corruption, law)
+    misfits = []
+    for step in (0.0, 1.0, 4.0):
+
+        def transform(*args, step=step):
+            return dps(*args, step=step)
+
+        x = draws(transform, law, corruption, observation, 256, 64, schedule)
+        misfits.append(np.mean([misfit(corruption, observation, one) for one in x]))
+    assert misfits[0] > 1.5 * misfits[1] > 2 * misfits[2]
+
+
+def test_single_gaussian_has_the_mixtures_moments():
+    shape, log_weights = (3,), jnp.log(jnp.array([0.3, 0.7]))
+    parts = [gaussian(shape, seed=seed) for seed in (0, 1)]
+    mixture = Mixture(log_weights, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+    one = single_gaussian(mixture)
+    keys = jax.random.split(jax.random.key(5), 20000)
+    x = np.concatenate(
+        [
+            np.asarray(jax.vmap(sample_gaussian, (0, None))(part_keys, part))
+            for part_keys, part in zip((keys[:6000], keys[6000:]), parts, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(one.mean, x.mean(0), atol=0.05)
+    np.testing.assert_allclose(one.variance * np.eye(3) + one.factor.T @ one.factor, np.cov(x.T), atol=0.1)
+    alone = single_gaussian(Mixture(jnp.zeros(1), jax.tree.map(lambda leaf: leaf[None], parts[0])))
+    for leaf, own in zip(alone, parts[0], strict=True):
+        np.testing.assert_allclose(leaf, own, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "word"),
+    [
+        (mmps, {"covariance": "hessian"}, "hessian"),
+        (mmps, {"covariance": "cov_x"}, "moments"),
+        (mmps, {"iterations": 0}, "iterations"),
+        (pigdm, {"data_std": 0.0}, "data_std"),
+    ],
+)
+def test_mistakes_are_named(make, options, word):
+    corruption = CASES["projection"]
+    law = isotropic(corruption.shape)
+    schedule = schedule_of("ve")
+    observation, _ = observe(corruption, law)
+    with pytest.raises(UserError, match=word):
+        make(gaussian_denoiser(schedule, law), schedule, corruption, observation, **options)
+
+
+def test_mistakes_about_the_corruption_are_named():
+    schedule, law = schedule_of("ve"), isotropic((6,))
+    prior, clipping = gaussian_denoiser(schedule, law), Clipping(shape=(6,))
+    observation, _ = observe(clipping, law)
+    for make in (mmps, pigdm):
+        with pytest.raises(UserError, match="Clipping"):
+            make(prior, schedule, clipping, observation)
+    noiseless = dataclasses.replace(CASES["projection"], shape=(6,), noise_std=0.0)
+    with pytest.raises(UserError, match="noise_std"):
+        mmps(prior, schedule, noiseless, observe(noiseless, law)[0], covariance="zeros")
