@@ -176,14 +176,12 @@ class MulticoilFourier(_CartesianFourier):
         axes = (np.linspace(-1, 1, n) for n in self.spatial)
         grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1), jnp.float32)
         turns = angle + jnp.arange(self.coils, dtype=jnp.float32) * (2 * jnp.pi / self.coils)
-        maps = []
-        for turn in turns:
-            place = 1.2 * jnp.stack([jnp.cos(turn), jnp.sin(turn)])[: len(self.spatial)]
-            offset = grid[..., : len(place)] - place.reshape((1,) * len(self.spatial) + (-1,))
-            size = jnp.exp(-0.5 * jnp.sum(offset**2, -1))
-            phase = turn + 0.5 * jnp.sum(offset, -1)
-            maps.append(jnp.stack([size * jnp.cos(phase), size * jnp.sin(phase)], -1))
-        stacked = jnp.stack(maps, -2)
+        rank = min(2, len(self.spatial))
+        places = 1.2 * jnp.stack([jnp.cos(turns), jnp.sin(turns)], -1)[:, :rank]
+        offset = grid[..., None, :rank] - places.reshape((1,) * len(self.spatial) + places.shape)
+        size = jnp.exp(-0.5 * jnp.sum(offset**2, -1))
+        phase = turns.reshape((1,) * len(self.spatial) + (-1,)) + 0.5 * jnp.sum(offset, -1)
+        stacked = size[..., None] * jnp.stack([jnp.cos(phase), jnp.sin(phase)], -1)
         return stacked / jnp.sqrt(jnp.sum(stacked**2, (-2, -1), keepdims=True))
 
     def draw_operator(self, key: Key) -> tuple[Array, Array]:
