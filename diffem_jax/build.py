@@ -54,7 +54,9 @@ def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' on PYTHONPATH") from error
+        raise UserError(
+            f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' on PYTHONPATH"
+        ) from error
 
 
 def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) -> Any:
@@ -68,11 +70,15 @@ def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) 
     accepted = set(inspect.signature(factory).parameters)
     for key in options:
         if key not in accepted - {"shape", "parent", "name"}:
-            raise UserError(f"config.{field}.{key}: {section['name']!r} has no such field; {nearest(key, accepted - {'shape'})}")
+            raise UserError(
+                f"config.{field}.{key}: {section['name']!r} has no such field; {nearest(key, accepted - {'shape'})}"
+            )
     try:
         return factory(**options, **{key: value for key, value in given.items() if key in accepted})
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.{field}: {options!r} does not fit {section['name']!r} ({error}); correct the field") from error
+        raise UserError(
+            f"config.{field}: {options!r} does not fit {section['name']!r} ({error}); correct the field"
+        ) from error
 
 
 def _frozen(value: Any) -> Any:

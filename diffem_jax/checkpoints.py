@@ -76,7 +76,15 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    words = ("no space", "resource_exhausted", "file too large", "disk quota", "errno", "failed to write", "write failed")
+    words = (
+        "no space",
+        "resource_exhausted",
+        "file too large",
+        "disk quota",
+        "errno",
+        "failed to write",
+        "write failed",
+    )
     return any(word in str(error).lower() for word in words)
 
 

@@ -61,7 +61,9 @@ def find_config(argv: Sequence[str]) -> list[str]:
             continue
         found = [f / f"{name}.py" for f in config_folders() if (f / f"{name}.py").is_file()]
         if not found:
-            raise UserError(f"--config: {name!r} is neither a file nor a config of the package; {nearest(name, shipped_configs())}")
+            raise UserError(
+                f"--config: {name!r} is neither a file nor a config of the package; {nearest(name, shipped_configs())}"
+            )
         out[i] = f"{flag}={found[0]}{colon}{variant}"
     return out
 
@@ -80,7 +82,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname}: unknown flag; {nearest(error.flagname, flags.FLAGS)} (see --help)") from None
+        raise UserError(
+            f"--{error.flagname}: unknown flag; {nearest(error.flagname, flags.FLAGS)} (see --help)"
+        ) from None
     except flags.Error as error:
         raise UserError(f"{error}; see --help") from None
     except (AttributeError, KeyError, ValueError, TypeError) as error:
@@ -98,7 +102,9 @@ def _config_error(argv: Sequence[str], error: Exception) -> str:
         if argument.startswith("--config.") and name not in known:
             hint = nearest(name, known)
             if name.split(".")[0] in OPEN_SECTIONS:
-                hint = "this section of the config file has no such field; correct the name, or add the field to the file"
+                hint = (
+                    "this section of the config file has no such field; correct the name, or add the field to the file"
+                )
             return f"config.{name}: unknown field; {hint}"
     return f"--config: {str(error).splitlines()[0]}; correct the value"
 
@@ -136,7 +142,11 @@ def sample(workdir: Path, observations: str | None, num_samples: int, output: st
         x = draw.prior_draws(folder, num_samples, seed)
     target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
     image = draw.write_draws(target, x, problem)
-    _say(f"wrote {target}: x of shape {x.shape}" + (", its mean and std" if problem is not None else "") + f"; picture {image}")
+    _say(
+        f"wrote {target}: x of shape {x.shape}"
+        + (", its mean and std" if problem is not None else "")
+        + f"; picture {image}"
+    )
 
 
 def evaluate(workdir: Path, reference: str | None) -> None:

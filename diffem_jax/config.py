@@ -242,7 +242,9 @@ def _check_together(config: ConfigDict) -> None:
             f"config.m_step.accumulate: {config.m_step.accumulate}; expected a divisor of batch_size = {config.m_step.batch_size}"
         )
     if config.start.name == "checkpoint" and not config.start.path:
-        raise UserError("config.start.path: ''; expected the work directory of an earlier run, since start.name is 'checkpoint'")
+        raise UserError(
+            "config.start.path: ''; expected the work directory of an earlier run, since start.name is 'checkpoint'"
+        )
     if config.data.name in ("folder", "arrays", "observations") and not config.data.path:
         raise UserError(f"config.data.path: ''; expected a file or folder, since data.name is {config.data.name!r}")
     for pair in config.m_step.time_law_beta:

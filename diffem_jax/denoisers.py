@@ -42,7 +42,9 @@ class Denoiser(NamedTuple):
     apply: Callable[..., Array]
 
 
-def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1.0) -> DenoiseFn:
+def bind(
+    denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1.0
+) -> DenoiseFn:
     """(x_t, t) -> x-hat for given parameters and observation.
 
     Args:
@@ -92,7 +94,11 @@ def _condition(corruption: Corruption | None, observation: Observation | None, k
 
 
 def edm_denoiser(
-    network: nn.Module, schedule: Schedule, corruption: Corruption | None, shape: tuple[int, ...], sigma_data: float = 1.0
+    network: nn.Module,
+    schedule: Schedule,
+    corruption: Corruption | None,
+    shape: tuple[int, ...],
+    sigma_data: float = 1.0,
 ) -> Denoiser:
     """The published preconditioning; with ``corruption`` None the denoiser is unconditional.
 
@@ -165,12 +171,16 @@ def posterior_denoiser(
 def isotropic_base(mixture: Mixture) -> Mixture:
     """N(mu, s^2 I) with the mixture's mean and average variance: the plain base of 'posterior' preconditioning."""
     mean, variance = overall_moments(mixture)
-    component = Gaussian(mean[None], jnp.broadcast_to(variance, (1, *mean.shape)), jnp.zeros((1, 0, *mean.shape)))
+    # A scalar variance: corruptions have their closed forms for that.
+    component = Gaussian(mean[None], variance[None], jnp.zeros((1, 0, *mean.shape)))
     return Mixture(jnp.zeros((1,)), component)
 
 
 def gaussian_denoiser(
-    schedule: Schedule, law: Gaussian, corruption: LinearCorruption | None = None, observation: Observation | None = None
+    schedule: Schedule,
+    law: Gaussian,
+    corruption: LinearCorruption | None = None,
+    observation: Observation | None = None,
 ) -> DenoiseFn:
     """The exact denoiser E[x | x_t] or E[x | x_t, y] of a Gaussian law of x."""
     lifted = jax.tree.map(lambda leaf: leaf[None], law)
@@ -253,9 +263,7 @@ def _attached_shape(corruption: Corruption, shape: tuple[int, ...]) -> tuple[int
     return jax.eval_shape(lambda: _attach(jnp.zeros(shape), blank)).shape  # type: ignore[arg-type]
 
 
-def _initializer(
-    network: nn.Module, shape: tuple[int, ...], condition: Array | None
-) -> Callable[[Key], PyTree]:
+def _initializer(network: nn.Module, shape: tuple[int, ...], condition: Array | None) -> Callable[[Key], PyTree]:
 
     def init(key: Key) -> PyTree:
         batch = None if condition is None else condition[None]

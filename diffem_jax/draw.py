@@ -55,7 +55,10 @@ def posterior_draws(workdir: Workdir, observations: str, num_samples: int, seed:
     state = checkpoints.load(workdir.last_round())
     params = parallel.replicate(state["ema_params"])
     key = parallel.replicate(stream_key(seed, "sample"))
-    batch = max(parallel.num_devices, min(config.e_step.batch_size, -(-problem.count * num_samples // parallel.num_devices) * parallel.num_devices))
+    batch = max(
+        parallel.num_devices,
+        min(config.e_step.batch_size, -(-problem.count * num_samples // parallel.num_devices) * parallel.num_devices),
+    )
     total = problem.count * num_samples
     parts = []
     with Progress("sampling", total, "draws") as progress:
@@ -103,7 +106,9 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
         np.savez(temporary, **arrays)
         temporary.replace(output)
     except OSError as error:
-        raise UserError(f"--output: {output} cannot be written ({error.strerror}); expected a file in a writable folder") from error
+        raise UserError(
+            f"--output: {output} cannot be written ({error.strerror}); expected a file in a writable folder"
+        ) from error
     image = output.with_suffix(".png")
     if problem is None:
         plots.picture(image, x, x, None, title="draws from the prior")

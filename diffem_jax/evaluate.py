@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +13,6 @@ from diffem_jax import metrics, plots
 from diffem_jax.config import nearest
 from diffem_jax.problem import Problem, rows
 from diffem_jax.types import UserError, example_keys, stream_key
-
-
 
 
 def _rows_used(problem: Problem) -> np.ndarray:
@@ -32,7 +30,9 @@ def _ssim(problem: Problem) -> Callable[[int, np.ndarray], Any]:
 
 def _accuracy(problem: Problem) -> Callable[[int, np.ndarray], Any]:
     if problem.labels is None:
-        raise UserError(f"config.eval.metrics: 'accuracy' needs labels, which {problem.setup.config.data.name!r} lacks; remove it")
+        raise UserError(
+            f"config.eval.metrics: 'accuracy' needs labels, which {problem.setup.config.data.name!r} lacks; remove it"
+        )
     classifier = metrics.train_classifier(np.asarray(problem.truth), problem.labels)
     return lambda number, x: metrics.accuracy(classifier, x, problem.labels[: len(x)])
 
@@ -99,7 +99,9 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
             raise UserError(f"config.eval.metrics: {name!r} is not known; {nearest(name, METRICS)}")
         maker, needs_truth = METRICS[name]
         if needs_truth and problem.truth is None:
-            raise UserError(f"config.eval.metrics: {name!r} needs clean data, and own observations have none; remove it")
+            raise UserError(
+                f"config.eval.metrics: {name!r} needs clean data, and own observations have none; remove it"
+            )
         chosen[name] = maker(problem)
     used = _rows_used(problem)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.linalg import Gaussian, cholesky, condition_on_noisy, contract, expand, solve_lower
+from diffem_jax.linalg import Gaussian, cholesky, condition_on_noisy, contract, expand, solve_psd_factored
 from diffem_jax.types import Key, LinearCorruption, Observation
 
 
@@ -64,6 +64,8 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     rank = prior.factor.shape[0]
     r = y - corruption.forward(prior.mean, operator)
     solved = corruption.solve_gram(r, operator, prior.variance)
+    # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
+    r = jnp.where(solved == 0, 0.0, r)
     log_det = corruption.log_det_gram(operator, prior.variance)  # type: ignore[attr-defined]
     if rank == 0:
         residual = prior.variance * corruption.adjoint(solved, operator)
@@ -74,12 +76,15 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, prior.variance)
     precision = jnp.eye(rank) + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
     root = cholesky(0.5 * (precision + precision.T))
-    half = solve_lower(root, contract(w, solved))
-    z = solve_lower(root, half, transpose=True)
-    hidden = prior.variance * jax.vmap(corruption.adjoint, (0, None))(solved_w, operator)
-    residual = prior.variance * corruption.adjoint(solved, operator) - expand(z, hidden)
+    z = solve_psd_factored(root, contract(w, solved))
+    variance = jnp.broadcast_to(prior.variance, prior.mean.shape)
+    hidden = variance[None] * jax.vmap(corruption.adjoint, (0, None))(solved_w, operator)
+    # What z leaves of r, and r^T C^-1 r as the least value over z of a sum of squares: differences of large terms
+    # would not survive float32.
+    rest, solved_rest = r - expand(z, w), solved - expand(z, solved_w)
+    residual = variance * corruption.adjoint(solved_rest, operator)
     log_det = log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-    log_prob = -0.5 * (jnp.vdot(r, solved) - jnp.sum(half**2) + log_det)
+    log_prob = -0.5 * (jnp.vdot(rest, solved_rest) + jnp.sum(z**2) + log_det)
     return Posterior(prior.mean + expand(z, prior.factor) + residual, residual, z, root, hidden, log_prob)
 
 
@@ -113,6 +118,8 @@ def mixture_posterior_mean(
         return posterior.mean, log_prob + posterior.log_prob
 
     means, log_probs = jax.vmap(one)(mixture.components)
+    if mixture.log_weights.shape[0] == 1:
+        return means[0]
     return expand(jax.nn.softmax(mixture.log_weights + log_probs), means)
 
 
@@ -146,7 +153,9 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
     choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)
     component = jax.tree.map(lambda leaf: leaf[choice], mixture.components)
     start = sample_gaussian(prior_key, component)
-    noise = corruption.noise_std * jax.random.normal(noise_key, observation.y.shape)
+    noise_level = getattr(corruption, "noise_level", None)
+    level = corruption.noise_std if noise_level is None else noise_level(observation.operator)
+    noise = level * jax.random.normal(noise_key, observation.y.shape)
     shifted = observation._replace(y=observation.y - noise)
     return condition_on_observation(corruption, component._replace(mean=start), shifted).mean
 

@@ -81,7 +81,11 @@ def solve_lower(factor: Array, b: Array, *, transpose: bool = False) -> Array:
 
 def solve_psd(a: Array, b: Array) -> Array:
     """a^-1 b for a symmetric positive definite a [n, n] and b [n] or [n, m]."""
-    factor = cholesky(a)
+    return solve_psd_factored(cholesky(a), b)
+
+
+def solve_psd_factored(factor: Array, b: Array) -> Array:
+    """(L L^T)^-1 b for a lower Cholesky factor L [n, n] and b [n] or [n, m]."""
     return solve_lower(factor, solve_lower(factor, b), transpose=True)
 
 
@@ -100,7 +104,7 @@ class Gaussian(NamedTuple):
 
 
 def contract(factor: Array, x: Array) -> Array:
-    """factor x: [R, *X] and [*X] -> [R]."""
+    """Factor x: [R, *X] and [*X] -> [R]."""
     return factor.reshape(factor.shape[0], -1) @ x.reshape(-1)
 
 
@@ -130,17 +134,18 @@ def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) 
     gain = alpha * prior.variance / total
     mean = prior.mean + gain * residual
     log_det = jnp.sum(jnp.log(jnp.broadcast_to(total, x_t.shape)))
-    quadratic = jnp.sum(residual**2 / total)
     rank = prior.factor.shape[0]
     if rank == 0:
-        return Gaussian(mean, variance, prior.factor), -0.5 * (log_det + quadratic)
-    scaled = prior.factor / total
+        return Gaussian(mean, variance, prior.factor), -0.5 * (log_det + jnp.sum(residual**2 / total))
+    spread = jnp.broadcast_to(total, x_t.shape)[None]
+    scaled = prior.factor / spread
     precision = jnp.eye(rank) + alpha**2 * (scaled.reshape(rank, -1) @ prior.factor.reshape(rank, -1).T)
     root = cholesky(precision)
-    half = solve_lower(root, alpha * contract(scaled, residual))
-    z = solve_lower(root, half, transpose=True)
-    left = prior.factor * (sigma**2 / total)
+    z = solve_psd_factored(root, alpha * contract(scaled, residual))
+    left = prior.factor * (sigma**2 / spread)
     factor = solve_lower(root, left.reshape(rank, -1)).reshape(left.shape)
     log_det = log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-    log_prob = -0.5 * (log_det + quadratic - jnp.sum(half**2))
+    # r^T C^-1 r as the least value over z of a sum of squares: a difference of large terms would not survive float32.
+    rest = residual - alpha * expand(z, prior.factor)
+    log_prob = -0.5 * (log_det + jnp.sum(rest**2 / total) + jnp.sum(z**2))
     return Gaussian(mean + expand(z, left), variance, factor), log_prob

@@ -1,8 +1,8 @@
 """diffem_jax: learn p(x | y) and p(x) from corrupted observations alone.
 
-  diffem --config=digits --workdir=runs/digits
-  diffem --mode=sample --workdir=runs/digits --observations=obs.npz --num_samples=8 --output=out.npz
-  diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
+diffem --config=digits --workdir=runs/digits
+diffem --mode=sample --workdir=runs/digits --observations=obs.npz --num_samples=8 --output=out.npz
+diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ml_collections import config_flags
 from diffem_jax import commands
 from diffem_jax.types import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file, or the name of one that ships with the package.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A config file, or the name of one that ships with the package."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "report"], "What to do.")
 _OBSERVATIONS = flags.DEFINE_string("observations", None, "sample: .npz of observations; without it, prior draws.")
@@ -26,7 +28,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "sample: the .npz to write.")
 _REFERENCE = flags.DEFINE_string("reference", None, "evaluate: .npz with clean x, for measuring only.")
 _SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
 _OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, 'auto' on a cluster; several processes.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, 'auto' on a cluster; several processes."
+)
 _PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
 

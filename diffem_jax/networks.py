@@ -6,6 +6,7 @@ A network of your own is any Linen module with that call; add it to ``NETWORKS``
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ def sinusoidal_embedding(noise: Array, features: int) -> Array:
     """
     half = features // 2
     frequencies = jnp.exp(jnp.linspace(math.log(1 / 16), math.log(16.0), half))
-    angles = noise[:, None] * frequencies
+    angles = noise[:, None] * frequencies[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -146,8 +147,11 @@ class UNet(nn.Module):
         heads = dict(self.heads)
         block_type = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
 
+        # Names of their own: with and without remat the parameters and the dropout masks are the same.
+        names = (f"ResBlock_{i}" for i in itertools.count())
+
         def block(h: Array, width: int, level: int) -> Array:
-            module = block_type(width, dropout=self.dropout, spatial=spatial, dtype=self.dtype)
+            module = block_type(width, dropout=self.dropout, spatial=spatial, dtype=self.dtype, name=next(names))
             h = module(h, embedding, train)
             return Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
 

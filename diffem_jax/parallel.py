@@ -101,7 +101,15 @@ def _jit(devices: list[jax.Device]) -> Parallel:
 
     local = sum(d.process_index == jax.process_index() for d in devices)
     return Parallel(
-        "jit", len(devices), local, lambda tree: tree, map_e_step, map_m_step, shard, _replicate(replicated), _local_rows
+        "jit",
+        len(devices),
+        local,
+        lambda tree: tree,
+        map_e_step,
+        map_m_step,
+        shard,
+        _replicate(replicated),
+        _local_rows,
     )
 
 

@@ -76,5 +76,3 @@ def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, A
         f"{workdir.root}: this run has no prior; expected config.prior.steps > 0 or config.m_step.condition_dropout > 0 in "
         "training (run the training command again with --config.prior.steps=2000), or give --observations for posterior draws"
     )
-
-

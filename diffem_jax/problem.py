@@ -45,9 +45,7 @@ def rows(tree: PyTree, indices: np.ndarray) -> PyTree:
 
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:
     """One observation an example: y_i ~ p(y | x_i) with the key of (seed, i), as numpy arrays."""
-    sample = jax.jit(
-        lambda key, x, indices: jax.vmap(setup.data_corruption.sample)(example_keys(key, indices), x)
-    )
+    sample = jax.jit(lambda key, x, indices: jax.vmap(setup.data_corruption.sample)(example_keys(key, indices), x))
     key = stream_key(seed, "data")
     count = len(x)
     chunk = min(CHUNK, count)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -59,7 +58,9 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
     config, m = setup.config, setup.config.m_step
     for field, size in (("e_step.batch_size", config.e_step.batch_size), ("m_step.batch_size", m.batch_size)):
         if size % (parallel.num_devices * (m.accumulate if field[0] == "m" else 1)):
-            raise UserError(f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}")
+            raise UserError(
+                f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}"
+            )
     model = make_model(setup, start)
     e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
     m_step = em.make_m_step(
@@ -127,7 +128,15 @@ class Run:
         return time.monotonic() - began
 
     def _draw(
-        self, step: Any, key: Any, params: Any, indices: np.ndarray, size: int, batch: int, progress: Progress, share: int
+        self,
+        step: Any,
+        key: Any,
+        params: Any,
+        indices: np.ndarray,
+        size: int,
+        batch: int,
+        progress: Progress,
+        share: int,
     ) -> np.ndarray:
         """The draws of some examples, in padded batches of one shape: nothing is dropped, nothing re-traced."""
         parts, waiting = [], None
@@ -171,7 +180,7 @@ class Run:
                 # The losses of the dispatch before are read while this one runs.
                 total, counted = self._read_losses(pending, number, total, counted, progress)
                 pending = (done, info)
-                if done - saved >= self.config.checkpoint.every_steps and done < m.steps or self.stop_signal:
+                if (done - saved >= self.config.checkpoint.every_steps and done < m.steps) or self.stop_signal:
                     total, counted = self._read_losses(pending, number, total, counted, progress)
                     pending, saved = None, done
                     self._save_rolling(number, state, done, total, counted)
@@ -197,7 +206,9 @@ class Run:
         if self.config.method == "oracle":
             truth = self.problem.truth
             if truth is None:
-                raise UserError("config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'")
+                raise UserError(
+                    "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
+                )
             return lambda indices: np.asarray(truth[indices], np.float32)
         return self.store.round(number - 1).open().rows
 
@@ -205,7 +216,9 @@ class Run:
         path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"
         record = {"round": number, "done": done, "loss_sum": total, "loss_count": counted}
         checkpoints.save(path, state._asdict(), record)
-        for older in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt")[:-2]:
+        for older in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt")[
+            :-2
+        ]:
             checkpoints.remove(older)
 
     def fresh_state(self) -> EMState:
@@ -220,7 +233,9 @@ class Run:
             params = self.engine.model.denoiser.init(stream_key(self.config.seed, "init", number))
             return em.make_state(params, self.setup.optimizer)._replace(round=state.round)
         if kind == "params":
-            return em.make_state(jax.tree.map(jnp.asarray, state.params), self.setup.optimizer)._replace(round=state.round)
+            return em.make_state(jax.tree.map(jnp.asarray, state.params), self.setup.optimizer)._replace(
+                round=state.round
+            )
         return state
 
     # The rounds ------------------------------------------------------------------------------------------------------
@@ -314,7 +329,9 @@ def parallel_host(leaf: Any) -> np.ndarray:
 def _check_finite(x: np.ndarray, number: int) -> None:
     bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     if bad.any():
-        raise NonFinite(f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})")
+        raise NonFinite(
+            f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})"
+        )
 
 
 def _line(number: int, record: dict[str, Any]) -> str:

@@ -173,11 +173,12 @@ def predictor_corrector(
         state, info = predictor.step(key, state, t, s, denoise)
         alpha, sigma = schedule(s)
 
-        def correct(x: Array, key: Key) -> tuple[Array, None]:
+        def correct(x: Array, index: Array) -> tuple[Array, None]:
             drift = step_size * (alpha * denoise(x, s) - x)
-            return x + drift + jnp.sqrt(2 * step_size) * sigma * jax.random.normal(key, x.shape), None
+            noise = jax.random.normal(jax.random.fold_in(key, index), x.shape)
+            return x + drift + jnp.sqrt(2 * step_size) * sigma * noise, None
 
-        x, _ = jax.lax.scan(correct, state.x, jax.random.split(key, corrections))
+        x, _ = jax.lax.scan(correct, state.x, jnp.arange(corrections))
         return state._replace(x=x), info
 
     return Sampler(predictor.init, step, predictor.final)

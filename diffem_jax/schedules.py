@@ -89,13 +89,13 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def log_uniform_grid(schedule: Schedule, steps: int) -> Array:
-    """steps + 1 times from 1 to 0, equally spaced in t (log-uniform in sigma for the exploding schedule), as published."""
+    """Steps + 1 times from 1 to 0, equally spaced in t (log-uniform in sigma for the exploding schedule), as published."""
     del schedule
     return jnp.linspace(1.0, 0.0, steps + 1)
 
 
 def karras_grid(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
-    """steps + 1 times from 1 to 0 whose sigma^(1 / rho) are equally spaced.
+    """Steps + 1 times from 1 to 0 whose sigma^(1 / rho) are equally spaced.
 
     Source: Karras et al. 2022, arXiv 2206.00364, equation 5.
     """
@@ -135,8 +135,8 @@ class BetaMixture:
         # Inverse of a tabulated distribution function: jax.random.beta rejects in a loop, which costs more than a
         # small network's update.
         u = jax.random.uniform(beta_key) * (table.shape[1] - 1)
-        low = jnp.floor(u).astype(jnp.int32)
-        frac = u - low
+        floor = jnp.floor(u)
+        low, frac = floor.astype(jnp.int32), u - floor
         return table[row, low] * (1 - frac) + table[row, jnp.minimum(low + 1, table.shape[1] - 1)] * frac
 
     def _quantiles(self) -> np.ndarray:

@@ -96,10 +96,9 @@ def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
         ridge = zz + 1e-3 * jnp.eye(rank + 1)
         shift = solve_psd(ridge, ez.reshape(rank + 1, -1)).reshape(ez.shape)
         loading = jnp.concatenate([component.factor, component.mean[None]]) + shift
-        variance = jnp.mean(component.variance) if scalar_variance else component.variance
         rest = ee - jnp.sum(shift * ez, axis=0)
-        variance = ((jnp.mean(rest) if scalar_variance else rest) + 1e-3 * variance) / (weight + 1e-3)
-        variance = jnp.maximum(variance, variance_floor)
+        rest = jnp.mean(rest) if scalar_variance else rest
+        variance = jnp.maximum((rest + 1e-3 * component.variance) / (weight + 1e-3), variance_floor)
         mean, factor = loading[rank], loading[:rank]
         if rank:
             # Parameter expansion (Liu, Rubin and Wu 1998): absorb the mean and covariance that z has acquired.
@@ -258,17 +257,17 @@ def fit(
     sample_rows = np.linspace(0, count - 1, min(count, 2048)).astype(int)
     subset = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[sample_rows]), observations)
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
-    mixture = initial_gaussian(
-        np.asarray(back_project(corruption, subset)), gaussian_rank, scalar_variance=scalar
-    )
+    mixture = initial_gaussian(np.asarray(back_project(corruption, subset)), gaussian_rank, scalar_variance=scalar)
     total = iterations * (1 if components == 1 else 2)
 
     def run(mixture: Mixture, offset: int) -> Fit:
         k, r = mixture.components.factor.shape[:2]
-        rows = batch_size or int(np.clip(2**23 // (k * (r + 1) * size), 1, 1024))
+        rows = batch_size or int(np.clip(2**23 // (k * (r + 1) * size), 1, min(count, 1024)))
         padded = -(-count // rows) * rows
         present = jnp.asarray((np.arange(padded) < count).astype(np.float32))
-        wrapped = jax.tree.map(lambda a: jnp.asarray(np.take(np.asarray(a), np.arange(padded) % count, 0)), observations)
+        wrapped = jax.tree.map(
+            lambda a: jnp.asarray(np.take(np.asarray(a), np.arange(padded) % count, 0)), observations
+        )
         iterate = make_em_iteration(corruption, variance_floor, rows)
         values: list[float] = []
         for i in range(iterations):

@@ -1,7 +1,7 @@
 """The host loop: a start, then EM rounds of M-step and E-step.
 
-    round 0   the start is fitted and draws one reconstruction per observation
-    round k   M-step on the reconstructions of round k - 1; checkpoint rounds/round_k; E-step; metrics and a picture
+round 0   the start is fitted and draws one reconstruction per observation
+round k   M-step on the reconstructions of round k - 1; checkpoint rounds/round_k; E-step; metrics and a picture
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
                 folder.log({"kind": "recovery", "round": attempt, "reason": str(error)})
                 for path in folder.latest.glob("round_*"):
                     checkpoints.remove(path)
-        speak(f"done: pictures in {folder.samples}, numbers in {folder.metrics}, the page of the run is {folder.report}")
+        speak(
+            f"done: pictures in {folder.samples}, numbers in {folder.metrics}, the page of the run is {folder.report}"
+        )
     return folder
 
 

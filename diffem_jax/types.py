@@ -62,6 +62,12 @@ class Corruption(Protocol):
     def forward(self, x: Array, operator: PyTree) -> Array:
         """A x, without noise; differentiable where that makes sense."""
 
+    def noise_level(self, operator: PyTree) -> Array | float:
+        """The standard deviation of the Gaussian noise given the operator."""
+
+    def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
+        """Draws y ~ p(y | x, operator): forward and noise."""
+
     def sample(self, key: Key, x: Array) -> Observation:
         """Draws an operator and y ~ p(y | x): operator, forward and noise."""
 
@@ -78,6 +84,9 @@ class LinearCorruption(Corruption, Protocol):
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         """(A diag(v) A^T + noise_std^2 I)^-1 r for a scalar v > 0 or a v of ``shape``."""
+
+    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
+        """Log det(A diag(v) A^T + noise_std^2 I)."""
 
     def null_operator(self) -> PyTree:
         """An operator of A = 0 (nothing observed), or None where the family has none."""

@@ -63,7 +63,9 @@ class Workdir:
             self.root.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to") from error
+            raise UserError(
+                f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to"
+            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -112,7 +114,9 @@ class Workdir:
         try:
             return json.loads(self.config.read_text())
         except FileNotFoundError:
-            raise UserError(f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path") from None
+            raise UserError(
+                f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
+            ) from None
         except ValueError as error:
             raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
 
@@ -127,5 +131,7 @@ class Workdir:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it)."""
-        kept = [r for r in self.records() if (r.get("round"), r.get("kind")) != (record.get("round"), record.get("kind"))]
+        kept = [
+            r for r in self.records() if (r.get("round"), r.get("kind")) != (record.get("round"), record.get("kind"))
+        ]
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in [*kept, record]))

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-CURVE_SEED = 7
+CURVE_SEED = 0
 """The curve is always this one; a run's seed only picks the points on it."""
 
 
