@@ -1,7 +1,7 @@
 """The manifold experiment: a smooth curve in R^5 seen through random 2 x 5 projections (arXiv 2510.12691, section 4.1).
 
-    diffem --config=manifold --workdir=runs/manifold              # quick: 16,384 points, minutes on two cores
-    diffem --config=manifold:paper --workdir=runs/manifold_paper  # the published settings
+diffem --config=manifold --workdir=runs/manifold              # quick: 16,384 points, minutes on two cores
+diffem --config=manifold:paper --workdir=runs/manifold_paper  # the published settings
 """
 
 from ml_collections import ConfigDict

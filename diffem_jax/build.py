@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import optax
@@ -15,7 +15,17 @@ from ml_collections import ConfigDict
 from diffem_jax import augment, corruptions, denoisers, em, networks, posteriors, samplers, schedules
 from diffem_jax.config import nearest
 from diffem_jax.gaussians import Mixture
-from diffem_jax.types import Corruption, DenoiseFn, Observation, PyTree, Sampler, Schedule, TimeLaw, UserError
+from diffem_jax.types import (
+    Corruption,
+    DenoiseFn,
+    LinearCorruption,
+    Observation,
+    PyTree,
+    Sampler,
+    Schedule,
+    TimeLaw,
+    UserError,
+)
 
 
 class Setup(NamedTuple):
@@ -180,16 +190,16 @@ def make_model(setup: Setup, base: Mixture) -> Model:
     unconditional = config.method in ("em_mmps", "em_dps")
     if unconditional:
         denoiser = edm(setup, None)
-        transform = posteriors.mmps if config.method == "em_mmps" else posteriors.dps
+        transform: Any = posteriors.mmps if config.method == "em_mmps" else posteriors.dps
         options: dict[str, Any] = {}
         if config.method == "em_mmps":
             moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
             options = {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
 
-        def bind(params: PyTree, observation: Observation) -> DenoiseFn:
+        def bind_transformed(params: PyTree, observation: Observation) -> DenoiseFn:
             return transform(denoisers.bind(denoiser, params), setup.schedule, c, observation, **options)
 
-        return Model(denoiser, bind, make_loss(setup, denoiser, None))
+        return Model(denoiser, bind_transformed, make_loss(setup, denoiser, None))
     if config.denoiser.preconditioning == "posterior":
         if not is_linear(c):
             raise UserError(
@@ -197,7 +207,9 @@ def make_model(setup: Setup, base: Mixture) -> Model:
                 "use 'edm'"
             )
         prior = base if config.denoiser.base == "mixture" else denoisers.isotropic_base(base)
-        denoiser = denoisers.posterior_denoiser(setup.network, setup.schedule, c, setup.shape, prior)
+        denoiser = denoisers.posterior_denoiser(
+            setup.network, setup.schedule, cast(LinearCorruption, c), setup.shape, prior
+        )
     else:
         denoiser = edm(setup, c)
 

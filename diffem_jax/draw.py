@@ -57,20 +57,23 @@ def posterior_draws(workdir: Workdir, observations: str, num_samples: int, seed:
     key = parallel.replicate(stream_key(seed, "sample"))
     batch = max(
         parallel.num_devices,
-        min(config.e_step.batch_size, -(-problem.count * num_samples // parallel.num_devices) * parallel.num_devices),
+        min(
+            config.e_step.batch_size,
+            -(-problem.num_examples * num_samples // parallel.num_devices) * parallel.num_devices,
+        ),
     )
-    total = problem.count * num_samples
+    total = problem.num_examples * num_samples
     parts = []
     with Progress("sampling", total, "draws") as progress:
         for first in range(0, total, batch):
             indices = np.arange(first, first + batch) % total
             # Draw s of observation i has index s N + i, so more samples never change the earlier ones.
-            observed = parallel.shard(rows(problem.observations, indices % problem.count))
+            observed = parallel.shard(rows(problem.observations, indices % problem.num_examples))
             x = parallel.gather(engine.e_step(key, params, observed, parallel.shard(indices.astype(np.int32))))
             parts.append(x[: total - first])
             progress.advance(len(parts[-1]))
     draws = np.concatenate(parts)
-    return problem, draws.reshape(num_samples, problem.count, *problem.setup.shape)
+    return problem, draws.reshape(num_samples, problem.num_examples, *problem.setup.shape)
 
 
 def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray:
@@ -103,7 +106,7 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(f".{output.name}.tmp.npz")
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
         temporary.replace(output)
     except OSError as error:
         raise UserError(
@@ -113,7 +116,7 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
     if problem is None:
         plots.picture(image, x, x, None, title="draws from the prior")
     else:
-        observed = rows(problem.observations, np.arange(min(problem.count, 8)))
+        observed = rows(problem.observations, np.arange(min(problem.num_examples, 8)))
         shown = observed.y
         if shown.shape[1:] != problem.setup.shape:
             shown = np.asarray(jax.vmap(problem.setup.corruption.condition)(observed))[..., : problem.setup.shape[-1]]

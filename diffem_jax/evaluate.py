@@ -16,8 +16,8 @@ from diffem_jax.types import UserError, example_keys, stream_key
 
 
 def _rows_used(problem: Problem) -> np.ndarray:
-    limit = problem.setup.config.eval.num_examples or problem.count
-    return np.arange(min(limit, problem.count))
+    limit = problem.setup.config.eval.num_examples or problem.num_examples
+    return np.arange(min(limit, problem.num_examples))
 
 
 def _psnr(problem: Problem) -> Callable[[int, np.ndarray], Any]:
@@ -124,7 +124,7 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
 def picture(problem: Problem, draws: Callable[[np.ndarray], np.ndarray], path: Path, title: str) -> None:
     """The PNG of a round: observations, reconstructions and truth; a corner plot for short vectors."""
     vectors = len(problem.setup.shape) == 1
-    count = min(problem.count, 4096 if vectors else 10)
+    count = min(problem.num_examples, 4096 if vectors else 10)
     indices = np.arange(count)
     observed = rows(problem.observations, indices)
     shown = observed.y

@@ -30,15 +30,15 @@ def evaluate_run(workdir: Workdir, reference: str | None = None) -> dict[str, fl
         raise UserError(f"{workdir.reconstructions}: no complete round; train first")
     if reference is not None:
         truth = npz.read_arrays(reference, ("x",))["x"]
-        if truth.shape != (problem.count, *problem.setup.shape):
+        if truth.shape != (problem.num_examples, *problem.setup.shape):
             raise UserError(
-                f"--reference: {reference} holds x of shape {truth.shape}; expected {(problem.count, *problem.setup.shape)}"
+                f"--reference: {reference} holds x of shape {truth.shape}; expected {(problem.num_examples, *problem.setup.shape)}"
             )
         problem = problem._replace(truth=truth)
     names = [name for name, (_, needs_truth) in METRICS.items() if problem.truth is not None or not needs_truth]
     if problem.labels is None:
         names.remove("accuracy") if "accuracy" in names else None
-    if problem.count < 4096 and "sinkhorn" in names:
+    if problem.num_examples < 4096 and "sinkhorn" in names:
         names.remove("sinkhorn")
     if len(problem.setup.shape) < 3 and "ssim" in names:
         names.remove("ssim")

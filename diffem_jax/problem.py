@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,16 +25,15 @@ class Problem(NamedTuple):
         observations: arrays (possibly memory-mapped) with a leading axis N.
         truth: the hidden x, for measuring only; None for own observations.
         labels: class labels of the truth, for measuring only.
-        train_truth: a source's own clean examples, for training the classifier that reads the draws; None without labels.
     """
 
     setup: Setup
     observations: Observation
     truth: Any
-    labels: np.ndarray | None
+    labels: Any
 
     @property
-    def count(self) -> int:
+    def num_examples(self) -> int:
         """N."""
         return len(self.observations.y)
 
@@ -102,12 +102,11 @@ def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem
 
 def check_operators(setup: Setup, observations: Observation, path: str) -> None:
     """Compares the shapes of y and of the operators with what the corruption makes."""
-    expected = jax.eval_shape(
-        lambda key: setup.corruption.sample(key, np.zeros(setup.shape, np.float32)), jax.random.key(0)
-    )
+    expected = jax.eval_shape(lambda key: setup.corruption.sample(key, jnp.zeros(setup.shape)), jax.random.key(0))
     found = jax.tree.map(lambda a: tuple(a.shape[1:]), observations, is_leaf=lambda a: hasattr(a, "shape"))
     wanted = jax.tree.map(lambda a: tuple(a.shape), expected)
-    if jax.tree.structure(observations) != jax.tree.structure(expected) or found != wanted:
+    same_tree = str(jax.tree.structure(observations)) == str(jax.tree.structure(expected))
+    if not same_tree or found != wanted:
         raise UserError(
             f"{path}: y has shape {observations.y.shape[1:]} an example; corruption {setup.config.corruption.name!r} on x of shape "
             f"{setup.shape} makes y of {expected.y.shape} with operators {jax.tree.map(lambda a: a.shape, expected.operator)}; "

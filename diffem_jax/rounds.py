@@ -95,7 +95,7 @@ class Run:
 
     def e_step(self, number: int, params: Any, step: Callable[..., Any]) -> float:
         """Draws one reconstruction per observation into the store, shard by shard; returns the seconds it took."""
-        config, count = self.config.e_step, self.problem.count
+        config, count = self.config.e_step, self.problem.num_examples
         processes, me = process_count(), process_index()
         local_batch = config.batch_size // processes
         shard_size = config.shard_size or 8 * local_batch
@@ -160,7 +160,7 @@ class Run:
         """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
         m, engine, parallel = self.config.m_step, self.engine, self.parallel
         x = self._training_rows(number)
-        batches = index_stream(self.config.seed, number, self.problem.count, m.batch_size, done)
+        batches = index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, done)
         local = m.batch_size // process_count()
         mine = slice(process_index() * local, (process_index() + 1) * local)
         slots = np.tile(np.arange(m.batch_size, dtype=np.int32)[mine], (engine.dispatch, 1))
@@ -272,7 +272,7 @@ class Run:
             else:
                 begun, done, sums = rolling
             state, loss, seconds = self.m_step(number, begun, done, sums)
-            state = state._replace(round=np.asarray(number, np.int32))
+            state = state._replace(round=jnp.asarray(number, jnp.int32))
             record = {"step": number * self.config.m_step.steps, "loss": loss, "m_step_seconds": seconds}
             checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
             self._drop_old(number)

@@ -51,7 +51,7 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
         barrier("config")
         speak: Say = say if lead else lambda line: None
         speak(
-            f"diffem_jax: {config.method} on {problem.count} observations of {config.data.name} "
+            f"diffem_jax: {config.method} on {problem.num_examples} observations of {config.data.name} "
             f"({config.corruption.name}), {config.rounds} rounds of {config.m_step.steps} updates; results in {folder.root}"
         )
         for attempt in range(config.recover + 1):

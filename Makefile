@@ -1,0 +1,40 @@
+# Every target makes .venv and installs what it needs; Python >= 3.11 and make are all that must be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench colabs soak clean
+
+demo: $(VENV)/.base
+	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
+	@echo "look at runs/demo/samples/round_00004.png and open runs/demo/report.html"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy diffem_jax
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+colabs: $(VENV)/.dev
+	$(BIN)/python -m colabs.build --execute
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.soak --kills 30
+
+$(VENV)/.base: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
