@@ -1,0 +1,287 @@
+"""The two pure functions of EM, and that devices, batches and dispatches change nothing but the speed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffem_jax.corruptions import PixelMask, Projection
+from diffem_jax.denoisers import bind, denoising_loss, gaussian_denoiser, posterior_denoiser
+from diffem_jax.em import make_e_step, make_m_step, make_state, map_examples
+from diffem_jax.gaussians import Mixture
+from diffem_jax.linalg import Gaussian
+from diffem_jax.networks import MLP
+from diffem_jax.parallel import make_parallel
+from diffem_jax.samplers import ddpm, dpmpp_2m_sde
+from diffem_jax.schedules import BetaMixture, VarianceExploding, log_uniform_grid, snr_weight
+from diffem_jax.types import Observation
+
+WAYS = [("jit", 1), ("jit", 2), ("pmap", 1), ("pmap", 2)]
+
+
+def lenient(optimizer):
+    """Optax itself promotes types; the project's code stays strict around it."""
+
+    def update(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+OPTIMIZERS = {"sgd": optax.sgd(0.05, momentum=0.5), "adam": lenient(optax.adam(1e-2))}
+
+
+def parallel_of(name, count):
+    return make_parallel(name, jax.devices()[:count])
+
+
+def bits(key, params, observation):
+    """An example's own random numbers."""
+    return jax.random.normal(key, (3,))
+
+
+def e_inputs(count=8):
+    observation = Observation(jax.random.normal(jax.random.key(1), (count, 2)), jnp.ones((count, 1)))
+    return observation, np.arange(100, 100 + count, dtype=np.int32)
+
+
+def test_example_noise_is_bit_equal_whatever_the_batch():
+    observations, indices = e_inputs()
+    step = jax.jit(map_examples(bits))
+    key = jax.random.key(0)
+    whole = step(key, (), observations, indices)
+    for rows in (slice(0, 4), slice(5, 6)):
+        part = step(key, (), jax.tree.map(lambda a, rows=rows: a[rows], observations), indices[rows])
+        np.testing.assert_array_equal(part, whole[rows])
+    back = step(key, (), observations, indices[::-1].copy())
+    np.testing.assert_array_equal(back, whole[::-1])
+    assert len(np.unique(np.asarray(whole))) == whole.size
+    assert not np.array_equal(step(jax.random.key(1), (), observations, indices), whole)
+
+
+def test_e_step_is_the_same_on_any_devices():
+    """The noise bit for bit, draws by a sampler to round-off."""
+    observations, indices = e_inputs()
+    schedule = VarianceExploding(0.05, 20.0)
+
+    def bind_linear(params, observation):
+        return lambda x, t: (params * observation.y + 0.3 * x) * observation.operator
+
+    steps = [
+        map_examples(bits),
+        make_e_step(bind_linear, dpmpp_2m_sde(schedule), log_uniform_grid(schedule, 6), (2,)),
+    ]
+    results = []
+    for name, count in WAYS:
+        parallel = parallel_of(name, count)
+        key, params = parallel.replicate(jax.random.key(0)), parallel.replicate(jnp.float32(0.5))
+        given, numbers = parallel.shard(observations), parallel.shard(indices)
+        out = [parallel.gather(parallel.map_e_step(step)(key, params, given, numbers)) for step in steps]
+        results.append(out)
+        assert (parallel.num_devices, parallel.num_local) == (count, count)
+    for noise, draws in results:
+        np.testing.assert_array_equal(noise, results[0][0])
+        np.testing.assert_allclose(draws, results[0][1], rtol=1e-5, atol=1e-5)
+    assert np.std(results[0][1]) > 0.1
+
+
+@pytest.mark.parametrize(("name", "count"), WAYS)
+def test_gather_undoes_shard(name, count):
+    parallel = parallel_of(name, count)
+    x = np.arange(24.0, dtype=np.float32).reshape(4, 3, 2)
+    np.testing.assert_array_equal(parallel.gather(parallel.shard(x)), x)
+    tree = parallel.replicate({"a": x, "key": jax.random.key(0)})
+    np.testing.assert_array_equal(tree["a"], x)
+    assert len(tree["a"].sharding.device_set) == count
+
+
+def params_of():
+    return {"w": jnp.array([0.5, -0.2]), "b": jnp.zeros(2)}
+
+
+def loss_of(params, key, x):
+    """A small loss with randomness of its own."""
+    return jnp.sum((params["w"] * (x + jax.random.normal(key, x.shape)) + jnp.tanh(params["b"]) - x) ** 2)
+
+
+def batches(steps=4, batch=8):
+    x = np.random.default_rng(0).normal(size=(steps, batch, 2)).astype(np.float32) + 1
+    return x, np.tile(np.arange(batch, dtype=np.int32), (steps, 1))
+
+
+def close(a, b):
+    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(p), np.asarray(q), rtol=2e-5, atol=2e-6)
+
+
+def train(optimizer, x, slots, **options):
+    step = jax.jit(make_m_step(loss_of, optimizer, ema_decay=0.9, **options))
+    return jax.block_until_ready(step(jax.random.key(3), make_state(params_of(), optimizer), x, slots))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_m_step_is_the_same_on_any_devices(name):
+    """With SGD a wrong scale of the gradient shows, which Adam would hide."""
+    optimizer, (x, slots) = OPTIMIZERS[name], batches()
+    expected = train(optimizer, x, slots)
+    for way, count in WAYS:
+        parallel = parallel_of(way, count)
+        step = parallel.map_m_step(make_m_step(loss_of, optimizer, ema_decay=0.9, mean=parallel.mean))
+        state = parallel.replicate(make_state(params_of(), optimizer))
+        given = (parallel.shard(x, 1), parallel.shard(slots, 1))
+        got = jax.block_until_ready(step(parallel.replicate(jax.random.key(3)), state, *given))
+        close(got, expected)
+    assert jnp.abs(expected[0].params["w"] - params_of()["w"]).max() > 1e-2
+
+
+def test_many_updates_a_dispatch_are_one_by_one():
+    optimizer, (x, slots) = OPTIMIZERS["adam"], batches()
+    expected, sums = train(optimizer, x, slots)
+    step = jax.jit(make_m_step(loss_of, optimizer, ema_decay=0.9))
+    state, losses = make_state(params_of(), optimizer), []
+    for i in range(4):
+        key = jax.random.key(3)
+        state, info = step(key, state, x[i : i + 1], slots[i : i + 1])
+        losses.append(float(info["loss"][0]))
+    close(state, expected)
+    np.testing.assert_allclose(losses, sums["loss"], rtol=1e-5)
+    assert sums["loss"].shape == sums["gradient_norm"].shape == (4,)
+    assert int(state.step) == 4 and int(state.round) == 0
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    x, slots = batches()
+    close(train(OPTIMIZERS["sgd"], x, slots, accumulate=2), train(OPTIMIZERS["sgd"], x, slots))
+
+
+def test_steps_and_slots_draw_their_own_randomness():
+    """With nothing to learn, equal data and a loss that is its own noise, every (step, slot) gives another number."""
+    seen = []
+    optimizer = optax.sgd(0.0)
+    for slot in range(3):
+
+        def loss(params, key, x):
+            return jax.random.normal(key) + 0 * jnp.sum(params["w"])
+
+        step = jax.jit(make_m_step(loss, optimizer, ema_decay=0.9))
+        _, info = step(
+            jax.random.key(0), make_state(params_of(), optimizer), jnp.zeros((3, 1, 2)), jnp.full((3, 1), slot)
+        )
+        seen += info["loss"].tolist()
+    assert len(set(seen)) == 9
+
+
+def test_moving_average():
+    x, slots = batches(steps=1)
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_m_step(loss_of, optimizer, ema_decay=0.5, ema_warmup=False))
+    state, _ = step(jax.random.key(0), make_state(params_of(), optimizer), x, slots)
+    close(state.ema_params, jax.tree.map(lambda a, b: (a + b) / 2, params_of(), state.params))
+    # Warming up, the first average is mostly the new parameters.
+    step = jax.jit(make_m_step(loss_of, optimizer, ema_decay=0.9999))
+    warm, _ = step(jax.random.key(0), make_state(params_of(), optimizer), x, slots)
+    moved = jnp.abs(warm.params["w"] - params_of()["w"]).max()
+    assert jnp.abs(warm.ema_params["w"] - warm.params["w"]).max() < 0.2 * moved
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_one_trace_for_the_whole_run(way):
+    traces = []
+
+    def loss(params, key, x):
+        traces.append(1)
+        return loss_of(params, key, x)
+
+    parallel, optimizer, (x, slots) = parallel_of(way, 2), OPTIMIZERS["adam"], batches()
+    step = parallel.map_m_step(make_m_step(loss, optimizer, ema_decay=0.9, mean=parallel.mean))
+    state, device_slots = parallel.replicate(make_state(params_of(), optimizer)), parallel.shard(slots, 1)
+    counts = []
+    for number in range(3):
+        key = parallel.replicate(jax.random.key(number))
+        state, _ = jax.block_until_ready(step(key, state, parallel.shard(x + number, 1), device_slots))
+        counts.append(len(traces))
+    assert counts[0] == counts[-1] > 0
+    # A new round puts a restored state back on the devices.
+    host = jax.tree.map(np.asarray, state)
+    step(parallel.replicate(jax.random.key(9)), parallel.replicate(host), parallel.shard(x, 1), device_slots)
+    assert len(traces) == counts[0]
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        1,
+        pytest.param(
+            2, marks=pytest.mark.xfail(strict=True, reason="over several devices may_alias=False still aliases")
+        ),
+    ],
+)
+def test_donating_the_replicated_state_spares_the_callers(count):
+    mine = jnp.arange(3.0)
+    copy = parallel_of("jit", count).replicate(mine)
+    jax.block_until_ready(jax.jit(lambda a: a + 1, donate_argnums=0)(copy))
+    assert copy.is_deleted() and not mine.is_deleted()
+
+
+def log_likelihood(law, observations, noise):
+    """The mean observed log-likelihood of N(mean, factor^T factor + variance), densely."""
+    y, a = (np.asarray(leaf, np.float64) for leaf in observations)
+    u = np.asarray(law.factor, np.float64)
+    cov = u.T @ u + np.diag(np.asarray(law.variance, np.float64))
+    total = a @ cov @ a.transpose(0, 2, 1) + noise**2 * np.eye(a.shape[1])
+    r = y - a @ np.asarray(law.mean, np.float64)
+    quadratic = np.einsum("ni,ni->n", r, np.linalg.solve(total, r[..., None])[..., 0])
+    return -0.5 * np.mean(quadratic + np.linalg.slogdet(total)[1])
+
+
+def test_exact_rounds_never_lower_the_observed_likelihood():
+    """E-step: diffusion draws with the exact denoiser; M-step: the Gaussian of the draws. Only sampling errors remain."""
+    corruption = Projection(shape=(2,), measurements=1, noise_std=0.1)
+    schedule, count = VarianceExploding(0.01, 30.0), 4096
+    x = np.random.default_rng(0).multivariate_normal([1.0, -0.5], [[1.0, 0.7], [0.7, 0.6]], count).astype(np.float32)
+    observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(0), count), x)
+
+    def bind_exact(law, observation):
+        return gaussian_denoiser(schedule, law, corruption, observation)
+
+    e_step = jax.jit(make_e_step(bind_exact, ddpm(schedule), log_uniform_grid(schedule, 48), (2,)))
+    law = Gaussian(jnp.zeros(2), jnp.full((2,), 1e-3), 2 * jnp.eye(2))
+    course = [log_likelihood(law, observations, 0.1)]
+    for number in range(5):
+        draws = np.asarray(e_step(jax.random.key(number), law, observations, jnp.arange(count)))
+        root = np.linalg.cholesky(np.cov(draws.T) - 1e-3 * np.eye(2))
+        law = Gaussian(jnp.asarray(draws.mean(0)), law.variance, jnp.asarray(root.T, jnp.float32))
+        course.append(log_likelihood(law, observations, 0.1))
+    assert (np.diff(course) > -5e-3).all(), course
+    assert course[-1] > course[0] + 0.2
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_hardware_that_is_not_here(platform):
+    corruption, schedule = PixelMask(shape=(3,), noise_std=0.1), VarianceExploding(0.01, 10.0)
+    parts = Gaussian(jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 1, 3)))
+    base = Mixture(jnp.log(jnp.full(2, 0.5)), parts)
+    denoiser = posterior_denoiser(MLP(features=(4,), embedding=4), schedule, corruption, (3,), base)
+    optimizer = OPTIMIZERS["adam"]
+    state = jax.eval_shape(lambda: make_state(denoiser.init(jax.random.key(0)), optimizer))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    number, real = jnp.int32, jnp.float32
+    observations = Observation(jax.ShapeDtypeStruct((4, 3), real), jax.ShapeDtypeStruct((4, 3), real))
+
+    def bind_one(params, observation):
+        return bind(denoiser, params, observation)
+
+    e_step = make_e_step(bind_one, ddpm(schedule), log_uniform_grid(schedule, 4), (3,))
+    loss = denoising_loss(denoiser, schedule, corruption, BetaMixture(), snr_weight)
+    m_step = make_m_step(loss, optimizer, ema_decay=0.9)
+    export = jax.export.export
+    out = export(jax.jit(e_step), platforms=[platform])(
+        key, state.params, observations, jax.ShapeDtypeStruct((4,), number)
+    )
+    assert out.platforms == (platform,) and out.out_avals[0].shape == (4, 3)
+    out = export(jax.jit(m_step), platforms=[platform])(
+        key, state, jax.ShapeDtypeStruct((2, 4, 3), real), jax.ShapeDtypeStruct((2, 4), number)
+    )
+    assert out.platforms == (platform,) and "callback" not in out.mlir_module()
