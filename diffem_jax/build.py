@@ -206,7 +206,7 @@ def make_model(setup: Setup, base: Mixture) -> Model:
                 f"config.denoiser.preconditioning: 'posterior' needs a linear corruption, not {config.corruption.name!r}; "
                 "use 'edm'"
             )
-        prior = base if config.denoiser.base == "mixture" else denoisers.isotropic_base(base)
+        prior = base if config.denoiser.base == "start" else denoisers.isotropic_base(base)
         denoiser = denoisers.posterior_denoiser(
             setup.network, setup.schedule, cast(LinearCorruption, c), setup.shape, prior
         )

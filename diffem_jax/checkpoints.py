@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.types import PyTree, UserError
+
+_OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -59,6 +62,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
     try:
         if lead:
             _checksums(path).unlink(missing_ok=True)
+        sweep(path.parent)
         ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
         if lead:
             record = {"metadata": metadata, "files": _files(path)}
@@ -109,8 +113,15 @@ def fault(path: Path) -> str | None:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The JSON values saved with a checkpoint."""
-    return json.loads(_checksums(path).read_text())["metadata"]
+    """The JSON values saved with a checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint, or its record is garbled.
+    """
+    try:
+        return json.loads(_checksums(path).read_text())["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again") from None
 
 
 def load(path: Path, like: PyTree | None = None) -> PyTree:
@@ -138,10 +149,23 @@ def load(path: Path, like: PyTree | None = None) -> PyTree:
         ) from error
 
 
+def written(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first; what was set aside, half-written or made by others is not among them."""
+    return sorted(p for p in folder.glob("*") if p.is_dir() and _OURS.match(p.name))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed process left half-written in a folder of checkpoints."""
+    if jax.process_index():
+        return
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        if _OURS.match(path.name.partition(".")[0]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def latest(folder: Path, warn: Any = print) -> Path | None:
     """The newest whole checkpoint of a folder; damaged ones are renamed to ``*.corrupt`` and reported through ``warn``."""
-    names = (p for p in folder.glob("*") if p.is_dir() and not p.name.endswith(".corrupt") and "orbax" not in p.name)
-    for path in sorted(names, reverse=True):
+    for path in reversed(written(folder)):
         problem = fault(path)
         if problem is None:
             return path

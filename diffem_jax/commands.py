@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from diffem_jax.types import UserError
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
 EXIT_INTERRUPTED = 130
+STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -34,6 +37,15 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         print("diffem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        print(
+            f"diffem: {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
+            "finished is whole: make space and run the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         if type(error).__name__ != "Preempted":
             raise
@@ -89,7 +101,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{error}; see --help") from None
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise UserError(_config_error(argv, error)) from None
-    except (SyntaxError, ImportError, FileNotFoundError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
 
 
@@ -120,6 +134,8 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
     """Trains, or goes on with, the run of a config."""
     if config is None:
         raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped_configs())}")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives")
     validate(config)
     from diffem_jax.train import run_em
 
@@ -135,18 +151,28 @@ def sample(workdir: Path, observations: str | None, num_samples: int, output: st
     if output is None:
         raise UserError("--output: missing; expected the .npz to write, for instance --output=draws.npz")
     folder = Workdir(workdir)
+    target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
+    _check_writable(target)
     problem: Any = None
     if observations is not None:
         problem, x = draw.posterior_draws(folder, observations, num_samples, seed)
     else:
         x = draw.prior_draws(folder, num_samples, seed)
-    target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
     image = draw.write_draws(target, x, problem)
     _say(
         f"wrote {target}: x of shape {x.shape}"
         + (", its mean and std" if problem is not None else "")
         + f"; picture {image}"
     )
+
+
+def _check_writable(target: Path) -> None:
+    """Looks before any compute whether a file can be written there."""
+    parent = target.parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--output: {target} cannot be written; expected a file in a writable folder; correct the path")
 
 
 def evaluate(workdir: Path, reference: str | None) -> None:

@@ -43,7 +43,7 @@ def default() -> ConfigDict:
 
     c.denoiser = ConfigDict()
     c.denoiser.preconditioning = "posterior"  # posterior | edm
-    c.denoiser.base = "isotropic"  # base prior of 'posterior': isotropic | mixture (the start's)
+    c.denoiser.base = "start"  # base prior of 'posterior': start (the fitted start itself) | isotropic (its mean and average variance)
     c.denoiser.sigma_data = 1.0
 
     c.schedule = ConfigDict()
@@ -122,7 +122,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("diffem", "em_mmps", "em_dps", "ambient", "oracle"),
     "parallel": ("pmap", "jit"),
     "denoiser.preconditioning": ("posterior", "edm"),
-    "denoiser.base": ("isotropic", "mixture"),
+    "denoiser.base": ("isotropic", "start"),
     "schedule.name": ("ve", "vp", "rectified_flow"),
     "start.name": ("gaussian", "mixture", "checkpoint"),
     "e_step.time_grid": ("log_uniform", "karras"),
@@ -207,9 +207,11 @@ def validate(config: ConfigDict) -> None:
         section = name.split(".")[0]
         if name not in known:
             if section in OPEN_SECTIONS:
+                _check_finite(name, value)
                 continue
             raise UserError(f"config.{name}: unknown field; {nearest(name, known)}")
         _check_type(name, value, known[name])
+        _check_finite(name, value)
         if name in CHOICES and value not in CHOICES[name]:
             raise UserError(f"config.{name}: {value!r} is not known; {nearest(value, CHOICES[name])}")
         if name in RANGES:
@@ -228,6 +230,12 @@ def _check_type(name: str, value: Any, default_value: Any) -> None:
     wrong_bool = isinstance(value, bool) and bool not in expected
     if not isinstance(value, expected) or wrong_bool:
         raise UserError(f"config.{name}: {value!r} is a {type(value).__name__}; expected {expected[0].__name__}")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, list):
+        for entry in value:
+            _check_finite(name, entry)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config.{name}: {value!r}; expected a finite number")
 
@@ -247,13 +255,28 @@ def _check_together(config: ConfigDict) -> None:
         )
     if config.data.name in ("folder", "arrays", "observations") and not config.data.path:
         raise UserError(f"config.data.path: ''; expected a file or folder, since data.name is {config.data.name!r}")
-    for pair in config.m_step.time_law_beta:
-        if len(pair) != 2 or min(pair) <= 0:
-            raise UserError(f"config.m_step.time_law_beta: {pair!r}; expected pairs of two positive numbers")
+    _check_lists(config)
+
+
+def _numbers(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+
+
+def _check_lists(config: ConfigDict) -> None:
+    pairs, law, shape = config.m_step.time_law_beta, config.m_step.time_law_log_normal, config.data.shape
+    if not len(pairs) or not all(_numbers(pair) and len(pair) == 2 and min(pair) > 0 for pair in pairs):
+        raise UserError(f"config.m_step.time_law_beta: {pairs!r}; expected pairs of two positive numbers, ((3.0, 3.0),)")
+    if not (_numbers(law) and len(law) == 2 and law[1] > 0):
+        raise UserError(f"config.m_step.time_law_log_normal: {law!r}; expected (mean, std) with std > 0")
+    if not _numbers(shape, int) or any(not 0 < side <= 2**24 for side in shape):
+        raise UserError(f"config.data.shape: {shape!r}; expected positive integers, (32, 32, 3), or () for the data's own")
+    for name, given in (("m_step.augment", config.m_step.augment), ("eval.metrics", config.eval.metrics)):
+        if not all(isinstance(entry, str) for entry in given):
+            raise UserError(f"config.{name}: {given!r}; expected names, ('psnr',) or ('flip',) for instance")
 
 
 # A run may be prolonged or watched differently without being another run.
-FREE_FIELDS = ("rounds", "parallel", "recover", "data.cache_dir", "eval.", "stop.", "checkpoint.", "e_step.shard_size")
+FREE_FIELDS = ("rounds", "parallel", "recover", "data.cache_dir", "prior.", "eval.", "stop.", "checkpoint.", "e_step.shard_size")
 
 
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:

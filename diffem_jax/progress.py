@@ -1,11 +1,13 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
+"""Progress of long work and its clock: a bar with rate and time left on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
+import jax
 from tqdm import tqdm
 
 
@@ -52,3 +54,20 @@ class Progress:
         left = (self.total - self.count) / rate if rate > 0 else float("inf")
         line = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.4g} {self.unit}/s, {left:.0f} s left"
         print(f"{line}{', ' + note if note else ''}", flush=True)
+
+
+class CompileClock:
+    """Seconds that XLA has spent compiling in this process since the clock was made."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **details: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += seconds
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds

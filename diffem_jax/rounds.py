@@ -22,7 +22,7 @@ from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.gaussians import Mixture
 from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, process_count, process_index
 from diffem_jax.problem import Problem, rows
-from diffem_jax.progress import Progress
+from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
 from diffem_jax.workdir import Workdir
@@ -35,7 +35,11 @@ class Preempted(Exception):
 
 
 class NonFinite(Exception):
-    """A loss or a draw is NaN or infinite."""
+    """A loss, a gradient, a parameter or a draw of a round is NaN or infinite."""
+
+    def __init__(self, message: str, number: int, draws: bool = False):
+        super().__init__(message)
+        self.number, self.draws = number, draws
 
 
 class Engine(NamedTuple):
@@ -78,18 +82,18 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
 class Run:
     """One run in one work directory: the objects that its rounds share."""
 
-    def __init__(self, problem: Problem, workdir: Workdir, say: Say, recovered: int = 0):
+    def __init__(self, problem: Problem, workdir: Workdir, say: Say, measure: Callable[..., dict[str, float]]):
         self.problem, self.workdir, self.say = problem, workdir, say
         self.setup, self.config = problem.setup, problem.setup.config
         self.parallel = make_parallel(self.config.parallel)
         self.lead = process_index() == 0
         self.store = ReconstructionStore(workdir.reconstructions)
         self.stop_signal = 0
+        self.clock = CompileClock()
         self.start: Mixture = load_or_fit(problem, workdir, say, quiet=not self.lead)
         self.engine = make_engine(self.setup, self.parallel, self.start)
-        self.measure = evaluate.make_measures(problem)
+        self.measure = measure
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
-        self.recovered = recovered
 
     # E-step ----------------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,8 @@ class Run:
         processes, me = process_count(), process_index()
         local_batch = config.batch_size // processes
         shard_size = config.shard_size or 8 * local_batch
+        if number in self.store.rounds():
+            shard_size = self.store.round(number).shard_size
         stored = self.store.create(number, count, self.setup.shape, shard_size)
         barrier("created")
         found = stored.done_shards()
@@ -119,7 +125,7 @@ class Run:
                 x = self._draw(step, key, params, indices, size, local_batch, progress, len(group))
                 if me < len(group):
                     _check_finite(x, number)
-                    stored.write_shard(shard, x)
+                    _write(stored, shard, x)
                 self._check_signal()
         barrier("drawn")
         if self.lead and not stored.is_complete():
@@ -187,6 +193,7 @@ class Run:
                     self._check_signal()
             total, counted = self._read_losses(pending, number, total, counted, progress)
         state = jax.tree.map(parallel_host, state)
+        _check_state(state, number, done)
         return state, total / max(counted, 1), time.monotonic() - began
 
     def _read_losses(
@@ -196,9 +203,11 @@ class Run:
             return total, counted
         done, info = pending
         losses = np.asarray(info["loss"], np.float64)
-        if not np.isfinite(losses).all():
-            bad = done - len(losses) + int(np.argmax(~np.isfinite(losses))) + 1
-            raise NonFinite(f"M-step {number}: the loss is {losses[~np.isfinite(losses)][0]} at update {bad}")
+        finite = np.isfinite(losses) & np.isfinite(np.asarray(info["gradient_norm"]))
+        if not finite.all():
+            first = int(np.argmax(~finite))
+            what = "gradient is not finite" if np.isfinite(losses[first]) else f"loss is {losses[first]}"
+            raise NonFinite(f"M-step {number}: the {what} at update {done - len(losses) + first + 1}", number)
         progress.advance(len(losses), f"loss {losses.mean():.4f}")
         return total + float(losses.sum()), counted + len(losses)
 
@@ -214,11 +223,10 @@ class Run:
 
     def _save_rolling(self, number: int, state: EMState, done: int, total: float, counted: int) -> None:
         path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"
+        _check_state(jax.tree.map(parallel_host, state), number, done)
         record = {"round": number, "done": done, "loss_sum": total, "loss_count": counted}
         checkpoints.save(path, state._asdict(), record)
-        for older in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt")[
-            :-2
-        ]:
+        for older in checkpoints.written(self.workdir.latest)[:-2]:
             checkpoints.remove(older)
 
     def fresh_state(self) -> EMState:
@@ -295,7 +303,14 @@ class Run:
             measured = self.measure(number, draws) if number % every == 0 or number == self.config.rounds else {}
             title = f"round {number}" if number else "start"
             evaluate.picture(self.problem, draws, path, title)
-            entry = {"kind": "round", "round": number, **(record or {"step": 0}), "e_step_seconds": seconds, **measured}
+            entry = {
+                "kind": "round",
+                "round": number,
+                **(record or {"step": 0}),
+                "e_step_seconds": seconds,
+                "compile_seconds": self.clock.lap(),
+                **measured,
+            }
             self.workdir.log(entry)
             self.say(_line(number, entry))
             report.write(self.workdir)
@@ -303,8 +318,9 @@ class Run:
         barrier("round finished")
 
     def _drop_old(self, number: int) -> None:
-        for path in sorted(p for p in self.workdir.latest.glob("round_*") if p.is_dir() and p.suffix != ".corrupt"):
+        for path in checkpoints.written(self.workdir.latest):
             checkpoints.remove(path)
+        checkpoints.sweep(self.workdir.latest)
         keep = self.config.checkpoint.keep_rounds
         if keep:
             for old in range(1, number - keep + 1):
@@ -326,15 +342,32 @@ def parallel_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf.addressable_data(0))
 
 
+def _write(stored: Any, shard: int, x: np.ndarray) -> None:
+    try:
+        stored.write_shard(shard, x)
+    except OSError as error:
+        raise UserError(
+            f"{stored.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
+            "what was finished is whole: make space and run the same command again"
+        ) from error
+
+
+def _check_state(state: EMState, number: int, done: int) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
+        raise NonFinite(f"M-step {number}: parameters are NaN or infinite after update {done}", number)
+
+
 def _check_finite(x: np.ndarray, number: int) -> None:
     bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     if bad.any():
         raise NonFinite(
-            f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})"
+            f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})",
+            number,
+            draws=True,
         )
 
 
 def _line(number: int, record: dict[str, Any]) -> str:
-    hidden = ("kind", "round", "step")
+    hidden = ("kind", "round", "step", "compile_seconds")
     shown = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
     return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -60,7 +60,9 @@ def _gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key
     return signs * apply(signs)
 
 
-def _example_sums(corruption: LinearCorruption, mixture: Mixture, key: Key, observation: Observation) -> Sums:
+def _example_sums(
+    corruption: LinearCorruption, mixture: Mixture, key: Key, observation: Observation, present: Array
+) -> Sums:
     """The E-step of one example: posterior moments of (z, e) under every component, weighted by responsibility."""
 
     def one(component: Gaussian) -> tuple[Array, Array, Array, Array]:
@@ -69,21 +71,22 @@ def _example_sums(corruption: LinearCorruption, mixture: Mixture, key: Key, obse
         inverse_root = solve_lower(post.root, jnp.eye(rank)) if rank else post.root
         z_cov = inverse_root.T @ inverse_root
         z1 = jnp.concatenate([post.z, jnp.ones((1,))])
-        zz = jnp.outer(z1, z1).at[:rank, :rank].add(z_cov)
-        pulled = jnp.tensordot(z_cov, post.hidden, 1)
-        ez = (z1[:, None] * post.residual.reshape(1, -1)).reshape(rank + 1, *corruption.shape)
-        ez = ez.at[:rank].add(-pulled)
+        pulled = (z_cov @ post.hidden.reshape(rank, math.prod(corruption.shape))).reshape(post.hidden.shape)
+        # The blocks are put together by padding: updates in place are slow scatters under vmap.
+        zz = jnp.outer(z1, z1) + jnp.pad(z_cov, ((0, 1), (0, 1)))
+        ez = jnp.outer(z1, post.residual.reshape(-1)).reshape(rank + 1, *corruption.shape)
+        ez = ez - jnp.pad(pulled, ((0, 1), *((0, 0),) * len(corruption.shape)))
         seen = _gram_diagonal(corruption, observation.operator, component.variance, key)
         own = component.variance - component.variance**2 * seen + jnp.sum(post.hidden * pulled, axis=0)
         return zz, ez, post.residual**2 + own, post.log_prob
 
     zz, ez, ee, log_probs = jax.vmap(one)(mixture.components)
     joint = mixture.log_weights + log_probs
-    weight = jax.nn.softmax(joint)
+    weight = present * jax.nn.softmax(joint)
     zz = weight[:, None, None] * zz
     ez = weight.reshape(-1, *(1,) * (ez.ndim - 1)) * ez
     ee = weight.reshape(-1, *(1,) * (ee.ndim - 1)) * ee
-    return Sums(weight, zz, ez, ee, jax.nn.logsumexp(joint))
+    return Sums(weight, zz, ez, ee, present * jax.nn.logsumexp(joint))
 
 
 def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
@@ -137,12 +140,12 @@ def make_em_iteration(
         def body(sums: Sums, batch: tuple[Observation, Array, Array]) -> tuple[Sums, None]:
             observation, index, mask = batch
             keys = example_keys(key, index)
-            each = jax.vmap(lambda k, o: _example_sums(corruption, mixture, k, o))(keys, observation)
-            added = jax.tree.map(lambda leaf: jnp.tensordot(mask, leaf, 1), each)
+            each = jax.vmap(lambda k, o, m: _example_sums(corruption, mixture, k, o, m))(keys, observation, mask)
+            added = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.lax.optimization_barrier(each))
             return jax.tree.map(jnp.add, sums, added), None
 
         first = jax.tree.map(lambda a: a[0, 0], batches)
-        zeros = jax.eval_shape(lambda: _example_sums(corruption, mixture, key, first))
+        zeros = jax.eval_shape(lambda: _example_sums(corruption, mixture, key, first, jnp.ones(())))
         sums, _ = jax.lax.scan(body, jax.tree.map(lambda s: jnp.zeros(s.shape), zeros), (batches, indices, masks))
         return _maximize(mixture, sums, variance_floor), sums.log_prob / jnp.sum(present)
 

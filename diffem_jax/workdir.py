@@ -112,7 +112,10 @@ class Workdir:
             UserError: there is none, or it is not JSON.
         """
         try:
-            return json.loads(self.config.read_text())
+            stored = json.loads(self.config.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError("not an object")
+            return stored
         except FileNotFoundError:
             raise UserError(
                 f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
@@ -131,7 +134,8 @@ class Workdir:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it)."""
-        kept = [
-            r for r in self.records() if (r.get("round"), r.get("kind")) != (record.get("round"), record.get("kind"))
-        ]
-        write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in [*kept, record]))
+        records, same = self.records(), (record.get("round"), record.get("kind"))
+        places = [i for i, r in enumerate(records) if (r.get("round"), r.get("kind")) == same]
+        place = places[0] if places else len(records)
+        records[place : place + 1] = [record]
+        write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in records))
