@@ -63,7 +63,7 @@ def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise UserError(
             f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' on PYTHONPATH"
         ) from error
@@ -75,6 +75,8 @@ def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) 
     Raises:
         UserError: an unknown name or field, or a value that the class refuses.
     """
+    if not isinstance(section.get("name"), str):
+        raise UserError(f"config.{field}.name: {section.get('name')!r}; expected a name: {', '.join(registry)}")
     options = {key: _frozen(section[key]) for key in section if key != "name"}
     factory = lookup(f"{field}.name", section["name"], registry)
     accepted = set(inspect.signature(factory).parameters)
@@ -101,6 +103,9 @@ def _section(config: Any, **overrides: Any) -> dict[str, Any]:
 
 def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
     """The corruption of a section, checked on one abstract example."""
+    for key in ("rate", "noise_std"):
+        if key in section and (isinstance(section[key], bool) or not isinstance(section[key], int | float)):
+            raise UserError(f"config.{field}.{key}: {section[key]!r}; expected a number")
     corruption = construct(field, section, corruptions.CORRUPTIONS, shape=shape)
     if corruption.noise_std < 0:
         raise UserError(f"config.{field}.noise_std: {corruption.noise_std}; expected 0 or more")

@@ -121,7 +121,9 @@ def metadata(path: Path) -> dict[str, Any]:
     try:
         return json.loads(_checksums(path).read_text())["metadata"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again") from None
+        raise UserError(
+            f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again"
+        ) from None
 
 
 def load(path: Path, like: PyTree | None = None) -> PyTree:

@@ -135,7 +135,9 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
     if config is None:
         raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped_configs())}")
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives")
+        raise UserError(
+            f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"
+        )
     validate(config)
     from diffem_jax.train import run_em
 

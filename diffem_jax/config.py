@@ -265,18 +265,32 @@ def _numbers(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> bool:
 def _check_lists(config: ConfigDict) -> None:
     pairs, law, shape = config.m_step.time_law_beta, config.m_step.time_law_log_normal, config.data.shape
     if not len(pairs) or not all(_numbers(pair) and len(pair) == 2 and min(pair) > 0 for pair in pairs):
-        raise UserError(f"config.m_step.time_law_beta: {pairs!r}; expected pairs of two positive numbers, ((3.0, 3.0),)")
+        raise UserError(
+            f"config.m_step.time_law_beta: {pairs!r}; expected pairs of two positive numbers, ((3.0, 3.0),)"
+        )
     if not (_numbers(law) and len(law) == 2 and law[1] > 0):
         raise UserError(f"config.m_step.time_law_log_normal: {law!r}; expected (mean, std) with std > 0")
     if not _numbers(shape, int) or any(not 0 < side <= 2**24 for side in shape):
-        raise UserError(f"config.data.shape: {shape!r}; expected positive integers, (32, 32, 3), or () for the data's own")
+        raise UserError(
+            f"config.data.shape: {shape!r}; expected positive integers, (32, 32, 3), or () for the data's own"
+        )
     for name, given in (("m_step.augment", config.m_step.augment), ("eval.metrics", config.eval.metrics)):
         if not all(isinstance(entry, str) for entry in given):
             raise UserError(f"config.{name}: {given!r}; expected names, ('psnr',) or ('flip',) for instance")
 
 
 # A run may be prolonged or watched differently without being another run.
-FREE_FIELDS = ("rounds", "parallel", "recover", "data.cache_dir", "prior.", "eval.", "stop.", "checkpoint.", "e_step.shard_size")
+FREE_FIELDS = (
+    "rounds",
+    "parallel",
+    "recover",
+    "data.cache_dir",
+    "prior.",
+    "eval.",
+    "stop.",
+    "checkpoint.",
+    "e_step.shard_size",
+)
 
 
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:

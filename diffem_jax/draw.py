@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, denoisers, em, plots
 from diffem_jax.build import make_sampler
-from diffem_jax.config import default
+from diffem_jax.config import default, validate
 from diffem_jax.parallel import make_parallel
 from diffem_jax.prior import load_prior
 from diffem_jax.problem import Problem, load_own, rows
@@ -30,9 +30,15 @@ def stored_config(workdir: Workdir) -> ConfigDict:
         for name, value in workdir.stored_config().items():
             *sections, field = name.split(".")
             target = config
-            for section in sections:
-                target = target[section]
-            target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
+            try:
+                for section in sections:
+                    target = target[section]
+                target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise UserError(
+                    f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
+                ) from None
+    validate(config)
     return config
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
+import jax
 from ml_collections import ConfigDict
 
-from diffem_jax import checkpoints
-from diffem_jax.build import make_optimizer
-from diffem_jax.parallel import barrier, process_index
-from diffem_jax.problem import load_problem
+from diffem_jax import checkpoints, prior
+from diffem_jax.build import make_optimizer, make_sampler
+from diffem_jax.evaluate import make_measures
+from diffem_jax.parallel import barrier, make_parallel, process_index
+from diffem_jax.problem import Problem, load_problem
+from diffem_jax.round_zero import standard_normal
 from diffem_jax.rounds import NonFinite, Preempted, Run, make_engine
-from diffem_jax.types import UserError
+from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 
 Say = Callable[[str], None]
@@ -42,42 +46,103 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
         Preempted: SIGTERM came; the same command goes on.
     """
     folder = Workdir(workdir)
-    problem = load_problem(config)
     lead = process_index() == 0
-    folder.create()
-    with folder.lock() if lead else contextlib.nullcontext():
-        if lead:
-            folder.check_config(config, override)
-        barrier("config")
-        speak: Say = say if lead else lambda line: None
-        speak(
-            f"diffem_jax: {config.method} on {problem.num_examples} observations of {config.data.name} "
-            f"({config.corruption.name}), {config.rounds} rounds of {config.m_step.steps} updates; results in {folder.root}"
-        )
-        for attempt in range(config.recover + 1):
-            try:
-                run = Run(problem, folder, speak, attempt)
-                if attempt:
-                    _lower_rate(run, attempt)
-                with _listening(run):
-                    run.rounds()
-                break
-            except NonFinite as error:
-                last = checkpoints.latest(folder.rounds) if folder.rounds.exists() else None
-                place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-                if attempt == config.recover:
-                    raise UserError(
-                        f"{error}; {place}; expected finite numbers: lower config.m_step.learning_rate (with --override), or "
-                        "set config.recover to let the run do so"
-                    ) from error
-                speak(f"{error}; {place}; going back to it with half the learning rate")
-                folder.log({"kind": "recovery", "round": attempt, "reason": str(error)})
-                for path in folder.latest.glob("round_*"):
-                    checkpoints.remove(path)
+    speak: Say = say if lead else lambda line: None
+    with _Listening() as ears:
+        problem = load_problem(config)
+        measure = preflight(problem)
+        folder.create()
+        with folder.lock() if lead else contextlib.nullcontext():
+            if lead:
+                folder.check_config(config, override)
+            barrier("config")
+            speak(
+                f"diffem_jax: {config.method} on {problem.num_examples} observations of {config.data.name} "
+                f"({config.corruption.name}), {config.rounds} rounds of {config.m_step.steps} updates; "
+                f"results in {folder.root}"
+            )
+            # A run that lowered its learning rate and was then interrupted goes on with the lowered one.
+            attempt = 0 if override else min(config.recover, _recoveries(folder))
+            while True:
+                try:
+                    run = Run(problem, folder, speak, measure)
+                    if attempt:
+                        _lower_rate(run, attempt)
+                    with ears.to(run):
+                        run.rounds()
+                    break
+                except NonFinite as error:
+                    attempt += 1
+                    _go_back(folder, config, error, attempt, speak, lead)
+            prior.train_prior(problem.setup, folder, speak)
         speak(
             f"done: pictures in {folder.samples}, numbers in {folder.metrics}, the page of the run is {folder.report}"
         )
     return folder
+
+
+def preflight(problem: Problem) -> Callable[..., dict[str, float]]:
+    """Builds everything once without compute, so that what does not fit is told before a file is written.
+
+    Returns:
+        the run's measures.
+
+    Raises:
+        UserError: a field that does not fit the data, the devices or another field.
+    """
+    setup, config = problem.setup, problem.setup.config
+    if config.method == "oracle" and problem.truth is None:
+        raise UserError(
+            "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
+        )
+    make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
+    engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
+    try:
+        jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+    except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
+        fields = {key: config.network[key] for key in config.network}
+        raise UserError(
+            f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)}); correct its fields"
+        ) from error
+    return make_measures(problem)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, shortened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _recoveries(folder: Workdir) -> int:
+    return max((r.get("attempt", 0) for r in folder.records() if r.get("kind") == "recovery"), default=0)
+
+
+def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int, speak: Say, lead: bool) -> None:
+    """Clears what the broken round left, so that the next attempt starts at the last good checkpoint.
+
+    Raises:
+        UserError: the attempts are used up.
+    """
+    broken = folder.round_checkpoint(error.number)
+    if lead and error.draws and broken.exists():
+        checkpoints.set_aside(broken)
+        for file in (folder.reconstructions / f"round_{error.number:05d}").glob("shard-*"):
+            file.unlink()
+    barrier("gone back")
+    # Out of attempts, the person may also go on from inside the round; a new attempt begins the round again.
+    folders = [folder.rounds] if attempt <= config.recover else [folder.latest, folder.rounds]
+    last = next(filter(None, (checkpoints.latest(f) for f in folders if f.exists())), None)
+    place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+    if attempt > config.recover:
+        raise UserError(
+            f"{error}; {place}; expected finite numbers: lower config.m_step.learning_rate (with --override), or "
+            "set config.recover to let the run do so"
+        ) from error
+    speak(f"{error}; {place}; going back to it with the learning rate times {0.5**attempt:g}")
+    if lead:
+        folder.log({"kind": "recovery", "round": error.number, "attempt": attempt, "reason": str(error)})
+        for path in checkpoints.written(folder.latest):
+            checkpoints.remove(path)
+    barrier("cleared")
 
 
 def _lower_rate(run: Run, attempt: int) -> None:
@@ -89,18 +154,34 @@ def _lower_rate(run: Run, attempt: int) -> None:
     run.engine = make_engine(run.setup, run.parallel, run.start)
 
 
-class _listening:
-    """Sends SIGTERM to a run while it lasts (only a main thread may set handlers)."""
+class _Listening:
+    """Sends SIGTERM to a run while its rounds last; before and after, nothing is to be saved and the process ends.
 
-    def __init__(self, run: Run):
-        self.run = run
+    Only a main thread may set handlers; elsewhere this does nothing.
+    """
 
-    def __enter__(self) -> None:
+    run: Run | None = None
+
+    def __enter__(self) -> _Listening:
         try:
-            self.before = signal.signal(signal.SIGTERM, self.run.on_signal)
+            self.before = signal.signal(signal.SIGTERM, self._heard)
         except ValueError:
             self.before = None
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
+
+    @contextlib.contextmanager
+    def to(self, run: Run) -> Iterator[None]:
+        self.run = run
+        try:
+            yield
+        finally:
+            self.run = None
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.run is None:
+            raise Preempted(signal.Signals(number).name)
+        self.run.on_signal(number, frame)
