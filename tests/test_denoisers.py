@@ -110,10 +110,12 @@ def test_zero_network_is_the_base(prior):
     denoiser = posterior_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
     params = denoiser.init(jax.random.key(0))
     x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
-    given = bind(denoiser, params, OBSERVATION)(x_t, t)
-    np.testing.assert_allclose(given, mixture_denoiser(schedule, law, CORRUPTION, OBSERVATION)(x_t, t), atol=1e-5)
-    free = bind(denoiser, params)(x_t, t)
-    np.testing.assert_allclose(free, mixture_denoiser(schedule, law)(x_t, t), atol=1e-5)
+    given = jax.jit(bind(denoiser, params, OBSERVATION))(x_t, t)
+    np.testing.assert_allclose(
+        given, jax.jit(mixture_denoiser(schedule, law, CORRUPTION, OBSERVATION))(x_t, t), atol=1e-5
+    )
+    free = jax.jit(bind(denoiser, params))(x_t, t)
+    np.testing.assert_allclose(free, jax.jit(mixture_denoiser(schedule, law))(x_t, t), atol=1e-5)
     assert jnp.abs(given - free).max() > 0.05
     if prior == "isotropic":
         alpha, sigma = schedule(t)

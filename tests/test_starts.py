@@ -127,9 +127,9 @@ def test_data_on_a_line_with_hardly_any_noise():
         jax.random.key(0),
         corruption,
         observations,
-        rank=2,
+        rank=1,
         components=2,
-        iterations=25,
+        iterations=15,
         report=lambda iteration, total, value: values.append(value),
     )
     assert np.isfinite(values).all() and len(values) > len(result.log_likelihoods)
