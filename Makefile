@@ -10,7 +10,7 @@ demo: $(VENV)/.base
 	@echo "look at runs/demo/samples/round_00004.png and open runs/demo/report.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

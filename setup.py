@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "pytest-timeout", "hypothesis", "ott-jax", "scikit-image", "nbclient", "ipykernel", "jupytext"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "ott-jax", "scikit-image", "nbclient", "ipykernel", "jupytext"]
 
 setup(
     name="diffem-jax",

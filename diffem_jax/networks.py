@@ -84,18 +84,18 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
         """[B, *S, C], [B, E] -> [B, *S, channels]."""
         h = nn.silu(nn.Dense(embedding.shape[-1], dtype=self.dtype)(embedding))
-        modulation = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
-        modulation = modulation.reshape(x.shape[0], *(1,) * self.spatial, -1)
-        scale, shift, _ = jnp.split(modulation, 3, axis=-1)
+        ones = (1,) * self.spatial
+        modulation = nn.Dense(2 * x.shape[-1], kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
+        scale, shift = jnp.split(modulation.reshape(x.shape[0], *ones, -1), 2, axis=-1)
         gate = nn.Dense(self.channels, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
-        gate = gate.reshape(x.shape[0], *(1,) * self.spatial, -1)
+        gate = gate.reshape(x.shape[0], *ones, -1)
         window = (self.kernel,) * self.spatial
         y = (1 + scale) * nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(x) + shift
         y = nn.silu(nn.Conv(self.channels, window, dtype=self.dtype)(y))
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         y = nn.Conv(self.channels, window, dtype=self.dtype)(y)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype)(x)
+            x = nn.Conv(self.channels, window, dtype=self.dtype)(x)
         return (x + (1 + gate) * y) * (0.5**0.5)
 
 
@@ -156,7 +156,8 @@ class UNet(nn.Module):
             return Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
 
         embedding = sinusoidal_embedding(noise, self.embedding).astype(self.dtype)
-        embedding = nn.silu(nn.Dense(self.embedding, dtype=self.dtype)(embedding))
+        embedding = nn.silu(nn.Dense(4 * self.embedding, dtype=self.dtype)(embedding))
+        embedding = nn.Dense(self.embedding, dtype=self.dtype)(embedding)
         out_channels = x.shape[-1]
         h = x if condition is None else jnp.concatenate([x, condition], axis=-1)
         window, strides = (3,) * spatial, (2,) * spatial

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffem_jax.types import PyTree
+from diffem_jax.types import PyTree, UserError
 
 AXIS = "batch"
 
@@ -45,9 +46,15 @@ class Parallel(NamedTuple):
 
 
 def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """'pmap' (the default) or 'jit' with ``NamedSharding``, over the given or all devices."""
-    devices = list(devices or jax.devices())
-    return {"pmap": _pmap, "jit": _jit}[name](devices)
+    """'pmap' (the default) or 'jit' with ``NamedSharding``, over the given or all devices.
+
+    Raises:
+        UserError: another name.
+    """
+    ways = {"pmap": _pmap, "jit": _jit}
+    if name not in ways:
+        raise UserError(f"parallel: {name!r}; expected 'pmap' or 'jit'")
+    return ways[name](list(devices or jax.devices()))
 
 
 def _replicated(devices: list[jax.Device]) -> NamedSharding:
@@ -56,9 +63,11 @@ def _replicated(devices: list[jax.Device]) -> NamedSharding:
 
 def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     def put(leaf: Any) -> jax.Array:
-        if sharding.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            # The runtime may share memory with what it is given; the state is donated later, so it must own its copy.
-            return jax.device_put(leaf, sharding, may_alias=False)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        if sharding.is_fully_addressable:
+            # The state is donated later, and placing an array may share its memory: the caller's must survive.
+            return jax.device_put(jnp.array(leaf, copy=True), sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return lambda tree: jax.tree.map(put, tree)

@@ -209,15 +209,7 @@ def test_one_trace_for_the_whole_run(way):
     assert len(traces) == counts[0]
 
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        1,
-        pytest.param(
-            2, marks=pytest.mark.xfail(strict=True, reason="over several devices may_alias=False still aliases")
-        ),
-    ],
-)
+@pytest.mark.parametrize("count", [1, 2])
 def test_donating_the_replicated_state_spares_the_callers(count):
     mine = jnp.arange(3.0)
     copy = parallel_of("jit", count).replicate(mine)

@@ -76,7 +76,6 @@ def test_published_cifar10_size():
     assert 57e6 < parameter_count(shapes) < 58e6
 
 
-@pytest.mark.xfail(strict=True, reason="a third of ResBlock's modulation is computed and thrown away")
 def test_every_parameter_of_a_block_is_used():
     block = ResBlock(4)
     x, embedding = jax.random.normal(jax.random.key(0), (2, 4, 4, 4)), jax.random.normal(jax.random.key(1), (2, 8))

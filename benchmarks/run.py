@@ -1,0 +1,19 @@
+"""All benchmarks, one after the other, each in a process of its own: ``make bench`` (at most 30 minutes on two cores)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("overhead", "start", "devices", "e_step_cost", "time_to_quality")
+
+
+def main() -> None:
+    failed = [name for name in NAMES if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
+    subprocess.run([sys.executable, "-m", "benchmarks.table"], check=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Real natural images without a download: 16x16x3 crops of the photographs that scikit-image and scikit-learn ship.
+
+    diffem --config=patches:mask50 --workdir=runs/patches_mask50
+    diffem --config=patches:blur --workdir=runs/patches_blur
+
+Variants: mask50, mask90, blur, jpeg. Hardware: two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from diffem_jax.config import default
+
+CORRUPTIONS = {
+    "mask50": {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01},
+    "mask90": {"name": "pixel_mask", "rate": 0.9, "noise_std": 0.01},
+    "blur": {"name": "gaussian_blur", "std": 1.0, "noise_std": 0.01},
+    "jpeg": {"name": "jpeg", "quality": 20, "noise_std": 0.01},
+}
+
+
+def get_config(variant: str = "mask50") -> ConfigDict:
+    """One of the keys of ``CORRUPTIONS``."""
+    if variant not in CORRUPTIONS:
+        raise ValueError(f"variant {variant!r}; expected one of {', '.join(CORRUPTIONS)}")
+    c = default()
+    with c.unlocked():
+        c.rounds = 3
+        c.data.name = "patches"
+        c.data.shape = (16, 16, 3)
+        c.data.num_examples = 8192
+        c.corruption = ConfigDict(CORRUPTIONS[variant])
+        c.network = ConfigDict(
+            {"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64, "dropout": 0.0}
+        )
+        c.denoiser.preconditioning = "edm" if variant == "jpeg" else "posterior"
+        c.start.rank = 64
+        c.start.iterations = 10
+        c.start.num_examples = 4096
+        c.e_step.steps = 16
+        c.e_step.batch_size = 512
+        c.m_step.steps = 1500
+        c.m_step.batch_size = 64
+        c.m_step.augment = ("flip",)
+        c.eval.metrics = ("psnr",)
+        c.eval.num_examples = 2048
+    return c
