@@ -1,0 +1,48 @@
+"""diffem_jax: learn a diffusion posterior p(x | y) and prior p(x) from corrupted observations alone.
+
+The public surface; ``diffem_jax.train.run_em`` runs a whole experiment from a config. Names are imported on first use, so
+that ``diffem --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "types": ("Corruption", "EMState", "LinearCorruption", "Observation", "Sampler", "UserError", "stream_key"),
+    "schedules": ("VarianceExploding", "VariancePreserving", "RectifiedFlow", "log_uniform_grid", "karras_grid"),
+    "linalg": ("Gaussian", "conjugate_gradient"),
+    "gaussians": ("Mixture", "mixture_posterior_mean", "sample_posterior"),
+    "networks": ("MLP", "UNet"),
+    "denoisers": (
+        "Denoiser",
+        "bind",
+        "denoising_loss",
+        "edm_denoiser",
+        "gaussian_denoiser",
+        "mixture_denoiser",
+        "posterior_denoiser",
+    ),
+    "posteriors": ("mmps", "dps", "pigdm"),
+    "samplers": ("sample", "ddpm", "ddim", "heun", "predictor_corrector", "dpmpp_2m", "dpmpp_2m_sde"),
+    "corruptions": ("PixelMask", "Projection", "Denoising"),
+    "em": ("make_e_step", "make_m_step", "make_state"),
+    "starts": ("fit",),
+    "parallel": ("make_parallel",),
+    "train": ("run_em",),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffem_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diffem_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,7 +15,7 @@ from diffem_jax.build import Setup, is_linear
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
 from diffem_jax.problem import Problem, rows
-from diffem_jax.progress import Progress
+from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.types import Observation, stream_key
 from diffem_jax.workdir import Workdir
 
@@ -27,11 +27,13 @@ def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool = Fals
     done = checkpoints.latest(workdir.start, say) if workdir.start.exists() else None
     if done is not None:
         return load_start(workdir, done)
-    began = time.monotonic()
+    began, clock = time.monotonic(), CompileClock()
     mixture = fit_start(problem.setup, problem.observations, say, quiet)
     seconds = time.monotonic() - began
     tree = {"log_weights": mixture.log_weights, **mixture.components._asdict()}
-    checkpoints.save(workdir.start / "fit", tree, {"seconds": seconds, "shape": problem.setup.shape})
+    checkpoints.save(
+        workdir.start / "fit", tree, {"seconds": seconds, "compile_seconds": clock.lap(), "shape": problem.setup.shape}
+    )
     say(f"start: {problem.setup.config.start.name} fitted in {seconds:.1f} s")
     return mixture
 
