@@ -25,7 +25,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         raise ValueError(f"variant {variant!r}; expected one of {', '.join(CORRUPTIONS)}")
     c = default()
     with c.unlocked():
-        c.rounds = 4
+        c.rounds = 3
         c.data.name = "digits"
         c.data.split = "all"
         c.corruption = ConfigDict(CORRUPTIONS[variant])
