@@ -12,10 +12,13 @@ import json
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.types import PyTree, UserError
@@ -26,11 +29,16 @@ _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _digest(path: Path) -> str:
@@ -63,7 +71,8 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         if lead:
             _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
-        ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
+        with _quiet():
+            ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
         if lead:
             record = {"metadata": metadata, "files": _files(path)}
             write_atomically(_checksums(path), json.dumps(record))
@@ -77,6 +86,19 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             f"{path}: the checkpoint could not be written ({_first_line(error)}); expected free space and write permission; "
             "earlier checkpoints are whole: make space and run the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's threads from logging the traceback of an error that is raised here anyway."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _is_storage_error(error: Exception) -> bool:
@@ -136,7 +158,8 @@ def load(path: Path, like: PyTree | None = None) -> PyTree:
     if problem:
         raise UserError(f"{path}: {problem}; expected a whole checkpoint; choose an earlier one of the same folder")
     if like is None:
-        return ocp.load_checkpointables(path.absolute(), {"state": None})["state"]
+        with _quiet():
+            return ocp.load_checkpointables(path.absolute(), {"state": None})["state"]
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
