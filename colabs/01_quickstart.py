@@ -1,0 +1,109 @@
+# %% [markdown]
+# # Quickstart: corrupted digits in, posterior draws and prior samples out
+#
+# We are given 1,797 images of handwritten digits of which half of the pixels were erased, and nothing else. DiffEM learns
+# from them a sampler of p(x | y), a full image given a damaged one, and of p(x), new images.
+#
+# To open this notebook: `make colabs` runs it; `jupyter lab colabs/01_quickstart.ipynb` in a checkout shows it; or upload
+# the .ipynb at colab.research.google.com (File, Upload notebook). About five minutes on two CPU cores; the same cells use
+# a GPU or TPU where there is one. `DIFFEM_COLAB_QUICK=1` in the environment shortens everything to seconds.
+
+# %%
+# Installs the package where it is missing: from the checkout that this notebook lies in, else from the package index.
+import importlib.util
+from pathlib import Path
+
+if importlib.util.find_spec("diffem_jax") is None:
+    from IPython import get_ipython
+
+    package = ".." if Path("../setup.py").exists() else "diffem-jax"
+    get_ipython().run_line_magic("pip", f"install -q {package}")
+
+# %%
+import os
+import runpy
+import tempfile
+
+import numpy as np
+from IPython.display import Image, display
+
+from diffem_jax import draw, plots, run_em
+from diffem_jax.commands import find_config
+from diffem_jax.problem import load_problem
+from diffem_jax.workdir import Workdir
+
+QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
+workdir = Path(tempfile.mkdtemp()) / "digits"
+
+
+def show(path):
+    display(Image(filename=str(path)))
+
+
+# %% [markdown]
+# ## The configuration
+#
+# `--config=digits` of the command line, and the same in Python. Every field may be changed; `diffem_jax/config.py` says
+# what each means. Here a prior p(x) is trained too, on the last reconstructions.
+
+# %%
+_, path = find_config(["--config=digits"])[0].split("=")
+config = runpy.run_path(path)["get_config"]()
+config.m_step.steps = 600
+config.prior.steps = 1000
+if QUICK:
+    config.data.num_examples = 64
+    config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
+    config.network.features = (16,)
+    config.e_step.steps, config.e_step.batch_size = 4, 64
+    config.start.iterations, config.start.rank = 3, 4
+    config.prior.steps, config.prior.sampler_steps = 10, 4
+    config.eval.metrics = ("psnr",)
+
+# %% [markdown]
+# ## What is seen
+#
+# Truth and observation side by side. The truth is used for measuring alone; training never reads it.
+
+# %%
+problem = load_problem(config)
+observations = problem.observations
+show(plots.image_grid(workdir.parent / "data.png", observations.y, problem.truth[:10], title="seen, and hidden truth"))
+
+# %% [markdown]
+# ## EM
+#
+# Round 0 draws from a Gaussian that exact EM fitted to the observations. Each round trains the conditional denoiser on the
+# reconstructions, corrupted afresh, and then draws new reconstructions with it. PSNR and accuracy are of single posterior
+# *draws*: the best a draw can do is not infinite, since the posterior has a width.
+
+# %%
+run_em(config, workdir)
+
+# %%
+for picture in sorted((workdir / "samples").glob("round_*.png")):
+    show(picture)
+
+# %% [markdown]
+# ## Several answers to one question
+#
+# The posterior is a distribution: five draws for each observation, their mean, and where they differ.
+
+# %%
+file = workdir.parent / "obs.npz"
+np.savez(file, y=observations.y[:8], mask=observations.operator[:8])
+_, draws = draw.posterior_draws(Workdir(workdir), str(file), num_samples=4 if QUICK else 64)
+show(plots.spread_grid(workdir.parent / "spread.png", observations.y[:8], draws, problem.truth[:8]))
+
+# %% [markdown]
+# ## New digits: draws of the prior
+
+# %%
+new = draw.prior_draws(Workdir(workdir), 10)
+show(plots.image_grid(workdir.parent / "prior.png", new, new, title="draws of p(x)"))
+
+# %% [markdown]
+# The run's page with curves, pictures and settings is `report.html` in the work directory. The same from a shell:
+#
+#     diffem --config=digits --workdir=runs/digits --config.prior.steps=1000
+#     diffem --mode=sample --workdir=runs/digits --num_samples=64 --output=prior.npz

@@ -1,0 +1,1 @@
+"""Notebooks, written as percent scripts."""

@@ -1,0 +1,73 @@
+"""Makes the notebooks from the percent scripts beside them, and with --execute runs them.
+
+python -m colabs.build                       # writes the .ipynb, without outputs
+python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+FOLDER = Path(__file__).parent
+SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
+SECONDS_A_CELL = 1200
+
+
+def notebook(script: Path) -> nbformat.NotebookNode:
+    """The notebook of a script: the same for the same text, whatever the version of jupytext."""
+    node = jupytext.read(script, fmt="py:percent")
+    for place, cell in enumerate(node.cells):
+        cell["id"] = f"cell-{place:02d}"
+        cell["metadata"] = {}
+    node.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    node.nbformat, node.nbformat_minor = 4, 5
+    nbformat.validate(node)
+    return node
+
+
+def text(script: Path) -> str:
+    """What belongs in the .ipynb."""
+    return nbformat.writes(notebook(script)).rstrip("\n") + "\n"
+
+
+def execute(script: Path, output: Path | None) -> float:
+    """Runs a notebook in an empty folder; returns the seconds.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    from nbclient import NotebookClient
+
+    node, began = notebook(script), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(node, timeout=SECONDS_A_CELL, kernel_name="python3", resources=resources).execute()
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        nbformat.write(node, output / f"{script.stem}.ipynb")
+    return time.monotonic() - began
+
+
+def main() -> None:
+    """Writes, and perhaps runs, all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--execute", action="store_true", help="run every notebook")
+    parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
+    arguments = parser.parse_args()
+    for script in SCRIPTS:
+        script.with_suffix(".ipynb").write_text(text(script))
+        if arguments.execute:
+            print(f"{script.stem}: {execute(script, arguments.output):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
