@@ -64,7 +64,8 @@ if QUICK:
     config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
     config.network.features = (16,)
     config.e_step.steps, config.e_step.batch_size = 4, 64
-    config.start.iterations, config.start.rank = 3, 4
+    config.start.iterations, config.start.rank = 2, 1
+    config.denoiser.base = "isotropic"
     config.eval.metrics = ()
 run_em(config, folder / "run")
 

@@ -1,0 +1,105 @@
+"""The README's commands run as written (with a tiny model), and what it names exists."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- test: ([\w ]+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
+TINY = [
+    "--config.rounds=1",
+    "--config.network.features=(32,)",
+    "--config.m_step.steps=20",
+    "--config.m_step.batch_size=64",
+    "--config.e_step.steps=4",
+    "--config.start.iterations=3",
+]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    changed = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "DIFFEM_DATA_DIR": str(tmp_path / "cache"),
+        # What takes the time here is compilation.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+    def run(command):
+        words = shlex.split(command)
+        programs = {"diffem": [sys.executable, "-m", "diffem_jax.main"], "python": [sys.executable]}
+        argv = programs[words[0]] + words[1:]
+        if any(word.startswith("--config=") for word in words):
+            argv += TINY
+        done = subprocess.run(argv, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    return run
+
+
+def test_the_tested_blocks_are_there():
+    assert set(BLOCKS) == {"commands", "own data", "python"}
+
+
+def test_commands(shell, tmp_path):
+    for line in BLOCKS["commands"].splitlines():
+        shell(line)
+    work = tmp_path / "runs/digits"
+    for name in ("config.json", "metrics.jsonl", "rounds", "reconstructions", "samples/round_00001.png", "report.html"):
+        assert (work / name).exists(), name
+
+
+def test_own_data(shell, tmp_path):
+    from sklearn.datasets import load_digits
+
+    x = (load_digits().images[:96, :, :, None] / 4 - 2).astype(np.float32)
+    mask = (np.random.default_rng(0).random(x.shape) < 0.5).astype(np.float32)
+    np.savez(tmp_path / "obs.npz", y=np.where(mask > 0, x, np.nan), mask=mask)
+    for line in BLOCKS["own data"].splitlines():
+        printed = shell(line)
+    assert printed.startswith("(8, 96, 8, 8, 1) (96, 8, 8, 1)")
+    assert (tmp_path / "draws.png").exists()
+    assert (tmp_path / "runs/mine/report.html").exists()
+    with np.load(tmp_path / "draws.npz") as draws:
+        assert np.isfinite(draws["x"]).all()
+        hidden = np.broadcast_to(mask == 0, x.shape)
+        assert draws["std"][hidden].mean() > 3 * draws["std"][~hidden].mean()
+
+
+def test_python(capsys):
+    exec(compile(BLOCKS["python"], "README.md", "exec"), {})
+    numbers = np.array(re.findall(r"-?\d+\.\d+", capsys.readouterr().out), float)
+    assert numbers.shape == (8,)
+    assert np.isfinite(numbers).all()
+
+
+def test_every_path_exists():
+    named = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+    named |= set(re.findall(r"\b(?:docs|diffem_jax|configs|tests|colabs|experiments|benchmarks)/[\w./-]*\w", README))
+    assert "docs/demo.png" in named
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_every_registry_exists():
+    named = re.findall(r"`(\w+)\.([A-Z_]+)`", README)
+    assert len(named) >= 7
+    for module, registry in named:
+        assert getattr(importlib.import_module(f"diffem_jax.{module}"), registry), f"{module}.{registry}"
+    functions = [name.split(".") for name in re.findall(r"`(em\.\w+)`", README)]
+    assert all(callable(getattr(importlib.import_module(f"diffem_jax.{module}"), name)) for module, name in functions)
