@@ -28,7 +28,14 @@ def get_config(variant: str = "small") -> ConfigDict:
             c.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
         else:
             c.network = ConfigDict(
-                {"name": "unet", "channels": (64, 128), "blocks": 2, "heads": ((1, 4),), "embedding": 128, "dropout": 0.0}
+                {
+                    "name": "unet",
+                    "channels": (64, 128),
+                    "blocks": 2,
+                    "heads": ((1, 4),),
+                    "embedding": 128,
+                    "dropout": 0.0,
+                }
             )
             c.m_step.batch_size = 128
         c.eval.metrics = ("observation_distance",)

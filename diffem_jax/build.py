@@ -121,8 +121,20 @@ def make_schedule(config: ConfigDict) -> Schedule:
 
 
 def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> Sampler:
-    """A sampler by name."""
-    return lookup(field, name, samplers.SAMPLERS)(schedule, data_std)
+    """A sampler by name.
+
+    Raises:
+        UserError: an unknown name, or an object that is no sampler.
+    """
+    try:
+        sampler = lookup(field, name, samplers.SAMPLERS)(schedule, data_std)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{field}: {name!r} cannot be called with (schedule, data_std): {error}") from error
+    if not isinstance(sampler, Sampler):
+        raise UserError(
+            f"config.{field}: {name!r} returned a {type(sampler).__name__}; expected a diffem_jax.types.Sampler"
+        )
+    return sampler
 
 
 def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:

@@ -98,7 +98,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             f"--{error.flagname}: unknown flag; {nearest(error.flagname, flags.FLAGS)} (see --help)"
         ) from None
     except flags.Error as error:
-        raise UserError(f"{error}; see --help") from None
+        raise UserError(f"{_told(error)}; see --help") from None
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise UserError(_config_error(argv, error)) from None
     except UserError:
@@ -120,7 +120,13 @@ def _config_error(argv: Sequence[str], error: Exception) -> str:
                     "this section of the config file has no such field; correct the name, or add the field to the file"
                 )
             return f"config.{name}: unknown field; {hint}"
-    return f"--config: {str(error).splitlines()[0]}; correct the value"
+    return f"--config: {_told(error)}; correct the value"
+
+
+def _told(error: Exception) -> str:
+    """The line of an error's message that says what is wrong: the last one of a traceback, else the first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if any("Traceback" in line for line in lines) else 0]
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -134,6 +140,10 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
     """Trains, or goes on with, the run of a config."""
     if config is None:
         raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped_configs())}")
+    try:
+        getattr(config, "rounds", None)  # a file that failed to read another one fails only here
+    except OSError as error:
+        raise UserError(f"--config: the file cannot be read ({error}); correct it") from None
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"

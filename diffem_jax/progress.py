@@ -63,10 +63,10 @@ class CompileClock:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **details: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         # Tracing and lowering nest and would count twice; the compiler itself is what a second run would save.
         if event == "/jax/core/compile/backend_compile_duration":
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def lap(self) -> float:
         """Seconds since the last lap."""

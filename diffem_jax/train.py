@@ -51,6 +51,7 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
     with _Listening() as ears:
         problem = load_problem(config)
         measure = preflight(problem)
+        folder.compare_config(config, override)
         folder.create()
         with folder.lock() if lead else contextlib.nullcontext():
             if lead:

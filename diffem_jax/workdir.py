@@ -89,8 +89,8 @@ class Workdir:
             file.flush()
             yield
 
-    def check_config(self, config: ConfigDict, override: bool) -> None:
-        """Compares the config with the folder's; writes it where there is none, or on ``override``.
+    def compare_config(self, config: ConfigDict, override: bool) -> None:
+        """Compares the config with the folder's, if there is one; reads only.
 
         Raises:
             UserError: they differ; names the fields.
@@ -103,6 +103,10 @@ class Workdir:
                     f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
                     "another --workdir, the stored values, or --override to go on with the new ones"
                 )
+
+    def check_config(self, config: ConfigDict, override: bool) -> None:
+        """``compare_config``, and then the config is written."""
+        self.compare_config(config, override)
         write_atomically(self.config, json.dumps(flatten(config), indent=1) + "\n")
 
     def stored_config(self) -> dict[str, Any]:

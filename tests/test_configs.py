@@ -83,7 +83,9 @@ def test_steps_lower_for_accelerators(name, variant, platform):
     with jax.debug_key_reuse(False):
         step = jax.jit(lambda data, s, a, b: m_step(jax.random.wrap_key_data(data), s, a, b))
         data = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        exported = jax.export.export(step, platforms=[platform])(data, state, x, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+        exported = jax.export.export(step, platforms=[platform])(
+            data, state, x, jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        )
     assert exported.platforms == (platform,)
 
 

@@ -17,7 +17,6 @@ MAX_BYTES = 4 * 2**30
 """The largest compressed member that is unpacked into memory."""
 MAX_RATIO = 2000
 RATIO_FREE_BYTES = 64 * 2**20
-_READ_ERRORS = (ValueError, EOFError, SyntaxError, TypeError, OSError, zipfile.BadZipFile)
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -25,7 +24,7 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](file)
-    except (*_READ_ERRORS, KeyError) as error:
+    except Exception as error:  # the header is a Python literal: garbled, it fails in as many ways as a parser has
         raise UserError(f"{where}: not a readable .npy array ({error}); expected what numpy.save writes") from None
     if dtype.hasobject:
         raise UserError(f"{where}: holds pickled objects, which could run code; expected numbers; save a numeric array")

@@ -1,0 +1,89 @@
+"""The command line in this process: fast, and with everything that a shell would see."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+
+from diffem_jax import main
+
+# Libraries that define absl flags on import do so before flags are saved and restored, or their own reads would fail.
+with contextlib.suppress(ImportError):
+    import grain  # noqa: F401
+
+
+class Ended(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*argv: str) -> Ended:
+    """Runs ``diffem argv...`` and leaves flags, warnings and verbosity as they were."""
+    out, err = io.StringIO(), io.StringIO()
+    verbosity, code = absl_logging.get_verbosity(), 0
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with (
+        _same_flags(),
+        warnings.catch_warnings(),
+        mock.patch.object(sys, "argv", ["diffem", *argv]),
+        streams[0],
+        streams[1],
+    ):
+        try:
+            main.run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            absl_logging.set_verbosity(verbosity)
+            logging.captureWarnings(False)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _same_flags() -> Iterator[None]:
+    saved = flagsaver.save_flag_values()
+    try:
+        yield
+    finally:
+        # Flags that libraries define as they are imported stay; those of the config go.
+        new = {n: v for n, v in flagsaver.save_flag_values().items() if n not in saved and not n.startswith("config")}
+        flagsaver.restore_flag_values({**saved, **new})
+        flags.FLAGS.unparse_flags()
+        sys.modules.pop("config_config", None)
+
+
+def snapshot(*folders: Path) -> dict[str, tuple[int, str]]:
+    """Every path below some folders with its content's digest and time, but for locks, which are nobody's data."""
+    found = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.name == ".lock":
+                continue
+            whole = path.is_file()
+            digest = hashlib.blake2b(path.read_bytes()).hexdigest() if whole else ""
+            found[str(path)] = (path.stat().st_mtime_ns if whole else 0, digest)
+    return found
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """A user error: exit code 2, one message on one screen with these words, no traceback."""
+    assert ended.code == 2, ended
+    assert ended.err.startswith("diffem: ") or "\ndiffem: " in ended.err, ended.err
+    assert "Traceback" not in ended.err and ended.err.count("\n") <= 24, ended.err
+    for word in words:
+        assert word in ended.err, (word, ended.err)

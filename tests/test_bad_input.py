@@ -1,0 +1,534 @@
+"""Hundreds of bad inputs through the command: exit code 2, the field or file named, no traceback, nothing on disk changed."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.command import command, refused, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffem_jax.config import CHOICES, RANGES, default, flatten
+
+FIELDS = flatten(default())
+TYPED = [name for name, value in FIELDS.items() if not isinstance(value, str)]
+QUICK = ["--config=digits", "--config.eval.metrics=()"]
+
+
+@pytest.fixture(autouse=True)
+def no_compute(monkeypatch):
+    """A bad input that is let through fails here instead of training."""
+
+    def begin(*args):
+        raise AssertionError("compute began")
+
+    monkeypatch.setattr("diffem_jax.train.Run", begin)
+
+
+def _train(tmp_path, *argv, config="digits"):
+    before = snapshot(tmp_path)
+    ended = command(f"--config={config}", f"--workdir={tmp_path / 'run'}", *argv)
+    assert snapshot(tmp_path) == before
+    return ended
+
+
+def _config_file(tmp_path, body):
+    path = tmp_path / "bad.py"
+    path.write_text(
+        "from diffem_jax.config import default\n\n\ndef get_config():\n    c = default()\n"
+        f"    with c.unlocked(), c.ignore_type():\n        {body}\n    return c\n"
+    )
+    return path
+
+
+# Names -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "suggestion"),
+    [
+        ("--wrkdir=x", "workdir"),
+        ("--moed=train", "mode"),
+        ("--mode=trian", "mode"),
+        ("--num_sample=3", "num_samples"),
+        ("--num_samples=0", "num_samples"),
+        ("--num_samples=many", "num_samples"),
+        ("--sample_seed=x", "sample_seed"),
+        ("--override=maybe", "override"),
+        ("--num_processes=two", "num_processes"),
+        ("stray", "stray"),
+    ],
+)
+def test_a_wrong_flag_is_named(tmp_path, flag, suggestion):
+    refused(_train(tmp_path, flag), suggestion)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FIELDS if n.split(".")[0] not in ("corruption", "data_corruption", "network")]
+)
+def test_a_mistyped_field_is_told_with_the_nearest_name(tmp_path, name):
+    wrong = name[:-1] + ("q" if name[-1] != "q" else "z") if len(name.split(".")[-1]) > 3 else name + "q"
+    refused(_train(tmp_path, f"--config.{wrong}=1"), wrong, "did you mean")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("digit", ("digit", "digits")),
+        ("missing/file.py", ("missing/file.py", "no such file")),
+        ("", ("--config",)),
+        ("digits.py", ("digits.py", "no such file")),
+        ("../digits", ("../digits",)),
+    ],
+)
+def test_an_unknown_config_is_told(tmp_path, config, words):
+    refused(_train(tmp_path, config=config), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("import nothing_of_that_name\n", "nothing_of_that_name"),
+        ("x = 1\n", "get_config"),
+        ("def get_config():\n    return 1 / 0\n", "division"),
+        ("def get_config():\n    return {'rounds': 1}\n", "config"),
+        ("def get_config():\n    return 3\n", "config"),
+        ("def get_config():\n    return open('/nowhere/at_all')\n", "/nowhere/at_all"),
+        ("from diffem_jax.config import default\ndef get_config():\n    c = default()\n    c.rounds = 'x'\n", "rounds"),
+        ("from diffem_jax.config import default\ndef get_config():\n    c = default()\n    c.runds = 3\n", "runds"),
+        ("def get_config():\n    return undefined_name\n", "undefined_name"),
+        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'rounds': 1})\n", "missing"),
+    ],
+)
+def test_a_broken_config_file_is_told(tmp_path, text, word):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    refused(_train(tmp_path, config=str(path)), word)
+
+
+def test_config_and_workdir_must_be_given(tmp_path):
+    refused(command("--workdir=" + str(tmp_path / "run")), "--config", "digits")
+    refused(command("--config=digits"), "--workdir")
+    assert not (tmp_path / "run").exists()
+
+
+# Values ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_a_value_of_another_type_on_the_command_line(tmp_path, name):
+    refused(_train(tmp_path, f"--config.{name}=x!"), name.split(".")[-1])
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_of_another_type_in_a_file(tmp_path, name):
+    value = {str: 3, bool: "yes", int: 1.5, float: "1", list: "psnr"}[type(FIELDS[name])]
+    path = _config_file(tmp_path, f"c.{name} = {value!r}")
+    refused(_train(tmp_path, config=str(path)), f"config.{name}")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_none_in_a_file(tmp_path, name):
+    path = _config_file(tmp_path, f"c.{name} = None")
+    refused(_train(tmp_path, config=str(path)), f"config.{name}")
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_number_out_of_range(tmp_path, name, end):
+    low, high = RANGES[name]
+    value = (low - 1 if low == 0 or isinstance(FIELDS[name], int) else low / 10, high * 10 + 1)[end]
+    value = int(value) if isinstance(FIELDS[name], int) else float(value)
+    refused(_train(tmp_path, f"--config.{name}={value}"), f"config.{name}", "expected")
+
+
+@pytest.mark.parametrize("name", [n for n, v in FIELDS.items() if isinstance(v, float)])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_not_finite(tmp_path, name, value):
+    refused(_train(tmp_path, f"--config.{name}={value}"), f"config.{name}")
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
+    right = CHOICES[name][0]
+    refused(_train(tmp_path, f"--config.{name}={right}x"), f"config.{name}", right)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["--config.schedule.sigma_min=200.0"], "sigma_min"),
+        (["--config.m_step.accumulate=3"], "accumulate"),
+        (["--config.start.name=checkpoint"], "start.path"),
+        (["--config.data.name=observations"], "data.path"),
+        (["--config.data.name=folder"], "data.path"),
+        (["--config.data.name=arrays"], "data.path"),
+        (["--config.data.name=digitz"], "digitz"),
+        (["--config.data.name=tfds:"], "tfds"),
+        (["--config.data.split=tset"], "split"),
+        (["--config.data.num_examples=100000"], "num_examples"),
+        (["--config.data.path=/nowhere/x.npy", "--config.data.name=arrays"], "/nowhere/x.npy"),
+        (["--config.data.path=/nowhere", "--config.data.name=folder"], "/nowhere"),
+        (["--config.m_step.time_law_beta=((0.0,1.0),)"], "time_law_beta"),
+        (["--config.m_step.time_law_beta=((1.0,),)"], "time_law_beta"),
+        (["--config.m_step.time_law_beta=()"], "time_law_beta"),
+        (["--config.m_step.time_law_beta=(3.0,3.0)"], "time_law_beta"),
+        (["--config.m_step.time_law_beta=(('a','b'),)"], "time_law_beta"),
+        (["--config.m_step.time_law_log_normal=(1.0,)"], "time_law_log_normal"),
+        (["--config.m_step.time_law_log_normal=(0.0,-1.0)"], "time_law_log_normal"),
+        (["--config.m_step.time_law_log_normal=('a',1.0)"], "time_law_log_normal"),
+        (["--config.data.shape=(8,-8,1)"], "data.shape"),
+        (["--config.data.shape=('a',)"], "data.shape"),
+        (["--config.data.shape=(8.5,8)"], "data.shape"),
+        (["--config.eval.metrics=('psnrr',)"], "psnr"),
+        (["--config.eval.metrics=(1,)"], "eval.metrics"),
+        (["--config.eval.metrics=('sinkhorn',)"], "sinkhorn"),
+        (["--config.m_step.augment=('flipp',)"], "augment"),
+        (["--config.m_step.augment=('hue',)"], "hue"),
+        (["--config.m_step.augment=(1,)"], "augment"),
+        (["--config.corruption.name=pixel_maks"], "pixel_mask"),
+        (["--config.corruption.name="], "corruption.name"),
+        (["--config.corruption.name=:x"], "corruption.name"),
+        (["--config.corruption.name=json:nothing"], "corruption.name"),
+        (["--config.corruption.name=json:dumps"], "corruption"),
+        (["--config.corruption.rate=1.0"], "corruption.rate"),
+        (["--config.corruption.rate=-0.1"], "corruption.rate"),
+        (["--config.corruption.rate=nan"], "corruption.rate"),
+        (["--config.corruption.rate=half"], "rate"),
+        (["--config.corruption.noise_std=-1.0"], "noise_std"),
+        (["--config.corruption.noise_std=inf"], "noise_std"),
+        (["--config.corruption.rat=0.3"], "rat"),
+        (["--config.network.name=mpl"], "mlp"),
+        (["--config.network.features=(0,)"], "network"),
+        (["--config.network.features=(-4,)"], "network"),
+        (["--config.network.features=('a',)"], "network"),
+        (["--config.network.depth=3"], "depth"),
+        (["--config.network.embedding=-2"], "network"),
+        (["--config.e_step.sampler=ddpmm"], "ddpm"),
+        (["--config.e_step.sampler=json:dumps"], "e_step.sampler"),
+        (["--config.prior.sampler=dimm"], "prior.sampler"),
+        (["--config.e_step.batch_size=63"], "e_step.batch_size"),
+        (["--config.m_step.batch_size=63"], "m_step.batch_size"),
+    ],
+)
+def test_values_that_do_not_fit(tmp_path, argv, word):
+    refused(_train(tmp_path, *argv), word)
+
+
+# Observations ----------------------------------------------------------------------------------------------------------
+
+N = 6
+Y = np.random.default_rng(0).uniform(-2, 2, (N, 8, 8, 1)).astype(np.float32)
+MASK = (np.random.default_rng(1).uniform(size=(N, 8, 8, 1)) < 0.5).astype(np.float32)
+
+
+def _with(array, index, value):
+    array = np.array(array)
+    array[index] = value
+    return array
+
+
+def _savez(path, compressed=False, **arrays):
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+
+
+def _own(tmp_path, path, *argv):
+    own = [
+        "--config.data.shape=(8,8,1)",
+        "--config.data.name=observations",
+        f"--config.data.path={path}",
+        "--config.eval.metrics=()",
+    ]
+    return _train(tmp_path, *own, *argv)
+
+
+SEEN = tuple(int(i) for i in np.argwhere(MASK)[0])
+BAD_ARRAYS = {
+    "nan seen": {"y": _with(Y, SEEN, np.nan), "mask": MASK},
+    "inf seen": {"y": _with(Y, SEEN, np.inf), "mask": MASK},
+    "minus inf": {"y": _with(Y, SEEN, -np.inf), "mask": MASK},
+    "no y": {"x": Y, "mask": MASK},
+    "no mask": {"y": Y},
+    "grey levels": {"y": Y * 127 + 127, "mask": np.ones_like(MASK)},
+    "rank 1": {"y": Y[:, 0, 0, 0], "mask": MASK},
+    "rank 0": {"y": np.float32(1), "mask": MASK},
+    "rank 3": {"y": Y[..., 0], "mask": MASK},
+    "rank 5": {"y": Y[None], "mask": MASK},
+    "other size": {"y": np.zeros((N, 9, 8, 1), np.float32), "mask": MASK},
+    "other channels": {"y": np.zeros((N, 8, 8, 3), np.float32), "mask": MASK},
+    "zero rows": {"y": Y[:0], "mask": MASK[:0]},
+    "zero size": {"y": np.zeros((N, 0, 8, 1), np.float32), "mask": np.zeros((N, 0, 8, 1), np.float32)},
+    "fewer masks": {"y": Y, "mask": MASK[:-1]},
+    "more masks": {"y": Y[:-1], "mask": MASK},
+    "mask of other size": {"y": Y, "mask": MASK[:, :4]},
+    "mask of all zeros": {"y": Y, "mask": np.zeros_like(MASK)},
+    "mask of halves": {"y": Y, "mask": MASK * 0.5},
+    "mask of nan": {"y": Y, "mask": _with(MASK, (2, 1, 1, 0), np.nan)},
+    "mask of 255": {"y": Y, "mask": MASK * 255},
+    "mask of text": {"y": Y, "mask": MASK.astype("U3")},
+    "mask and operator": {"y": Y, "mask": MASK, "operator": MASK},
+    "int64 y": {"y": Y.astype(np.int64), "mask": MASK},
+    "bool y": {"y": Y > 0, "mask": MASK},
+    "complex y": {"y": Y.astype(np.complex64), "mask": MASK},
+    "text y": {"y": Y.astype("U8"), "mask": MASK},
+    "bytes y": {"y": Y.astype("S8"), "mask": MASK},
+    "object y": {"y": Y.astype(object), "mask": MASK},
+    "object mask": {"y": Y, "mask": MASK.astype(object)},
+    "ragged y": {"y": np.array([Y[0], None], object), "mask": MASK},
+    "dates": {"y": np.zeros((N, 8, 8, 1), "datetime64[s]"), "mask": MASK},
+    "records": {"y": np.zeros((N, 8, 8, 1), [("a", "f4")]), "mask": MASK},
+    "huge values": {"y": _with(Y, SEEN, 1e30), "mask": MASK},
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_observations(tmp_path, case, compressed):
+    path = tmp_path / "obs.npz"
+    _savez(path, compressed, **BAD_ARRAYS[case])
+    refused(_own(tmp_path, path), str(path))
+
+
+def _good(path):
+    _savez(path, y=Y, mask=MASK)
+    return path.read_bytes()
+
+
+def _bomb(path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 8, 8, 1)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("y.npy", "w") as member:
+        member.write(header.getvalue())
+        for _ in range(160):
+            member.write(bytes(2**20))
+
+
+def _lying(path):
+    """A header that promises far more than there is."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 8, 8, 1)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("y.npy", header.getvalue() + bytes(64))
+
+
+def _traversal(name):
+    def write(path):
+        data = io.BytesIO()
+        np.save(data, Y)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, data.getvalue())
+
+    return write
+
+
+def _twice(path):
+    data = io.BytesIO()
+    np.save(data, Y)
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning):
+        archive.writestr("y.npy", data.getvalue())
+        archive.writestr("y.npy", data.getvalue())
+
+
+def _cut(share):
+    def write(path):
+        whole = _good(path)
+        path.write_bytes(whole[: int(len(whole) * share)])
+
+    return write
+
+
+BAD_FILES = {
+    "empty": lambda p: p.write_bytes(b""),
+    "text": lambda p: p.write_text("y = 3\n"),
+    "json": lambda p: p.write_text(json.dumps({"y": [1, 2]})),
+    "pickle": lambda p: p.write_bytes(pickle.dumps({"y": Y})),
+    "png": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
+    "zip of nothing": lambda p: zipfile.ZipFile(p, "w").close(),
+    "bomb": _bomb,
+    "lying header": _lying,
+    "dots": _traversal("../y.npy"),
+    "absolute": _traversal("/tmp/y.npy"),
+    "drive": _traversal("C:y.npy"),
+    "folder in it": _traversal("a/y.npy"),
+    "no suffix": _traversal("y"),
+    "twice": _twice,
+    "cut 1%": _cut(0.01),
+    "cut 30%": _cut(0.3),
+    "cut 70%": _cut(0.7),
+    "cut 99%": _cut(0.99),
+    "garbled header": lambda p: p.write_bytes(_good(p).replace(b"NUMPY", b"MUNPY")),
+    "an empty folder": lambda p: p.mkdir(),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_files_that_are_no_observations(tmp_path, case):
+    path = tmp_path / "obs.npz"
+    BAD_FILES[case](path)
+    refused(_own(tmp_path, path), str(path))
+
+
+def test_a_missing_file_and_more_examples_than_it_holds(tmp_path):
+    refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")
+    _good(tmp_path / "obs.npz")
+    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.data.num_examples=7"), "num_examples")
+    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.corruption.name=noise"), "corruption")
+    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.data.shape=(4,4,1)"), "obs.npz")
+    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.method=oracle"), "oracle")
+    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.eval.metrics=('psnr',)"), "psnr")
+
+
+def test_an_object_array_is_never_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    path = tmp_path / "obs.npz"
+    np.savez(path, y=np.array([[Evil()]], object), mask=MASK)
+    refused(_own(tmp_path, path), str(path), "pickled")
+    assert not (tmp_path / "executed").exists()
+
+
+FAST = settings(
+    max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@FAST
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_refused(tmp_path, data):
+    path = tmp_path / "obs.npz"
+    path.write_bytes(data)
+    refused(_own(tmp_path, path), str(path))
+
+
+@FAST
+@given(at=st.integers(0, 10_000), flip=st.integers(1, 255), length=st.integers(1, 64))
+def test_garbled_headers_never_end_in_a_traceback(tmp_path, at, flip, length):
+    """Either refused, or still readable: then the broken mask count is what is told."""
+    path = tmp_path / "obs.npz"
+    _savez(path, y=Y, mask=MASK[:-1])
+    data = bytearray(path.read_bytes())
+    first = at % len(data)
+    for i in range(first, min(len(data), first + length)):
+        data[i] ^= flip
+    path.write_bytes(bytes(data))
+    refused(_own(tmp_path, path), str(path))
+
+
+@FAST
+@given(
+    shape=st.lists(st.integers(0, 9), max_size=5).map(tuple).filter(lambda s: s[1:] != (8, 8, 1) or s[0] != N),
+    dtype=st.sampled_from(["f2", "f4", "f8", "u1", "i4", "?", "c8", "U2"]),
+)
+def test_any_wrong_shape_is_told(tmp_path, shape, dtype):
+    path = tmp_path / "obs.npz"
+    _savez(path, y=np.zeros(shape, dtype), mask=MASK)
+    refused(_own(tmp_path, path), str(path))
+
+
+@FAST
+@given(name=st.sampled_from(TYPED), text=st.text("abcxyz_!%()[]{}'\"", min_size=1, max_size=8))
+def test_any_text_for_a_number_is_told(tmp_path, name, text):
+    if text in ("()", "[]", "{}", "''", '""'):
+        return
+    refused(_train(tmp_path, f"--config.{name}={text}"), name.split(".")[-1])
+
+
+# Work directories ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A folder that holds a run's config and nothing else."""
+    from diffem_jax.workdir import Workdir
+
+    folder = Workdir(tmp_path / "run")
+    folder.create()
+    folder.check_config(default(), False)
+    return folder.root
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "m_step.learning_rate=0.5",
+        "seed=1",
+        "schedule.sigma_max=10.0",
+        "m_step.steps=7",
+        "e_step.steps=3",
+        "start.rank=2",
+    ],
+)
+def test_another_config_in_a_used_folder_names_the_field(tmp_path, started, change):
+    refused(
+        _train(tmp_path, "--config.eval.metrics=()", f"--config.{change}"), change.split("=")[0], "->", "--override"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "\x00\x01", '{"rounds": "x"}', '{"nothing.at.all": 1}'])
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_a_garbled_config_of_a_run(tmp_path, started, text, mode):
+    (started / "config.json").write_text(text)
+    before = snapshot(tmp_path)
+    refused(command(f"--workdir={started}", f"--mode={mode}", f"--output={tmp_path / 'o.npz'}"), "config.json")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_workdir_that_is_a_file_or_below_one(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        before = snapshot(tmp_path)
+        refused(command("--config=digits", "--config.eval.metrics=()", f"--workdir={workdir}"), str(workdir))
+        assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate", "report"])
+def test_modes_in_an_empty_or_untrained_folder(tmp_path, started, mode):
+    (tmp_path / "empty").mkdir()
+    _good(tmp_path / "obs.npz")
+    before = snapshot(tmp_path)
+    out = f"--output={tmp_path / 'o.npz'}"
+    for folder in (tmp_path / "empty", tmp_path / "none"):
+        refused(command(f"--workdir={folder}", f"--mode={mode}", out), str(folder))
+        refused(
+            command(f"--workdir={folder}", f"--mode={mode}", out, f"--observations={tmp_path / 'obs.npz'}"), str(folder)
+        )
+    if mode != "report":
+        refused(
+            command(f"--workdir={started}", f"--mode={mode}", out, f"--observations={tmp_path / 'obs.npz'}"),
+            str(started),
+        )
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_compute(tmp_path, started):
+    (tmp_path / "file").write_text("mine")
+    before = snapshot(tmp_path)
+    for output in (
+        tmp_path / "file" / "o.npz",
+        Path("/proc/nothing/o.npz"),
+        tmp_path / "run.npz" / ".." / "file" / "o",
+    ):
+        refused(command(f"--workdir={started}", "--mode=sample", f"--output={output}"), "--output")
+    refused(command(f"--workdir={started}", "--mode=sample"), "--output")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("argv", [["--config=digit"], ["--config=digits", "--config.rounds=x"]])
+def test_a_real_process_ends_the_same_way(tmp_path, argv):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "diffem_jax.main", f"--workdir={tmp_path / 'run'}", *argv],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2 and ended.stderr.startswith("diffem: ") and "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())
