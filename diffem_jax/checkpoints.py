@@ -115,7 +115,9 @@ def _is_storage_error(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Long ones are a path in the middle of two sentences that matter.
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-130:]}"
 
 
 def fault(path: Path) -> str | None:

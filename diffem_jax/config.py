@@ -20,7 +20,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # every stream of randomness derives from it
     c.rounds = 4  # EM rounds after the start
-    c.method = "diffem"  # diffem | em_mmps | em_dps | ambient | oracle
+    c.method = "diffem"  # diffem | em_mmps | em_dps | oracle (trains on the hidden truth, an upper bound)
     c.parallel = "pmap"  # pmap | jit
     c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
 
@@ -52,14 +52,13 @@ def default() -> ConfigDict:
     c.schedule.sigma_max = 100.0
 
     c.start = ConfigDict()
-    c.start.name = "gaussian"  # gaussian | mixture | checkpoint
+    c.start.name = "gaussian"  # gaussian | mixture
     c.start.rank = 64  # rank of the covariance beyond its diagonal
     c.start.components = 1  # of the mixture
     c.start.iterations = 40  # EM iterations at most
     c.start.tolerance = 1e-4  # log-likelihood gain a coordinate below which a fit ends
     c.start.variance_floor = 1e-4
     c.start.num_examples = 0  # observations used for fitting; 0 takes all
-    c.start.path = ""  # a work directory, for name = checkpoint (warm start)
 
     c.e_step = ConfigDict()
     c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
@@ -105,10 +104,6 @@ def default() -> ConfigDict:
     c.eval.num_examples = 0  # rows used; 0 takes all
     c.eval.every = 1  # rounds
 
-    c.stop = ConfigDict()
-    c.stop.rule = "none"  # none | observation_distance
-    c.stop.patience = 3
-
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 2000  # rolling checkpoint inside an M-step
     c.checkpoint.keep_rounds = 0  # rounds kept; 0 keeps all
@@ -119,12 +114,12 @@ OPEN_SECTIONS = ("corruption", "data_corruption", "network")
 """Sections whose further fields belong to the class that their ``name`` chooses."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("diffem", "em_mmps", "em_dps", "ambient", "oracle"),
+    "method": ("diffem", "em_mmps", "em_dps", "oracle"),
     "parallel": ("pmap", "jit"),
     "denoiser.preconditioning": ("posterior", "edm"),
     "denoiser.base": ("isotropic", "start"),
     "schedule.name": ("ve", "vp", "rectified_flow"),
-    "start.name": ("gaussian", "mixture", "checkpoint"),
+    "start.name": ("gaussian", "mixture"),
     "e_step.time_grid": ("log_uniform", "karras"),
     "m_step.learning_rate_schedule": ("constant", "linear", "cosine"),
     "m_step.optimizer": ("adam", "adamw", "sgd"),
@@ -132,7 +127,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.time_law": ("uniform", "beta", "log_normal"),
     "m_step.loss_weight": ("snr", "min_snr"),
     "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
-    "stop.rule": ("none", "observation_distance"),
 }
 
 # (least, greatest) of numeric fields; both ends allowed.
@@ -145,7 +139,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "denoiser.sigma_data": (1e-6, 1e6),
     "schedule.sigma_min": (1e-6, 1e3),
     "schedule.sigma_max": (1e-6, 1e6),
-    "start.rank": (0, 100_000),
+    "start.rank": (1, 100_000),
     "start.components": (1, 10_000),
     "start.iterations": (1, 100_000),
     "start.tolerance": (0, 1e6),
@@ -171,7 +165,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "mmps.iterations": (1, 1000),
     "eval.num_examples": (0, 2**40),
     "eval.every": (1, 10**6),
-    "stop.patience": (1, 10**6),
     "checkpoint.every_steps": (1, 10**9),
     "checkpoint.keep_rounds": (0, 10**6),
 }
@@ -249,10 +242,6 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             f"config.m_step.accumulate: {config.m_step.accumulate}; expected a divisor of batch_size = {config.m_step.batch_size}"
         )
-    if config.start.name == "checkpoint" and not config.start.path:
-        raise UserError(
-            "config.start.path: ''; expected the work directory of an earlier run, since start.name is 'checkpoint'"
-        )
     if config.data.name in ("folder", "arrays", "observations") and not config.data.path:
         raise UserError(f"config.data.path: ''; expected a file or folder, since data.name is {config.data.name!r}")
     _check_lists(config)
@@ -287,7 +276,6 @@ FREE_FIELDS = (
     "data.cache_dir",
     "prior.",
     "eval.",
-    "stop.",
     "checkpoint.",
     "e_step.shard_size",
 )

@@ -74,8 +74,8 @@ def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool = F
 
 
 def standard_normal(shape: tuple[int, ...]) -> Mixture:
-    """N(0, I) as a mixture of one component."""
-    component = Gaussian(jnp.zeros((1, *shape)), jnp.ones((1, *shape)), jnp.zeros((1, 0, *shape)))
+    """N(0, I) as a mixture of one component; a factor of zeros stands for none, since a checkpoint holds no empty array."""
+    component = Gaussian(jnp.zeros((1, *shape)), jnp.ones((1, *shape)), jnp.zeros((1, 1, *shape)))
     return Mixture(jnp.zeros((1,)), component)
 
 

@@ -167,7 +167,7 @@ def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
     [
         (["--config.schedule.sigma_min=200.0"], "sigma_min"),
         (["--config.m_step.accumulate=3"], "accumulate"),
-        (["--config.start.name=checkpoint"], "start.path"),
+        (["--config.start.name=checkpoint"], "start.name"),
         (["--config.data.name=observations"], "data.path"),
         (["--config.data.name=folder"], "data.path"),
         (["--config.data.name=arrays"], "data.path"),

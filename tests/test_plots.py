@@ -150,10 +150,15 @@ def test_eight_dimensions_are_the_most_of_a_corner_plot(tmp_path):
 
 
 def test_figures_do_not_pile_up(tmp_path):
+    def alive():
+        gc.collect()
+        return sum(isinstance(thing, Figure) for thing in gc.get_objects())
+
+    before = alive()
     for _ in range(3):
         plots.heat_map(tmp_path / "a.png", vectors(20), vectors(20))
-    gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Figure)]
+    # A test that failed or is still reported may hold a figure of its own; these three must be gone.
+    assert alive() <= before
 
 
 def test_importing_plots_does_not_import_matplotlib():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
 from absl.testing import flagsaver
@@ -38,6 +39,8 @@ def command(*argv: str) -> Ended:
     verbosity, code = absl_logging.get_verbosity(), 0
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with (
+        # Optax's schedules promote integers by themselves; the package's own maths is tested under strict promotion.
+        jax.numpy_dtype_promotion("standard"),
         _same_flags(),
         warnings.catch_warnings(),
         mock.patch.object(sys, "argv", ["diffem", *argv]),
