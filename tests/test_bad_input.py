@@ -512,11 +512,13 @@ def test_modes_in_an_empty_or_untrained_folder(tmp_path, started, mode):
 
 def test_an_output_that_cannot_be_written_is_told_before_any_compute(tmp_path, started):
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.npz").mkdir()
     before = snapshot(tmp_path)
     for output in (
         tmp_path / "file" / "o.npz",
-        Path("/proc/nothing/o.npz"),
-        tmp_path / "run.npz" / ".." / "file" / "o",
+        tmp_path / "file" / "a" / "b",
+        "/dev/null/o.npz",
+        tmp_path / "folder.npz",
     ):
         refused(command(f"--workdir={started}", "--mode=sample", f"--output={output}"), "--output")
     refused(command(f"--workdir={started}", "--mode=sample"), "--output")

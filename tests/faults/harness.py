@@ -1,0 +1,174 @@
+"""Starts the real training command, kills it at chosen moments, starts it again, and compares what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffem_jax import checkpoints
+from diffem_jax.data import ReconstructionStore
+from diffem_jax.workdir import Workdir
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "data.num_examples": 200,
+    "network.features": "(16,)",
+    "rounds": 2,
+    "m_step.steps": 40,
+    "m_step.batch_size": 64,
+    "m_step.updates_per_dispatch": 10,
+    "checkpoint.every_steps": 10,
+    "e_step.batch_size": 64,
+    "e_step.shard_size": 64,
+    "e_step.steps": 4,
+    "start.iterations": 3,
+    "start.rank": 4,
+    "eval.metrics": "('psnr',)",
+}
+
+
+def arguments(**changes: Any) -> list[str]:
+    """The tiny run's flags; ``m_step__steps=80`` changes a field."""
+    fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    return ["--config=digits", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+class Killed(NamedTuple):
+    """Whether a process was still running when the signal was sent, what it wrote, and its exit code."""
+
+    alive: bool
+    output: str
+    code: int
+
+
+class Harness:
+    """Runs of one configuration, each in a folder of its own under ``root``.
+
+    Args:
+        root: a scratch folder.
+        flags: the command's flags but --workdir.
+        cache: share compiled programs between the processes (the bits do not depend on it; ``soak`` checks).
+    """
+
+    def __init__(self, root: Path, flags: list[str], cache: bool = True):
+        self.root, self.flags, self.logs = root, flags, []
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+        }
+        self.environment.pop("XLA_FLAGS", None)
+        self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        if cache:
+            self.environment |= {
+                "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
+
+    def start(self, workdir: Path, *extra: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+        """Starts the command; ``before`` runs in the child first."""
+        command = [sys.executable, "-m", "diffem_jax.main", f"--workdir={workdir}", *self.flags, *extra]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.root, env=self.environment, preexec_fn=before, **pipes)  # type: ignore[call-overload]
+
+    def finish(self, workdir: Path, *extra: str, code: int = 0, before: Callable[[], None] | None = None) -> str:
+        """Runs the command to its end; its output. Asserts the exit code."""
+        process = self.start(workdir, *extra, before=before)
+        output = wait(process)
+        assert process.returncode == code, f"exit code {process.returncode}, expected {code}:\n{output}"
+        return output
+
+    def kill(
+        self,
+        workdir: Path,
+        moment: Callable[[], bool],
+        number: int = signal.SIGKILL,
+        extra: tuple[str, ...] = (),
+        delay: float = 0.0,
+        timeout: float = 120.0,
+    ) -> Killed:
+        """Starts the command and sends it a signal once ``moment()`` holds."""
+        process = self.start(workdir, *extra)
+        began = time.monotonic()
+        while process.poll() is None and not moment() and time.monotonic() - began < timeout:
+            time.sleep(0.0005)
+        time.sleep(delay)
+        alive = process.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        output = wait(process)
+        return Killed(alive, output, process.returncode)
+
+
+def wait(process: subprocess.Popen[str], timeout: float = 180.0) -> str:
+    """The output of a process that ends by itself in time."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output = process.communicate()[0]
+        raise AssertionError(f"still running after {timeout:g} s:\n{output}") from None
+
+
+def appeared(folder: Path, pattern: str) -> Callable[[], bool]:
+    """A moment: a path that matches is there now and was not there when the process started."""
+    before = set(folder.glob(pattern))
+    return lambda: any(path not in before for path in folder.glob(pattern))
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """A moment: so long from now."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, array) of a tree."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield jax.tree_util.keystr(path), np.asarray(leaf)
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    """What a run is compared by: every round's state, the last reconstructions, and the numbers but for times."""
+    folder = Workdir(workdir)
+    out: dict[str, Any] = {}
+    for path in checkpoints.written(folder.rounds):
+        out |= {f"{path.name}{name}": leaf.tobytes() for name, leaf in leaves(checkpoints.load(path))}
+    store = ReconstructionStore(folder.reconstructions)
+    out["rounds"] = store.rounds()
+    last = store.round(out["rounds"][-1])
+    out["reconstructions"] = np.asarray(last.open()).tobytes()
+    for record in folder.records():
+        kept = {name: value for name, value in record.items() if not name.endswith("_seconds")}
+        out[f"{record['kind']} {record['round']}"] = json.dumps(kept, sort_keys=True)
+    return out
+
+
+def assert_same(workdir: Path, expected: dict[str, Any]) -> None:
+    """Bit for bit the same result, nothing half-done left, and metrics in order."""
+    found = result(workdir)
+    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    assert not differing, f"{workdir} differs in {differing[:8]} ({len(differing)} of {len(expected)})"
+    left = [p for p in workdir.rglob("*") if "orbax-checkpoint-tmp" in p.name or p.name.endswith(".tmp")]
+    assert not left, f"left behind: {left}"
+    numbers = [r["round"] for r in Workdir(workdir).records() if r["kind"] == "round"]
+    assert numbers == sorted(set(numbers))
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A work directory's copy, to be damaged."""
+    return Path(shutil.copytree(source, target))

@@ -1,0 +1,151 @@
+"""Real processes that are killed, stopped, starved of disk or handed damaged files: the same command ends with the same bits.
+
+``python -m tests.faults.soak --kills 30`` (``make soak``) is the long version.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+
+import pytest
+
+from .harness import Harness, appeared, arguments, assert_same, copy, result, wait
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory):
+    return Harness(tmp_path_factory.mktemp("faults"), arguments())
+
+
+@pytest.fixture(scope="module")
+def whole(harness):
+    harness.finish(harness.root / "whole")
+    return harness.root / "whole"
+
+
+@pytest.fixture(scope="module")
+def expected(whole):
+    return result(whole)
+
+
+def test_killed_in_an_e_step_an_m_step_and_a_checkpoint(harness, expected):
+    workdir = harness.root / "killed"
+
+    first = harness.start(workdir)
+    shard = appeared(workdir, "reconstructions/round_00000/shard-*.npy")
+    while not shard():
+        assert first.poll() is None, wait(first)
+    first.send_signal(signal.SIGSTOP)
+    refusal = harness.finish(workdir, code=2)
+    assert "in use by" in refusal and f"process {first.pid} " in refusal
+    first.kill()
+    wait(first)
+    assert first.returncode == -signal.SIGKILL
+    assert not (workdir / "rounds").exists()
+
+    # The dead process's lock does not block.
+    ended = harness.kill(workdir, appeared(workdir, "latest/round_00001_update_000000020.checksums.json"))
+    assert ended.alive and not (workdir / "rounds" / "round_00001").exists(), ended.output
+
+    ended = harness.kill(workdir, appeared(workdir, "*/round_00002*.orbax-checkpoint-tmp*"))
+    assert ended.alive and "continuing round 1 from update" in ended.output, ended.output
+    assert not (workdir / "rounds" / "round_00002").exists()
+
+    harness.finish(workdir)
+    assert_same(workdir, expected)
+
+
+def test_preempted_then_a_damaged_rolling_checkpoint_then_a_full_disk(harness, expected):
+    workdir = harness.root / "preempted"
+    moment = appeared(workdir, "latest/round_00001_update_000000020.checksums.json")
+    ended = harness.kill(workdir, moment, signal.SIGTERM)
+    assert ended.code == 143 and "SIGTERM: saved" in ended.output, ended.output
+    rolling = sorted(p for p in (workdir / "latest").iterdir() if p.is_dir())
+    assert len(rolling) == 2 and rolling[-1].name > "round_00001_update_000000020"
+
+    _truncate(rolling[-1])
+    (workdir / "latest" / "notes").mkdir()
+    (workdir / "latest" / "notes" / "mine.txt").write_text("mine")
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+
+    output = harness.finish(workdir, code=2, before=small_files)
+    assert (
+        f"{rolling[-1]}: " in output
+        and "set aside" in output
+        and (workdir / "latest" / f"{rolling[-1].name}.corrupt").is_dir()
+    )
+    assert f"continuing round 1 from update {int(rolling[0].name[-9:])} of" in output
+    assert "could not be written" in output and "File too large" in output and "Traceback" not in output, output
+    assert rolling[0].is_dir() and not (workdir / "rounds" / "round_00001").exists()
+
+    harness.finish(workdir)
+    assert_same(workdir, expected)
+    assert (workdir / "latest" / "notes" / "mine.txt").read_text() == "mine"
+    assert (workdir / "latest" / f"{rolling[-1].name}.corrupt").is_dir()
+
+
+def test_a_damaged_newest_round_and_shard_are_set_aside_and_made_again(harness, whole, expected):
+    workdir = copy(whole, harness.root / "damaged")
+    _garble(workdir / "rounds" / "round_00002")
+    shard = workdir / "reconstructions" / "round_00002" / "shard-00001-of-00004.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    manifest = workdir / "reconstructions" / "round_00002" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:50])
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "round", "rou')
+    (workdir / "rounds" / "round_00007.orbax-checkpoint-tmp").mkdir()
+    planted = harness.root / "executed"
+    for folder in (
+        workdir / "rounds" / "round_00001",
+        workdir / "rounds",
+        workdir / "reconstructions",
+        workdir / "start",
+    ):
+        (folder / "state.pkl").write_bytes(pickle.dumps(_Evil(str(planted))))
+
+    output = harness.finish(workdir)
+
+    assert "rounds/round_00002: " in output and "missing or damaged; set aside as round_00002.corrupt" in output
+    assert f"{shard}: cut off or garbled" in output
+    assert (workdir / "rounds" / "round_00002.corrupt").is_dir() and len(list(shard.parent.glob("*.corrupt"))) == 2
+    assert not planted.exists()
+    assert_same(workdir, expected)
+
+
+class _Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def _largest(checkpoint):
+    return max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def _garble(checkpoint):
+    file = _largest(checkpoint)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(bytes(data))
+
+
+def _truncate(checkpoint):
+    file = _largest(checkpoint)
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def test_the_comparison_can_fail(harness, whole, expected):
+    """One changed bit in a shard is seen."""
+    workdir = copy(whole, harness.root / "changed")
+    shutil.rmtree(workdir / "rounds" / "round_00001")
+    (workdir / "rounds" / "round_00001.checksums.json").unlink()
+    with pytest.raises(AssertionError, match="round_00001"):
+        assert_same(workdir, expected)

@@ -1,0 +1,189 @@
+"""The whole loop through the command on a tiny configuration: train, sample, the prior, evaluate, own data."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from faults.command import command, refused
+from faults.harness import arguments, leaves
+
+from diffem_jax import checkpoints, em
+from diffem_jax.data import ReconstructionStore
+from diffem_jax.draw import stored_config
+from diffem_jax.problem import load_problem
+from diffem_jax.workdir import Workdir
+
+TINY = arguments(e_step__batch_size=100)
+
+
+def _run(*argv):
+    with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+        ended = command(*argv)
+    assert ended.code == 0, ended
+    return ended
+
+
+@pytest.fixture(scope="module")
+def traces():
+    return {"e_step": 0, "m_step": 0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, traces):
+    """A finished run with a prior, whose E-steps and M-steps count how often they are traced."""
+    workdir = tmp_path_factory.mktemp("main") / "run"
+
+    def counted(name, make):
+        def made(*args, **kwargs):
+            function = make(*args, **kwargs)
+
+            def traced(*inputs):
+                traces[name] += 1
+                return function(*inputs)
+
+            return traced
+
+        return made
+
+    with (
+        mock.patch.object(em, "make_e_step", counted("e_step", em.make_e_step)),
+        mock.patch.object(em, "make_m_step", counted("m_step", em.make_m_step)),
+    ):
+        ended = _run(*TINY, f"--workdir={workdir}")
+    workdir.with_name("out.txt").write_text(ended.out)
+    return workdir
+
+
+def _parameters(workdir):
+    return dict(leaves(checkpoints.load(Workdir(workdir).last_round())))
+
+
+def test_one_trace_of_each_step_for_the_whole_run(run, traces):
+    assert traces == {"e_step": 1, "m_step": 1}
+
+
+def test_the_files_of_a_run(run):
+    said = run.with_name("out.txt").read_text()
+    for path in (
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "rounds/round_00001",
+        "rounds/round_00002",
+        "latest",
+        "samples/round_00000.png",
+        "samples/round_00001.png",
+        "samples/round_00002.png",
+        "reconstructions/round_00002/manifest.json",
+        "reconstructions/round_00002/shard-00000-of-00004.npy",
+    ):
+        assert (run / path).exists(), path
+    assert not list((run / "latest").iterdir()) and not (run / "reconstructions" / "round_00001").exists()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in records] == [0, 1, 2] and [r["step"] for r in records] == [0, 40, 80]
+    for record in records[1:]:
+        assert {"loss", "e_step_seconds", "m_step_seconds", "psnr"} <= set(record)
+    manifest = json.loads((run / "reconstructions/round_00002/manifest.json").read_text())
+    assert manifest["num_examples"] == 200 and manifest["shape"] == [8, 8, 1]
+    assert "round 2: " in said and "200 observations" in said and "--mode=sample" in said
+
+
+def test_the_same_command_again_changes_nothing(run):
+    before = {
+        p: p.read_bytes()
+        for p in run.rglob("*")
+        if p.is_file() and p.name not in (".lock", "config.json", "report.html")
+    }
+    _run(*TINY, f"--workdir={run}")
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+@pytest.fixture(scope="module")
+def own(run):
+    """The run's observations as a file, without any truth."""
+    observations = load_problem(stored_config(Workdir(run))).observations
+    path = run.with_name("obs.npz")
+    np.savez(path, y=np.asarray(observations.y), mask=np.asarray(observations.operator))
+    return path
+
+
+def test_posterior_draws_of_a_file(run, own, tmp_path):
+    arrays = np.load(own)
+    np.savez(tmp_path / "five.npz", **{name: arrays[name][:5] for name in arrays})
+    sample = ["--mode=sample", f"--workdir={run}", f"--observations={tmp_path / 'five.npz'}"]
+    ended = _run(*sample, "--num_samples=3", f"--output={tmp_path / 'three.npz'}")
+    three = np.load(tmp_path / "three.npz")
+    x = three["x"]
+    assert x.shape == (3, 5, 8, 8, 1) and np.isfinite(x).all() and "(3, 5, 8, 8, 1)" in ended.out
+    assert three["mean"].shape == three["std"].shape == (5, 8, 8, 1)
+    hidden = arrays["mask"][:5] == 0
+    seen = np.abs(x - arrays["y"][:5])[:, ~hidden]
+    assert three["std"][hidden].mean() > 5 * three["std"][~hidden].mean() and seen.mean() < 0.1
+    assert (np.abs(x[0] - x[1])[hidden] > 0).any() and (np.abs(x[1] - x[2])[hidden] > 0).any()
+    assert (tmp_path / "three.png").exists()
+
+    _run(*sample, "--num_samples=2", f"--output={tmp_path / 'two'}")
+    np.testing.assert_allclose(np.load(tmp_path / "two.npz")["x"], x[:2], atol=1e-4)
+    refused(command(*sample), "--output")
+
+
+def test_the_prior_is_trained_by_the_same_command_and_drawn(run, tmp_path):
+    draw = ["--mode=sample", f"--workdir={run}", "--num_samples=7", f"--output={tmp_path / 'prior.npz'}"]
+    refused(command(*draw), "no prior", "prior.steps")
+    before = _parameters(run)
+    _run(*TINY, f"--workdir={run}", "--config.prior.steps=20", "--config.prior.sampler_steps=4")
+    assert all(np.array_equal(before[name], leaf) for name, leaf in _parameters(run).items())
+    _run(*draw)
+    arrays = np.load(tmp_path / "prior.npz")
+    assert arrays["x"].shape == (7, 8, 8, 1) and np.isfinite(arrays["x"]).all() and arrays["x"].std() > 0
+
+
+def test_evaluate_measures_the_last_round(run, tmp_path):
+    ended = _run("--mode=evaluate", f"--workdir={run}")
+    said = dict(line.split(": ") for line in ended.out.splitlines() if ": " in line)
+    records = Workdir(run).records()
+    trained = next(r for r in records if r["kind"] == "round" and r["round"] == 2)
+    assert float(said["psnr"]) == pytest.approx(trained["psnr"], rel=1e-4)
+    assert any(r["kind"] == "evaluation" and "accuracy" in r for r in records)
+    x = np.asarray(ReconstructionStore(run / "reconstructions").round(2).open())
+    np.savez(tmp_path / "clean.npz", x=x)
+    better = _run("--mode=evaluate", f"--workdir={run}", f"--reference={tmp_path / 'clean.npz'}")
+    assert (
+        float(dict(line.split(": ") for line in better.out.splitlines() if ": " in line)["psnr"])
+        > float(said["psnr"]) + 20
+    )
+    np.savez(tmp_path / "wrong.npz", x=x[:3])
+    refused(command("--mode=evaluate", f"--workdir={run}", f"--reference={tmp_path / 'wrong.npz'}"), "--reference")
+
+
+def test_training_never_reads_the_truth(run, own, tmp_path):
+    """The same observations from a file, where there is no truth: the same parameters and draws, bit for bit."""
+    flags = ["--config.data.name=observations", f"--config.data.path={own}", "--config.data.shape=(8,8,1)"]
+    workdir = tmp_path / "own"
+    _run(*arguments(e_step__batch_size=100, eval__metrics="()"), *flags, f"--workdir={workdir}")
+    expected, found = _parameters(run), _parameters(workdir)
+    assert expected.keys() == found.keys() and all(np.array_equal(expected[n], found[n]) for n in expected)
+    draws = [np.asarray(ReconstructionStore(w / "reconstructions").round(2).open()) for w in (run, workdir)]
+    assert np.array_equal(*draws)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_recovered_from(tmp_path):
+    sgd = {"m_step__optimizer": "sgd", "m_step__clip_norm": 0.0, "m_step__learning_rate": 10.0}
+    wild = [*arguments(e_step__batch_size=100, eval__metrics="()", rounds=1, **sgd), f"--workdir={tmp_path / 'run'}"]
+    refused(command(*wild), "M-step 1", "at update", "last good checkpoint", "round_00001_update_", "learning_rate")
+    ended = _run(*wild, "--config.recover=8")
+    assert "going back" in ended.out and "done:" in ended.out
+    records = Workdir(tmp_path / "run").records()
+    recovery = next(r for r in records if r["kind"] == "recovery")
+    assert recovery["round"] == 1 and recovery["attempt"] >= 1 and "M-step 1" in recovery["reason"]
+    assert [r["round"] for r in records if r["kind"] == "round"] == [0, 1]
+    assert all(np.isfinite(leaf).all() for leaf in _parameters(tmp_path / "run").values())
+
+
+def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(command("--config=digits", "--config.rounds=-1", "--workdir=run"), "config.rounds")
+    assert not list(Path(tmp_path).iterdir())
