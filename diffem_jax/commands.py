@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -183,8 +183,16 @@ def _check_writable(target: Path) -> None:
     parent = target.parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
-    if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--output: {target} cannot be written; expected a file in a writable folder; correct the path")
+    try:
+        if target.is_dir() or not parent.is_dir():
+            raise OSError
+        # Trying is the only sure way: permissions say nothing of special file systems, least of all to root.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError:
+        raise UserError(
+            f"--output: {target} cannot be written; expected a file in a writable folder; correct the path"
+        ) from None
 
 
 def evaluate(workdir: Path, reference: str | None) -> None:
