@@ -63,7 +63,7 @@ class Harness:
     """
 
     def __init__(self, root: Path, flags: list[str], cache: bool = True):
-        self.root, self.flags, self.logs = root, flags, []
+        self.root, self.flags = root, flags
         self.root.mkdir(parents=True, exist_ok=True)
         self.environment = {
             **os.environ,
