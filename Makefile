@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench colabs soak clean
+.PHONY: demo test test-slow lint bench colabs soak clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -11,6 +11,9 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
