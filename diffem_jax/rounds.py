@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, report
+from diffem_jax.announce import Estimate
 from diffem_jax.build import Model, Setup, make_model
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.gaussians import Mixture
@@ -26,6 +27,7 @@ from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
 from diffem_jax.workdir import Workdir
+from diffem_jax.writers import Writers
 
 Say = Callable[[str], None]
 
@@ -94,6 +96,8 @@ class Run:
         self.engine = make_engine(self.setup, self.parallel, self.start)
         self.measure = measure
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
+        self.estimate = Estimate(self.config, problem.num_examples, say)
+        self.writers: Writers | None = None
 
     # E-step ----------------------------------------------------------------------------------------------------------
 
@@ -313,6 +317,9 @@ class Run:
             }
             self.workdir.log(entry)
             self.say(_line(number, entry))
+            self.estimate.round(number, entry)
+            if self.writers is not None:
+                self.writers.round(entry, path)
             report.write(self.workdir)
             self.store.drop_older(number)
         barrier("round finished")

@@ -15,9 +15,11 @@ LAYERS = [
     {"parallel", "data", "datasets", "checkpoints", "metrics", "plots", "config", "progress", "prepare", "testing"},
     {"build", "workdir"},
     {"problem", "evaluate", "round_zero", "stopping"},
-    {"report", "report_template"},
+    {"report", "report_template", "writers"},
+    {"announce"},
     {"rounds", "prior", "draw", "measure"},
-    {"train"},
+    {"train", "pretrained"},
+    {"usage"},
     {"commands"},
     {"main"},
 ]
