@@ -12,8 +12,9 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffem_jax import augment, corruptions, denoisers, em, networks, posteriors, samplers, schedules
+from diffem_jax import ambient, augment, corruptions, denoisers, em, networks, posteriors, samplers, schedules
 from diffem_jax.config import nearest
+from diffem_jax.corruptions.masks import Mask
 from diffem_jax.gaussians import Mixture
 from diffem_jax.types import (
     Corruption,
@@ -26,6 +27,9 @@ from diffem_jax.types import (
     TimeLaw,
     UserError,
 )
+
+UNCONDITIONAL = ("em_mmps", "em_pigdm", "em_dps")
+"""Methods that train the prior and draw posteriors by a transform of it."""
 
 
 class Setup(NamedTuple):
@@ -48,6 +52,8 @@ class Model(NamedTuple):
     denoiser: denoisers.Denoiser
     bind: Callable[[PyTree, Observation], DenoiseFn]
     loss: em.Loss
+    draw: Callable[[Array, PyTree, Observation], Array] | None = None
+    """How an example is drawn, where it is not by the sampler with ``bind``."""
 
 
 def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
@@ -204,14 +210,12 @@ def make_model(setup: Setup, base: Mixture) -> Model:
         base: the fitted start.
     """
     config, c = setup.config, setup.corruption
-    unconditional = config.method in ("em_mmps", "em_dps")
-    if unconditional:
+    if config.method == "ambient":
+        return _ambient_model(setup)
+    if config.method in UNCONDITIONAL:
         denoiser = edm(setup, None)
-        transform: Any = posteriors.mmps if config.method == "em_mmps" else posteriors.dps
-        options: dict[str, Any] = {}
-        if config.method == "em_mmps":
-            moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
-            options = {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
+        transform: Any = posteriors.POSTERIORS[config.method.removeprefix("em_")]
+        options = _transform_options(config, base)
 
         def bind_transformed(params: PyTree, observation: Observation) -> DenoiseFn:
             return transform(denoisers.bind(denoiser, params), setup.schedule, c, observation, **options)
@@ -234,6 +238,44 @@ def make_model(setup: Setup, base: Mixture) -> Model:
         return denoisers.bind(denoiser, params, observation, config.e_step.guidance)
 
     return Model(denoiser, bind, make_loss(setup, denoiser, c))
+
+
+def _ambient_model(setup: Setup) -> Model:
+    config, mask = setup.config, setup.corruption
+    if not isinstance(mask, Mask):
+        raise UserError(
+            f"config.method: 'ambient' is written for masks, not for {config.corruption.name!r}; use 'diffem' or 'em_mmps'"
+        )
+    if len(config.m_step.augment):
+        raise UserError(
+            f"config.m_step.augment: {tuple(config.m_step.augment)}; 'ambient' trains on observations as they are; use ()"
+        )
+    denoiser = ambient.ambient_denoiser(setup.network, setup.schedule, mask, config.denoiser.sigma_data)
+    loss = ambient.ambient_loss(
+        denoiser,
+        setup.schedule,
+        mask,
+        make_time_law(config, setup.schedule),
+        schedules.LOSS_WEIGHTS[config.m_step.loss_weight],
+        further=config.ambient.further,
+        data_std=config.denoiser.sigma_data,
+        dropout=getattr(setup.network, "dropout", 0.0) > 0,
+    )
+    if config.ambient.reconstruction == "restoration":
+        draw = ambient.restoration(denoiser, setup.times, setup.schedule)
+    else:
+        guided: dict[str, float] = {"further": config.ambient.further, "step": config.dps.step}
+        draw = ambient.posterior_draw(denoiser, setup.sampler, setup.times, setup.schedule, mask, **guided)
+    return Model(denoiser, lambda params, observation: denoisers.bind(denoiser, params, observation), loss, draw)
+
+
+def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
+    if config.method == "em_dps":
+        return {"step": config.dps.step}
+    if config.method == "em_pigdm":
+        return {"data_std": config.denoiser.sigma_data}
+    moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
+    return {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
 
 
 def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:

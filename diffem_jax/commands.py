@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from diffem_jax.config import flatten, nearest, validate
 from diffem_jax.types import UserError
-from diffem_jax.usage import paint
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
@@ -33,16 +32,16 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{_name()} {error}", file=sys.stderr)
+        print(f"diffem: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print(f"{_name()} interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("diffem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
         print(
-            f"{_name()} {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
+            f"diffem: {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
             "finished is whole: make space and run the same command again",
             file=sys.stderr,
         )
@@ -50,12 +49,8 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "Preempted":
             raise
-        print(f"{_name()} {error}: saved; the same command goes on from here", file=sys.stderr)
+        print(f"diffem: {error}: saved; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
-
-
-def _name() -> str:
-    return paint("diffem:", "bad", sys.stderr)
 
 
 def config_folders() -> list[Path]:
@@ -157,9 +152,12 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
     from diffem_jax.train import run_em
 
     run_em(config, workdir, override=override, say=_say)
+    _say(f"next: diffem --mode=sample --workdir={workdir} --observations=FILE.npz --num_samples=8 --output=draws.npz")
 
 
-def sample(workdir: Path, observations: str | None, num_samples: int, output: str | None, seed: int) -> None:
+def sample(
+    workdir: Path, observations: str | None, num_samples: int, output: str | None, seed: int, round: int | None = None
+) -> None:
     """Writes posterior draws for an observations file, or prior draws."""
     from diffem_jax import draw
     from diffem_jax.workdir import Workdir
@@ -171,7 +169,7 @@ def sample(workdir: Path, observations: str | None, num_samples: int, output: st
     _check_writable(target)
     problem: Any = None
     if observations is not None:
-        problem, x = draw.posterior_draws(folder, observations, num_samples, seed)
+        problem, x = draw.posterior_draws(folder, observations, num_samples, seed, round)
     else:
         x = draw.prior_draws(folder, num_samples, seed)
     image = draw.write_draws(target, x, problem)
@@ -199,12 +197,12 @@ def _check_writable(target: Path) -> None:
         ) from None
 
 
-def evaluate(workdir: Path, reference: str | None) -> None:
-    """Measures the last draws of a run."""
+def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> None:
+    """Measures the draws of a round of a run."""
     from diffem_jax import measure
     from diffem_jax.workdir import Workdir
 
-    for name, value in measure.evaluate_run(Workdir(workdir), reference).items():
+    for name, value in measure.evaluate_run(Workdir(workdir), reference, round).items():
         _say(f"{name}: {value:.6g}")
 
 
@@ -220,6 +218,4 @@ def report(workdir: Path) -> None:
 
 
 def _say(line: str) -> None:
-    head, colon, rest = line.partition(": ")
-    ends = head in ("done", "next") and bool(colon)
-    print(paint(head, "good" if head == "done" else "strong") + colon + rest if ends else line, flush=True)
+    print(line, flush=True)

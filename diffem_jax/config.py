@@ -20,10 +20,9 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # every stream of randomness derives from it
     c.rounds = 4  # EM rounds after the start
-    c.method = "diffem"  # diffem | em_mmps | em_dps | oracle (trains on the hidden truth, an upper bound)
+    c.method = "diffem"  # diffem | em_mmps | em_pigdm | em_dps | ambient (masks) | oracle (trains on the hidden truth, an upper bound)
     c.parallel = "pmap"  # pmap | jit
     c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
-    c.writers = ()  # besides the work directory: tensorboard, wandb (extras of the package), or 'module:name'
 
     c.data = ConfigDict()
     c.data.name = "digits"  # a source of diffem_jax.data, 'tfds:<name>', 'folder', 'arrays' or 'observations'
@@ -60,6 +59,8 @@ def default() -> ConfigDict:
     c.start.tolerance = 1e-4  # log-likelihood gain a coordinate below which a fit ends
     c.start.variance_floor = 1e-4
     c.start.num_examples = 0  # observations used for fitting; 0 takes all
+    c.start.checkpoint = ""  # an earlier run's work directory to begin from (a warm start)
+    c.start.take = "reconstructions"  # reconstructions | parameters | both: what is taken from it
 
     c.e_step = ConfigDict()
     c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
@@ -100,8 +101,25 @@ def default() -> ConfigDict:
     c.mmps.iterations = 1  # conjugate-gradient iterations
     c.mmps.covariance = "jacobian"  # jacobian | cov_x | cov_t | zeros
 
+    c.dps = ConfigDict()
+    c.dps.step = 1.0  # guidance strength of em_dps and of ambient's 'dps'
+
+    c.ambient = ConfigDict()
+    c.ambient.further = 0.1  # probability that a seen entry is hidden from the network in training
+    c.ambient.reconstruction = "dps"  # dps (posterior draws) | restoration (one call, E[x | y], not a draw)
+
+    c.stop = ConfigDict()
+    c.stop.rule = "none"  # none | observation_score | observation_distance: picks the round to keep without clean data
+    c.stop.patience = 3  # rounds without a new best after which the run ends
+
     c.eval = ConfigDict()
-    c.eval.metrics = ()  # psnr, accuracy, sinkhorn, sliced_wasserstein, observation_distance
+    c.eval.metrics = ()  # keys of diffem_jax.evaluate.METRICS: psnr, sinkhorn, observation_score, ...
+    c.eval.features = (
+        ""  # 'module:function', x [N, ...] -> features [N, D], for frechet, kid, precision; '' takes x itself
+    )
+    c.eval.weights = ""  # file or folder with the weights that fid, inception_score, fd_dinov2 and lpips need offline
+    c.eval.posterior_draws = 8  # draws an observation of --mode=evaluate
+    c.eval.posterior_examples = 256  # observations that --mode=evaluate draws for
     c.eval.num_examples = 0  # rows used; 0 takes all
     c.eval.every = 1  # rounds
 
@@ -115,7 +133,7 @@ OPEN_SECTIONS = ("corruption", "data_corruption", "network")
 """Sections whose further fields belong to the class that their ``name`` chooses."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("diffem", "em_mmps", "em_dps", "oracle"),
+    "method": ("diffem", "em_mmps", "em_pigdm", "em_dps", "ambient", "oracle"),
     "parallel": ("pmap", "jit"),
     "denoiser.preconditioning": ("posterior", "edm"),
     "denoiser.base": ("isotropic", "start"),
@@ -128,6 +146,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.time_law": ("uniform", "beta", "log_normal"),
     "m_step.loss_weight": ("snr", "min_snr"),
     "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
+    "ambient.reconstruction": ("dps", "restoration"),
+    "start.take": ("reconstructions", "parameters", "both"),
+    "stop.rule": ("none", "observation_score", "observation_distance"),
 }
 
 # (least, greatest) of numeric fields; both ends allowed.
@@ -164,6 +185,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "prior.steps": (0, 10**9),
     "prior.sampler_steps": (1, 100_000),
     "mmps.iterations": (1, 1000),
+    "dps.step": (0, 1e6),
+    "ambient.further": (0.0, 0.99),
+    "stop.patience": (1, 10**6),
+    "eval.posterior_draws": (2, 10**6),
+    "eval.posterior_examples": (1, 2**40),
     "eval.num_examples": (0, 2**40),
     "eval.every": (1, 10**6),
     "checkpoint.every_steps": (1, 10**9),
@@ -264,12 +290,7 @@ def _check_lists(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.shape: {shape!r}; expected positive integers, (32, 32, 3), or () for the data's own"
         )
-    lists = (
-        ("m_step.augment", config.m_step.augment),
-        ("eval.metrics", config.eval.metrics),
-        ("writers", config.writers),
-    )
-    for name, given in lists:
+    for name, given in (("m_step.augment", config.m_step.augment), ("eval.metrics", config.eval.metrics)):
         if not all(isinstance(entry, str) for entry in given):
             raise UserError(f"config.{name}: {given!r}; expected names, ('psnr',) or ('flip',) for instance")
 
@@ -279,10 +300,10 @@ FREE_FIELDS = (
     "rounds",
     "parallel",
     "recover",
-    "writers",
     "data.cache_dir",
     "prior.",
     "eval.",
+    "stop.",
     "checkpoint.",
     "e_step.shard_size",
 )

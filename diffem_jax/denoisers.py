@@ -66,7 +66,7 @@ def bind(
     return denoise
 
 
-def _network_call(network: nn.Module) -> Callable[..., Array]:
+def network_call(network: nn.Module) -> Callable[..., Array]:
     """The batched network for one example."""
 
     def call(params: PyTree, x: Array, noise: Array, condition: Array | None, dropout_key: Key | None) -> Array:
@@ -111,7 +111,7 @@ def edm_denoiser(
 
     Source: Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1.
     """
-    call = _network_call(network)
+    call = network_call(network)
     blank = _blank_condition(corruption, shape)
 
     def apply(
@@ -124,7 +124,7 @@ def edm_denoiser(
         out = call(params, x * jax.lax.rsqrt(total), jnp.log(ratio), blank if condition is None else condition, dropout)
         return (sigma_data**2 / total) * x + (ratio * sigma_data * jax.lax.rsqrt(total)) * out
 
-    return Denoiser(_initializer(network, shape, blank), apply)
+    return Denoiser(initializer(network, shape, blank), apply)
 
 
 def posterior_denoiser(
@@ -139,7 +139,7 @@ def posterior_denoiser(
         shape: the shape of x.
         base: the base prior: an isotropic Gaussian (``isotropic_base``) or any mixture.
     """
-    call = _network_call(network)
+    call = network_call(network)
     blank = jnp.zeros(_attached_shape(corruption, shape))
     _, spread = overall_moments(base)
 
@@ -165,7 +165,7 @@ def posterior_denoiser(
             out = jnp.where(jnp.asarray(keep) > 0, open_part, out)
         return m + jnp.sqrt(v) * out
 
-    return Denoiser(_initializer(network, shape, blank), apply)
+    return Denoiser(initializer(network, shape, blank), apply)
 
 
 def isotropic_base(mixture: Mixture) -> Mixture:
@@ -263,7 +263,8 @@ def _attached_shape(corruption: Corruption, shape: tuple[int, ...]) -> tuple[int
     return jax.eval_shape(lambda: _attach(jnp.zeros(shape), blank)).shape  # type: ignore[arg-type]
 
 
-def _initializer(network: nn.Module, shape: tuple[int, ...], condition: Array | None) -> Callable[[Key], PyTree]:
+def initializer(network: nn.Module, shape: tuple[int, ...], condition: Array | None) -> Callable[[Key], PyTree]:
+    """Key -> the network's parameters for one example's shape and a condition like this one."""
 
     def init(key: Key) -> PyTree:
         batch = None if condition is None else condition[None]

@@ -7,47 +7,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from diffem_jax import checkpoints, denoisers, em, plots
-from diffem_jax.build import make_sampler
-from diffem_jax.config import default, validate
-from diffem_jax.parallel import make_parallel
+from diffem_jax import ambient, checkpoints, denoisers, em, plots
+from diffem_jax.build import Setup, make_sampler
+from diffem_jax.evaluate import shown_observations
+from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.prior import load_prior
-from diffem_jax.problem import Problem, load_own, rows
+from diffem_jax.problem import Problem, load_own, rows, stored_config
 from diffem_jax.progress import Progress
-from diffem_jax.round_zero import load_start
+from diffem_jax.round_zero import load_start, start_draw
 from diffem_jax.rounds import make_engine
 from diffem_jax.schedules import TIME_GRIDS
+from diffem_jax.several import several_draws
+from diffem_jax.stopping import picked_round
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 
 
-def stored_config(workdir: Workdir) -> ConfigDict:
-    """The configuration of a run, as it was trained."""
-    config = default()
-    with config.unlocked():
-        for name, value in workdir.stored_config().items():
-            *sections, field = name.split(".")
-            target = config
-            try:
-                for section in sections:
-                    target = target[section]
-                target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
-            except (KeyError, TypeError, AttributeError, ValueError):
-                raise UserError(
-                    f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
-                ) from None
-    validate(config)
-    return config
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
-
-
-def posterior_draws(workdir: Workdir, observations: str, num_samples: int, seed: int = 0) -> tuple[Problem, np.ndarray]:
+def posterior_draws(
+    workdir: Workdir, observations: str, num_samples: int, seed: int = 0, round: int | None = None
+) -> tuple[Problem, np.ndarray]:
     """num_samples draws of p(x | y) for every observation of a file: (problem, [num_samples, N, *X]).
+
+    They are those of ``round``, of the round that the stopping rule picked, or of the last one.
 
     Raises:
         UserError: no trained run, or a file that does not fit it.
@@ -56,30 +38,35 @@ def posterior_draws(workdir: Workdir, observations: str, num_samples: int, seed:
     with config.unlocked():
         config.data.shape = tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
     problem = load_own(config, observations)
+    number = chosen_round(workdir, round)
     parallel = make_parallel(config.parallel)
-    engine = make_engine(problem.setup, parallel, load_start(workdir))
-    state = checkpoints.load(workdir.last_round())
-    params = parallel.replicate(state["ema_params"])
-    key = parallel.replicate(stream_key(seed, "sample"))
-    batch = max(
-        parallel.num_devices,
-        min(
-            config.e_step.batch_size,
-            -(-problem.num_examples * num_samples // parallel.num_devices) * parallel.num_devices,
-        ),
-    )
-    total = problem.num_examples * num_samples
-    parts = []
-    with Progress("sampling", total, "draws") as progress:
-        for first in range(0, total, batch):
-            indices = np.arange(first, first + batch) % total
-            # Draw s of observation i has index s N + i, so more samples never change the earlier ones.
-            observed = parallel.shard(rows(problem.observations, indices % problem.num_examples))
-            x = parallel.gather(engine.e_step(key, params, observed, parallel.shard(indices.astype(np.int32))))
-            parts.append(x[: total - first])
-            progress.advance(len(parts[-1]))
-    draws = np.concatenate(parts)
-    return problem, draws.reshape(num_samples, problem.num_examples, *problem.setup.shape)
+    step, params = round_step(workdir, problem.setup, parallel, number)
+    options: dict[str, Any] = {"seed": seed, "stream": "sample", "batch": config.e_step.batch_size}
+    return problem, several_draws(step, parallel, params, problem.observations, num_samples, **options)
+
+
+def chosen_round(workdir: Workdir, round: int | None = None) -> int:
+    """The round asked for, else the one that the stopping rule picked, else the last.
+
+    Raises:
+        UserError: no such round is kept.
+    """
+    if round is None:
+        picked = picked_round(workdir.records())
+        round = checkpoints.metadata(workdir.last_round())["round"] if picked is None else picked
+    if round == 0 or checkpoints.fault(workdir.round_checkpoint(round)) is None:
+        return round
+    kept = [checkpoints.metadata(p)["round"] for p in checkpoints.written(workdir.rounds)]
+    raise UserError(f"--round: {round}; {workdir.rounds} has no whole checkpoint of it; choose one of {[0, *kept]}")
+
+
+def round_step(workdir: Workdir, setup: Setup, parallel: Parallel, number: int) -> tuple[Any, Any]:
+    """The mapped E-step of a round and its parameters; of round 0, the start's draw and the start."""
+    start = load_start(workdir)
+    if number == 0:
+        return parallel.map_e_step(em.map_examples(start_draw(setup))), start
+    state = checkpoints.load(workdir.round_checkpoint(number))
+    return make_engine(setup, parallel, start).e_step, state["ema_params"]
 
 
 def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +79,11 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
     setup, denoiser, params = load_prior(workdir, config)
     sampler = make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     times = TIME_GRIDS[config.e_step.time_grid](setup.schedule, config.prior.sampler_steps)
-    step = jax.jit(em.make_e_step(lambda p, _: denoisers.bind(denoiser, p), sampler, times, setup.shape))
+    e_step = em.make_e_step(lambda p, _: denoisers.bind(denoiser, p), sampler, times, setup.shape)
+    if config.method == "ambient" and not (workdir.prior / "final").exists():
+        draw = ambient.prior_draw(denoiser, sampler, times, setup.corruption, config.ambient.further)
+        e_step = em.map_examples(draw)
+    step = jax.jit(e_step)
     batch = min(config.e_step.batch_size, num_samples)
     parts = []
     with Progress("sampling", num_samples, "draws") as progress:
@@ -123,9 +114,7 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
         plots.picture(image, x, x, None, title="draws from the prior")
     else:
         observed = rows(problem.observations, np.arange(min(problem.num_examples, 8)))
-        shown = observed.y
-        if shown.shape[1:] != problem.setup.shape:
-            shown = np.asarray(jax.vmap(problem.setup.corruption.condition)(observed))[..., : problem.setup.shape[-1]]
+        shown = shown_observations(problem, observed)
         if len(problem.setup.shape) > 1:
             plots.spread_grid(image, shown, x[:, : len(shown)])
         else:

@@ -11,8 +11,10 @@ import numpy as np
 
 from diffem_jax import metrics, plots
 from diffem_jax.config import nearest
+from diffem_jax.parallel import Parallel
 from diffem_jax.problem import Problem, rows
-from diffem_jax.types import UserError, example_keys, stream_key
+from diffem_jax.several import several_draws
+from diffem_jax.types import Observation, UserError, example_keys, stream_key
 
 
 def _rows_used(problem: Problem) -> np.ndarray:
@@ -76,6 +78,17 @@ def _observation_distance(problem: Problem) -> Callable[[int, np.ndarray], Any]:
     return measure
 
 
+def _observation_score(problem: Problem) -> Callable[[int, np.ndarray], Any]:
+    """One key for all rounds: their scores share their randomness, so that differences are sharper than values."""
+    corruption, key = problem.setup.corruption, stream_key(problem.setup.config.seed, "observation_score")
+
+    def measure(number: int, x: np.ndarray) -> Any:
+        observed = rows(problem.observations, np.arange(len(x)))
+        return metrics.observation_score(corruption.observe, observed, x, key)
+
+    return measure
+
+
 METRICS: dict[str, tuple[Callable[[Problem], Callable[[int, np.ndarray], Any]], bool]] = {
     "psnr": (_psnr, True),
     "ssim": (_ssim, True),
@@ -83,6 +96,7 @@ METRICS: dict[str, tuple[Callable[[Problem], Callable[[int, np.ndarray], Any]], 
     "sinkhorn": (_sinkhorn, True),
     "sliced_wasserstein": (_sliced, True),
     "observation_distance": (_observation_distance, False),
+    "observation_score": (_observation_score, False),
 }
 """Metric -> (maker of its function, whether it needs the truth)."""
 
@@ -94,7 +108,9 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
         UserError: an unknown metric, or one that the data cannot give.
     """
     chosen = {}
-    for name in problem.setup.config.eval.metrics:
+    rule = problem.setup.config.stop.rule
+    names = [*problem.setup.config.eval.metrics, *([] if rule == "none" else [rule])]
+    for name in dict.fromkeys(names):
         if name not in METRICS:
             raise UserError(f"config.eval.metrics: {name!r} is not known; {nearest(name, METRICS)}")
         maker, needs_truth = METRICS[name]
@@ -121,15 +137,40 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
     return measure
 
 
+def shown_observations(problem: Problem, observed: Observation) -> Any:
+    """Observations as a picture shows them: y itself, or where it has another shape than x what the network sees."""
+    if observed.y.shape[1:] == problem.setup.shape:
+        return observed.y
+    condition = np.asarray(jax.vmap(problem.setup.corruption.condition)(observed))
+    return condition[..., : problem.setup.shape[-1]]
+
+
 def picture(problem: Problem, draws: Callable[[np.ndarray], np.ndarray], path: Path, title: str) -> None:
     """The PNG of a round: observations, reconstructions and truth; a corner plot for short vectors."""
     vectors = len(problem.setup.shape) == 1
     count = min(problem.num_examples, 4096 if vectors else 10)
     indices = np.arange(count)
-    observed = rows(problem.observations, indices)
-    shown = observed.y
-    if shown.shape[1:] != problem.setup.shape:
-        condition = np.asarray(jax.vmap(problem.setup.corruption.condition)(observed))
-        shown = condition[..., : problem.setup.shape[-1]]
+    shown = shown_observations(problem, rows(problem.observations, indices))
     truth = None if problem.truth is None else np.asarray(problem.truth[:count])
     plots.picture(path, shown, draws(indices), truth, title=title)
+
+
+def spread_picture(
+    problem: Problem, step: Callable[..., Any], parallel: Parallel, params: Any, path: Path, title: str
+) -> None:
+    """The PNG of several draws an observation: one E-step batch in all, so that it costs next to nothing.
+
+    Images: draws, mean, spread and truth of six observations; short vectors: a corner plot of the draws for one.
+    """
+    batch = problem.setup.config.e_step.batch_size
+    vectors = len(problem.setup.shape) == 1
+    count = 1 if vectors else min(6, problem.num_examples, max(1, batch // 2))
+    observed = rows(problem.observations, np.arange(count))
+    samples = min(4096 if vectors else 16, max(2, batch // count))
+    options: dict[str, Any] = {"seed": problem.setup.config.seed, "stream": "spread", "batch": batch}
+    x = several_draws(step, parallel, params, observed, samples, **options, quiet=True, pad=True)
+    truth = None if problem.truth is None else np.asarray(problem.truth[:count])
+    if vectors:
+        plots.picture(path, shown_observations(problem, observed), x[:, 0], truth, title=f"{title}: p(x | y) of one y")
+    else:
+        plots.spread_grid(path, shown_observations(problem, observed), x, truth, title=title)

@@ -1,4 +1,9 @@
-"""The command ``diffem``: its flags, and the mode they choose."""
+"""diffem_jax: learn p(x | y) and p(x) from corrupted observations alone.
+
+diffem --config=digits --workdir=runs/digits
+diffem --mode=sample --workdir=runs/digits --observations=obs.npz --num_samples=8 --output=out.npz
+diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffem_jax import commands, usage
+from diffem_jax import commands
 from diffem_jax.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -21,6 +26,9 @@ _OBSERVATIONS = flags.DEFINE_string("observations", None, "sample: .npz of obser
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "sample: draws per observation, or of the prior.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "sample: the .npz to write.")
 _REFERENCE = flags.DEFINE_string("reference", None, "evaluate: .npz with clean x, for measuring only.")
+_ROUND = flags.DEFINE_integer(
+    "round", None, "sample, evaluate: the round; else the picked one, else the last.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
 _OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
 _COORDINATOR = flags.DEFINE_string(
@@ -42,16 +50,16 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "train":
         commands.train(_CONFIG.value, workdir, override=_OVERRIDE.value)
     elif _MODE.value == "sample":
-        commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value)
+        commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value, _ROUND.value)
     elif _MODE.value == "evaluate":
-        commands.evaluate(workdir, _REFERENCE.value)
+        commands.evaluate(workdir, _REFERENCE.value, _ROUND.value)
     else:
         commands.report(workdir)
 
 
 def run() -> None:
     """The console script: user errors are printed without a traceback, with exit code 2."""
-    with commands.exit_codes(), usage.answered(sys.argv, commands.shipped_configs()):
+    with commands.exit_codes():
         app.run(main, argv=commands.find_config(sys.argv), flags_parser=commands.parse_flags)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, em
-from diffem_jax.build import Setup, edm, make_loss, make_model, make_optimizer, make_setup
+from diffem_jax.build import UNCONDITIONAL, Setup, edm, make_loss, make_model, make_optimizer, make_setup
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.denoisers import Denoiser
 from diffem_jax.parallel import make_parallel
 from diffem_jax.progress import Progress
 from diffem_jax.round_zero import load_start
+from diffem_jax.stopping import picked_round
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 
@@ -33,7 +34,8 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say) -> None:
     if not config.prior.steps or (path.exists() and checkpoints.fault(path) is None):
         return
     store = ReconstructionStore(workdir.reconstructions)
-    reader = store.round(store.rounds()[-1]).open()
+    picked = picked_round(workdir.records())
+    reader = store.round(store.rounds()[-1] if picked is None else picked).open()
     began = time.monotonic()
     parallel = make_parallel(config.parallel)
     denoiser = edm(setup, None)
@@ -69,7 +71,7 @@ def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, A
     path = workdir.prior / "final"
     if path.exists():
         return setup, edm(setup, None), checkpoints.load(path)["ema_params"]
-    if config.method in ("em_mmps", "em_dps") or config.m_step.condition_dropout > 0:
+    if config.method in (*UNCONDITIONAL, "ambient") or config.m_step.condition_dropout > 0:
         model = make_model(setup, load_start(workdir))
         return setup, model.denoiser, checkpoints.load(workdir.last_round())["ema_params"]
     raise UserError(

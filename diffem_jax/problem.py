@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from diffem_jax import data
 from diffem_jax.build import Setup, make_setup
+from diffem_jax.config import default, validate
 from diffem_jax.types import Observation, PyTree, UserError, example_keys, stream_key
+from diffem_jax.workdir import Workdir
 
 OWN = "observations"
 CHUNK = 4096
@@ -41,6 +43,29 @@ class Problem(NamedTuple):
 def rows(tree: PyTree, indices: np.ndarray) -> PyTree:
     """The rows of every array of a tree, as arrays in memory."""
     return jax.tree.map(lambda a: np.asarray(a[indices]), tree)
+
+
+def stored_config(workdir: Workdir) -> ConfigDict:
+    """The configuration of a run, as it was trained."""
+    config = default()
+    with config.unlocked():
+        for name, value in workdir.stored_config().items():
+            *sections, field = name.split(".")
+            target = config
+            try:
+                for section in sections:
+                    target = target[section]
+                target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise UserError(
+                    f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
+                ) from None
+    validate(config)
+    return config
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:

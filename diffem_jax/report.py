@@ -102,7 +102,7 @@ def _facts(workdir: Workdir, environment: dict[str, Any]) -> Facts:
         seconds += sum(max(number(record.get(f"{step}_step_seconds")) or 0.0, 0.0) for step in "me")
         for name in record:
             value = number(record[name])
-            if value is None or name in ("round", "step") or name.endswith(("_se", "_samples", "_seconds")):
+            if value is None or name in ("round", "step", "redrawn") or name.endswith(("_se", "_samples", "_seconds")):
                 continue
             error = max(number(record.get(f"{name}_se")) or 0.0, 0.0)
             metrics.setdefault(name, []).append(Point(record["round"], seconds, value, error))

@@ -16,32 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax import checkpoints, em, evaluate, report
-from diffem_jax.announce import Estimate
+from diffem_jax import checkpoints, em, evaluate, report, stopping, warm
 from diffem_jax.build import Model, Setup, make_model
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.gaussians import Mixture
-from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, process_count, process_index
+from diffem_jax.guards import NonFinite, Preempted, check_finite, check_state, parallel_host, write_shard
+from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, most, process_count, process_index
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
+from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
 from diffem_jax.workdir import Workdir
-from diffem_jax.writers import Writers
 
 Say = Callable[[str], None]
-
-
-class Preempted(Exception):
-    """The process was asked to end; its rolling checkpoint is written."""
-
-
-class NonFinite(Exception):
-    """A loss, a gradient, a parameter or a draw of a round is NaN or infinite."""
-
-    def __init__(self, message: str, number: int, draws: bool = False):
-        super().__init__(message)
-        self.number, self.draws = number, draws
 
 
 class Engine(NamedTuple):
@@ -69,6 +57,8 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
             )
     model = make_model(setup, start)
     e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+    if model.draw is not None:
+        e_step = em.map_examples(model.draw)
     m_step = em.make_m_step(
         model.loss,
         setup.optimizer,
@@ -95,9 +85,13 @@ class Run:
         self.start: Mixture = load_or_fit(problem, workdir, say, quiet=not self.lead)
         self.engine = make_engine(self.setup, self.parallel, self.start)
         self.measure = measure
+        init = self.engine.model.denoiser.init
+        shapes = jax.eval_shape(lambda: init(stream_key(self.config.seed, "init")))
+        if self.lead:
+            warm.adopt(problem, workdir, shapes, say)
+        barrier("warm start")
+        self.warm_params = warm.adopt(problem, workdir, shapes, say)
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
-        self.estimate = Estimate(self.config, problem.num_examples, say)
-        self.writers: Writers | None = None
 
     # E-step ----------------------------------------------------------------------------------------------------------
 
@@ -116,8 +110,9 @@ class Run:
             self.say(line)
         done = agree(np.array([shard in found.shards for shard in range(stored.num_shards)]))
         pending = np.flatnonzero(~done)
-        key = self.parallel.replicate(stream_key(self.config.seed, "e_step", number))
+        stream = ("e_step", number)
         params = self.parallel.replicate(params)
+        self.redrawn = 0
         began = time.monotonic()
         label, before = f"E-step {number}", int(done.sum()) * shard_size
         with Progress(label, count, "draws", done=min(before, count), quiet=not self.lead) as progress:
@@ -126,16 +121,39 @@ class Run:
                 shard = int(group[me]) if me < len(group) else int(group[0])
                 indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
                 size = max(len(stored.indices(int(s))) for s in group)
-                x = self._draw(step, key, params, indices, size, local_batch, progress, len(group))
+                x = self.draw(step, stream, params, indices, size, local_batch, progress, len(group))
                 if me < len(group):
-                    _check_finite(x, number)
-                    _write(stored, shard, x)
+                    check_finite(x, number)
+                    write_shard(stored, shard, x)
                 self._check_signal()
         barrier("drawn")
         if self.lead and not stored.is_complete():
             stored.finalise()
         barrier("finalised")
         return time.monotonic() - began
+
+    def draw(
+        self,
+        step: Any,
+        stream: tuple[Any, ...],
+        params: Any,
+        indices: np.ndarray,
+        size: int,
+        batch: int,
+        progress: Progress,
+        share: int = 1,
+    ) -> np.ndarray:
+        """The draws of some examples; those that are not finite are drawn again, and counted in ``redrawn``."""
+
+        def attempt(number: int, at: np.ndarray, size: int, progress: Progress | None = None) -> np.ndarray:
+            again = (f"{stream[0]}_again", *stream[1:], number)
+            key = stream_key(self.config.seed, *(again if number else stream))
+            return self._draw(step, self.parallel.replicate(key), params, at, size, batch, progress, share)
+
+        x = attempt(0, indices, size, progress)
+        x, count = redraw(x, lambda number, at, size: attempt(number, indices[at], size), most)
+        self.redrawn += count
+        return x
 
     def _draw(
         self,
@@ -145,7 +163,7 @@ class Run:
         indices: np.ndarray,
         size: int,
         batch: int,
-        progress: Progress,
+        progress: Progress | None,
         share: int,
     ) -> np.ndarray:
         """The draws of some examples, in padded batches of one shape: nothing is dropped, nothing re-traced."""
@@ -158,10 +176,12 @@ class Run:
             # One batch is computed while the one before it comes back to the host.
             if waiting is not None:
                 parts.append(self.parallel.gather(waiting))
-                progress.advance(min(batch, size - first + batch) * share)
+                if progress:
+                    progress.advance(min(batch, size - first + batch) * share)
             waiting = result
         parts.append(self.parallel.gather(waiting))
-        progress.advance(max(0, min(batch, size - (len(parts) - 1) * batch)) * share)
+        if progress:
+            progress.advance(max(0, min(batch, size - (len(parts) - 1) * batch)) * share)
         return np.concatenate(parts)[: len(indices)]
 
     # M-step ----------------------------------------------------------------------------------------------------------
@@ -183,7 +203,8 @@ class Run:
         with Progress(f"M-step {number}", m.steps, "updates", done=done, quiet=not self.lead) as progress:
             while done < m.steps:
                 chunk = np.stack([next(batches)[mine] for _ in range(engine.dispatch)])
-                data = parallel.shard(x(chunk.reshape(-1)).reshape(*chunk.shape, *self.setup.shape), 1)
+                drawn = x(chunk.reshape(-1))
+                data = parallel.shard(jax.tree.map(lambda a, b=chunk: a.reshape(*b.shape, *a.shape[1:]), drawn), 1)
                 with jax.transfer_guard("disallow"):
                     state, info = engine.m_step(key, state, data, device_slots)
                 done += engine.dispatch
@@ -197,7 +218,7 @@ class Run:
                     self._check_signal()
             total, counted = self._read_losses(pending, number, total, counted, progress)
         state = jax.tree.map(parallel_host, state)
-        _check_state(state, number, done)
+        check_state(state, number, done)
         return state, total / max(counted, 1), time.monotonic() - began
 
     def _read_losses(
@@ -215,7 +236,9 @@ class Run:
         progress.advance(len(losses), f"loss {losses.mean():.4f}")
         return total + float(losses.sum()), counted + len(losses)
 
-    def _training_rows(self, number: int) -> Callable[[np.ndarray], np.ndarray]:
+    def _training_rows(self, number: int) -> Callable[[np.ndarray], Any]:
+        if self.config.method == "ambient":
+            return lambda indices: rows(self.problem.observations, indices)
         if self.config.method == "oracle":
             truth = self.problem.truth
             if truth is None:
@@ -227,7 +250,7 @@ class Run:
 
     def _save_rolling(self, number: int, state: EMState, done: int, total: float, counted: int) -> None:
         path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"
-        _check_state(jax.tree.map(parallel_host, state), number, done)
+        check_state(jax.tree.map(parallel_host, state), number, done)
         record = {"round": number, "done": done, "loss_sum": total, "loss_count": counted}
         checkpoints.save(path, state._asdict(), record)
         for older in checkpoints.written(self.workdir.latest)[:-2]:
@@ -235,8 +258,10 @@ class Run:
 
     def fresh_state(self) -> EMState:
         """The state before the first update."""
-        params = self.engine.model.denoiser.init(stream_key(self.config.seed, "init"))
-        return em.make_state(params, self.setup.optimizer)
+        params = self.warm_params
+        if params is None:
+            params = self.engine.model.denoiser.init(stream_key(self.config.seed, "init"))
+        return em.make_state(jax.tree.map(jnp.asarray, params), self.setup.optimizer)
 
     def carry(self, state: EMState, number: int) -> EMState:
         """What a round takes over from the one before it."""
@@ -272,12 +297,15 @@ class Run:
     def rounds(self) -> None:
         """Runs what is left of the rounds."""
         last, state = self.restore()
+        self.resumed_at = last
         if last == 0:
             self.finish_round(0, {}, self.start, self.start_step)
         else:
             self.say(f"continuing after round {last} of {self.config.rounds}")
             self.finish_round(last, {}, state.ema_params, self.engine.e_step)
         for number in range(last + 1, self.config.rounds + 1):
+            if agree(np.array(stopping.of_run(self.workdir.records(), self.config).end)):
+                break
             rolling = self.restore_rolling(number)
             if rolling is None:
                 begun, done, sums = self.carry(state, number), 0, (0.0, 0)
@@ -289,6 +317,20 @@ class Run:
             checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
             self._drop_old(number)
             self.finish_round(number, record, state.ema_params, self.engine.e_step)
+            last = number
+        self._finish(last, state.ema_params)
+
+    def _finish(self, number: int, params: Any) -> None:
+        """After the last round: what the stopping rule picked, and the picture of several draws an observation."""
+        found = stopping.stop_record(self.workdir.records(), self.config)
+        if self.lead and found is not None and found not in self.workdir.records():
+            self.workdir.log(found)
+            self.say(f"stop: {found['reason']}")
+        path = self.workdir.samples / "spread.png"
+        if number and process_count() == 1 and not (path.exists() and self.resumed_at == number):
+            evaluate.spread_picture(self.problem, self.engine.e_step, self.parallel, params, path, f"round {number}")
+        if self.lead:
+            report.write(self.workdir)
 
     def finish_round(self, number: int, record: dict[str, Any], params: Any, step: Callable[..., Any]) -> None:
         """The E-step of a round, its metrics and its picture; only what an interrupted run left undone."""
@@ -312,16 +354,14 @@ class Run:
                 "round": number,
                 **(record or {"step": 0}),
                 "e_step_seconds": seconds,
+                "redrawn": self.redrawn,
                 "compile_seconds": self.clock.lap(),
                 **measured,
             }
             self.workdir.log(entry)
             self.say(_line(number, entry))
-            self.estimate.round(number, entry)
-            if self.writers is not None:
-                self.writers.round(entry, path)
             report.write(self.workdir)
-            self.store.drop_older(number)
+            self.store.drop_older(number, [stopping.of_run(self.workdir.records(), self.config).picked])
         barrier("round finished")
 
     def _drop_old(self, number: int) -> None:
@@ -330,8 +370,9 @@ class Run:
         checkpoints.sweep(self.workdir.latest)
         keep = self.config.checkpoint.keep_rounds
         if keep:
+            best = stopping.of_run(self.workdir.records(), self.config).picked
             for old in range(1, number - keep + 1):
-                if self.workdir.round_checkpoint(old).exists():
+                if old != best and self.workdir.round_checkpoint(old).exists():
                     checkpoints.remove(self.workdir.round_checkpoint(old))
 
     def _check_signal(self) -> None:
@@ -344,37 +385,7 @@ class Run:
         self.stop_signal = number
 
 
-def parallel_host(leaf: Any) -> np.ndarray:
-    """One replicated array as a host array."""
-    return np.asarray(leaf.addressable_data(0))
-
-
-def _write(stored: Any, shard: int, x: np.ndarray) -> None:
-    try:
-        stored.write_shard(shard, x)
-    except OSError as error:
-        raise UserError(
-            f"{stored.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
-            "what was finished is whole: make space and run the same command again"
-        ) from error
-
-
-def _check_state(state: EMState, number: int, done: int) -> None:
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
-        raise NonFinite(f"M-step {number}: parameters are NaN or infinite after update {done}", number)
-
-
-def _check_finite(x: np.ndarray, number: int) -> None:
-    bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
-    if bad.any():
-        raise NonFinite(
-            f"E-step {number}: {bad.sum()} of {len(x)} draws are NaN or infinite (first: row {np.argmax(bad)})",
-            number,
-            draws=True,
-        )
-
-
 def _line(number: int, record: dict[str, Any]) -> str:
-    hidden = ("kind", "round", "step", "compile_seconds")
+    hidden = ("kind", "round", "step", "compile_seconds", *([] if record.get("redrawn") else ["redrawn"]))
     shown = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
     return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

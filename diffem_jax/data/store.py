@@ -280,12 +280,12 @@ class ReconstructionStore:
             )
         return Round(self._path(round), manifest)
 
-    def drop_older(self, keep_round: int) -> list[int]:
-        """Removes the files of all rounds before ``keep_round``; returns the rounds removed.
+    def drop_older(self, keep_round: int, besides: Iterable[int | None] = ()) -> list[int]:
+        """Removes the files of all rounds before ``keep_round``, but for ``besides``; returns the rounds removed.
 
         Only files that this class writes, in folders that hold its manifest; a folder with anything else in it stays.
         """
-        dropped = [r for r in self.rounds() if r < keep_round]
+        dropped = [r for r in self.rounds() if r < keep_round and r not in set(besides)]
         for r in dropped:
             folder = self._path(r)
             files = [f for f in folder.iterdir() if _OURS.match(f.name) and f.is_file() and not f.is_symlink()]

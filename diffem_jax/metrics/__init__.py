@@ -4,6 +4,7 @@
 * ``transport``: sets of points against each other (Sinkhorn divergence, sliced Wasserstein), also in observation
   space, where no clean data are needed;
 * ``features``: sets of feature vectors against each other (Frechet distance, KID, precision, recall, ...);
+* ``scores``: how well reconstructions predict observations, a proper score without clean data;
 * ``posterior``: several draws per observation (coverage, TARP, CRPS, spread).
 """
 
@@ -24,6 +25,7 @@ from diffem_jax.metrics.paired import (
     train_classifier,
 )
 from diffem_jax.metrics.posterior import coverage, crps, spread, tarp
+from diffem_jax.metrics.scores import observation_score, observation_scores, paired_difference
 from diffem_jax.metrics.transport import (
     observation_distance,
     observation_features,
@@ -45,6 +47,9 @@ __all__ = [
     "mean_estimate",
     "observation_distance",
     "observation_features",
+    "observation_score",
+    "observation_scores",
+    "paired_difference",
     "precision_recall_density_coverage",
     "psnr",
     "psnr_per_example",

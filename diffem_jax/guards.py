@@ -1,0 +1,56 @@
+"""What stops a run: numbers that are not finite, a signal, a disk that is full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffem_jax.redraw import not_finite
+from diffem_jax.types import EMState, UserError
+
+
+class Preempted(Exception):
+    """The process was asked to end; its rolling checkpoint is written."""
+
+
+class NonFinite(Exception):
+    """A loss, a gradient, a parameter or a draw of a round is NaN or infinite."""
+
+    def __init__(self, message: str, number: int, draws: bool = False):
+        super().__init__(message)
+        self.number, self.draws = number, draws
+
+
+def parallel_host(leaf: Any) -> np.ndarray:
+    """One replicated array as a host array."""
+    return np.asarray(leaf.addressable_data(0))
+
+
+def write_shard(stored: Any, shard: int, x: np.ndarray) -> None:
+    """Writes a shard of reconstructions; what the file system refuses is a ``UserError``."""
+    try:
+        stored.write_shard(shard, x)
+    except OSError as error:
+        raise UserError(
+            f"{stored.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
+            "what was finished is whole: make space and run the same command again"
+        ) from error
+
+
+def check_state(state: EMState, number: int, done: int) -> None:
+    """Raises ``NonFinite`` for parameters that are NaN or infinite."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
+        raise NonFinite(f"M-step {number}: parameters are NaN or infinite after update {done}", number)
+
+
+def check_finite(x: np.ndarray, number: int) -> None:
+    """Raises ``NonFinite`` for draws that are NaN or infinite."""
+    bad = not_finite(x)
+    if len(bad):
+        raise NonFinite(
+            f"E-step {number}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn (first: row {bad[0]})",
+            number,
+            draws=True,
+        )
