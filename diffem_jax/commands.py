@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax.config import flatten, nearest, validate
 from diffem_jax.types import UserError
+from diffem_jax.usage import paint
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
@@ -32,16 +33,16 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"diffem: {error}", file=sys.stderr)
+        print(f"{_name()} {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print("diffem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"{_name()} interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
         print(
-            f"diffem: {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
+            f"{_name()} {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
             "finished is whole: make space and run the same command again",
             file=sys.stderr,
         )
@@ -49,8 +50,12 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "Preempted":
             raise
-        print(f"diffem: {error}: saved; the same command goes on from here", file=sys.stderr)
+        print(f"{_name()} {error}: saved; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
+
+
+def _name() -> str:
+    return paint("diffem:", "bad", sys.stderr)
 
 
 def config_folders() -> list[Path]:
@@ -152,7 +157,6 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
     from diffem_jax.train import run_em
 
     run_em(config, workdir, override=override, say=_say)
-    _say(f"next: diffem --mode=sample --workdir={workdir} --observations=FILE.npz --num_samples=8 --output=draws.npz")
 
 
 def sample(
@@ -218,4 +222,6 @@ def report(workdir: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    head, colon, rest = line.partition(": ")
+    ends = head in ("done", "next") and bool(colon)
+    print(paint(head, "good" if head == "done" else "strong") + colon + rest if ends else line, flush=True)

@@ -23,6 +23,7 @@ def default() -> ConfigDict:
     c.method = "diffem"  # diffem | em_mmps | em_pigdm | em_dps | ambient (masks) | oracle (trains on the hidden truth, an upper bound)
     c.parallel = "pmap"  # pmap | jit
     c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
+    c.writers = ()  # besides the work directory: tensorboard, wandb (extras of the package), or 'module:name'
 
     c.data = ConfigDict()
     c.data.name = "digits"  # a source of diffem_jax.data, 'tfds:<name>', 'folder', 'arrays' or 'observations'
@@ -290,7 +291,12 @@ def _check_lists(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.shape: {shape!r}; expected positive integers, (32, 32, 3), or () for the data's own"
         )
-    for name, given in (("m_step.augment", config.m_step.augment), ("eval.metrics", config.eval.metrics)):
+    lists = (
+        ("m_step.augment", config.m_step.augment),
+        ("eval.metrics", config.eval.metrics),
+        ("writers", config.writers),
+    )
+    for name, given in lists:
         if not all(isinstance(entry, str) for entry in given):
             raise UserError(f"config.{name}: {given!r}; expected names, ('psnr',) or ('flip',) for instance")
 
@@ -300,6 +306,7 @@ FREE_FIELDS = (
     "rounds",
     "parallel",
     "recover",
+    "writers",
     "data.cache_dir",
     "prior.",
     "eval.",

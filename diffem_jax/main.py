@@ -1,9 +1,4 @@
-"""diffem_jax: learn p(x | y) and p(x) from corrupted observations alone.
-
-diffem --config=digits --workdir=runs/digits
-diffem --mode=sample --workdir=runs/digits --observations=obs.npz --num_samples=8 --output=out.npz
-diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
-"""
+"""The command ``diffem``: its flags, and the mode they choose."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffem_jax import commands
+from diffem_jax import commands, usage
 from diffem_jax.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The console script: user errors are printed without a traceback, with exit code 2."""
-    with commands.exit_codes():
+    with commands.exit_codes(), usage.answered(sys.argv, commands.shipped_configs()):
         app.run(main, argv=commands.find_config(sys.argv), flags_parser=commands.parse_flags)
 
 

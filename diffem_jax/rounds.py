@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, report, stopping, warm
+from diffem_jax.announce import Estimate
 from diffem_jax.build import Model, Setup, make_model
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.gaussians import Mixture
@@ -28,6 +29,7 @@ from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
 from diffem_jax.workdir import Workdir
+from diffem_jax.writers import Writers
 
 Say = Callable[[str], None]
 
@@ -92,6 +94,8 @@ class Run:
         barrier("warm start")
         self.warm_params = warm.adopt(problem, workdir, shapes, say)
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
+        self.estimate = Estimate(self.config, problem.num_examples, say)
+        self.writers: Writers | None = None
 
     # E-step ----------------------------------------------------------------------------------------------------------
 
@@ -360,6 +364,9 @@ class Run:
             }
             self.workdir.log(entry)
             self.say(_line(number, entry))
+            self.estimate.round(number, entry)
+            if self.writers is not None:
+                self.writers.round(entry, path)
             report.write(self.workdir)
             self.store.drop_older(number, [stopping.of_run(self.workdir.records(), self.config).picked])
         barrier("round finished")

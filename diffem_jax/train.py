@@ -11,11 +11,12 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from diffem_jax import checkpoints, prior, warm
+from diffem_jax import announce, checkpoints, prior, warm
 from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.evaluate import make_measures
 from diffem_jax.parallel import barrier, make_parallel, process_index
@@ -24,6 +25,8 @@ from diffem_jax.round_zero import standard_normal
 from diffem_jax.rounds import NonFinite, Preempted, Run, make_engine
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
+from diffem_jax.writers import Writers
+from diffem_jax.writers import check as check_writers
 
 Say = Callable[[str], None]
 __all__ = ["Preempted", "run_em"]
@@ -50,18 +53,15 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
     speak: Say = say if lead else lambda line: None
     with _Listening() as ears:
         problem = load_problem(config)
-        measure = preflight(problem, folder)
+        measure, parameters = preflight(problem, folder)
         folder.compare_config(config, override)
         folder.create()
         with folder.lock() if lead else contextlib.nullcontext():
             if lead:
                 folder.check_config(config, override)
             barrier("config")
-            speak(
-                f"diffem_jax: {config.method} on {problem.num_examples} observations of {config.data.name} "
-                f"({config.corruption.name}), {config.rounds} rounds of {config.m_step.steps} updates; "
-                f"results in {folder.root}"
-            )
+            for line in announce.beginning(problem, folder, parameters):
+                speak(line)
             # A run that lowered its learning rate and was then interrupted goes on with the lowered one.
             attempt = 0 if override else min(config.recover, _recoveries(folder))
             while True:
@@ -69,24 +69,23 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
                     run = Run(problem, folder, speak, measure)
                     if attempt:
                         _lower_rate(run, attempt)
-                    with ears.to(run):
+                    with ears.to(run), writers(run, lead):
                         run.rounds()
                     break
                 except NonFinite as error:
                     attempt += 1
                     _go_back(folder, config, error, attempt, speak, lead)
             prior.train_prior(problem.setup, folder, speak)
-        speak(
-            f"done: pictures in {folder.samples}, numbers in {folder.metrics}, the page of the run is {folder.report}"
-        )
+        for line in announce.ending(folder, (folder.prior / "final").exists()):
+            speak(line)
     return folder
 
 
-def preflight(problem: Problem, folder: Workdir) -> Callable[..., dict[str, float]]:
+def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str, float]], Any]:
     """Builds everything once without compute, so that what does not fit is told before a file is written.
 
     Returns:
-        the run's measures.
+        the run's measures, and the shapes of the network's parameters.
 
     Raises:
         UserError: a field that does not fit the data, the devices or another field.
@@ -99,14 +98,27 @@ def preflight(problem: Problem, folder: Workdir) -> Callable[..., dict[str, floa
     make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
     try:
-        shapes = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+        parameters = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
         fields = {key: config.network[key] for key in config.network}
         raise UserError(
             f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)}); correct its fields"
         ) from error
-    warm.check(problem, folder, shapes)
-    return make_measures(problem)
+    check_writers(config)
+    warm.check(problem, folder, parameters)
+    return make_measures(problem), parameters
+
+
+@contextlib.contextmanager
+def writers(run: Run, lead: bool) -> Iterator[None]:
+    """Opens the config's writers for a run, and closes them whatever ends it."""
+    last = checkpoints.latest(run.workdir.rounds) if run.workdir.rounds.exists() else None
+    done = checkpoints.metadata(last)["step"] if last else 0
+    run.writers = Writers(run.workdir, run.config, done, lead)
+    try:
+        yield
+    finally:
+        run.writers.close()
 
 
 def first_line(error: Exception) -> str:

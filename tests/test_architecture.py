@@ -29,9 +29,11 @@ LAYERS = [
     {"build", "workdir"},
     {"problem"},
     {"evaluate", "round_zero", "stopping", "several", "warm"},
-    {"report", "report_template"},
+    {"report", "report_template", "writers"},
+    {"announce"},
     {"rounds", "prior", "draw", "measure"},
-    {"train"},
+    {"train", "pretrained"},
+    {"usage"},
     {"commands"},
     {"main"},
 ]

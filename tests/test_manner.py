@@ -1,0 +1,187 @@
+"""How the command talks: help on one screen, first and last lines, estimates, colour, paths with spaces."""
+
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from absl import flags
+from faults.command import command
+
+import diffem_jax.main
+from diffem_jax import announce, commands, usage
+from diffem_jax.config import default
+from diffem_jax.workdir import Workdir
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_fits_a_screen(word):
+    ended = command(word)
+    lines = ended.out.splitlines()
+    assert ended.code == 0 and 24 <= len(lines) <= 40 and max(map(len, lines)) <= 110
+    examples = [line for line in lines if line.startswith("  diffem --")]
+    assert len(examples) == 3
+    for example in examples:
+        named = {argument.partition("=")[0][2:] for argument in shlex.split(example)[1:]}
+        assert {name for name in named if not name.startswith("config.")} <= set(flags.FLAGS)
+    for name in commands.shipped_configs():
+        assert name in ended.out
+
+
+def test_help_names_every_flag_and_no_other():
+    source = Path(diffem_jax.main.__file__).read_text()
+    defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
+    named = set(re.findall(r"--([a-z_]+)", usage.HELP)) - {"helpfull"}
+    assert len(defined) > 10 and named == defined
+
+
+def test_the_long_help_lists_all_flags_and_is_no_error():
+    ended = command("--helpfull")
+    assert ended.code == 0 and "--sample_seed" in ended.out and len(ended.out.splitlines()) > 60
+
+
+@pytest.mark.parametrize("code", ["0", "2", "130", "143", "1"])
+def test_exit_codes_are_told(code):
+    told = usage.HELP.partition("Exit codes:")[2]
+    assert re.search(rf"\b{code} ", told)
+    if code != "1":
+        assert re.search(rf"\b{code} ", README.read_text().partition("Exit codes:")[2])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colour_on_a_terminal_only(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert usage.paint("done", "good", Terminal()) == "\033[32mdone\033[0m"
+    assert usage.paint("done", "good", io.StringIO()) == "done"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert usage.paint("done", "good", Terminal()) == "done"
+    monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("TERM", "dumb")
+    assert usage.paint("done", "good", Terminal()) == "done"
+
+
+def test_errors_through_a_pipe_have_no_colour(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    ended = command("--wrkdir=x")
+    assert ended.code == 2 and "did you mean 'workdir'" in ended.err and "\033" not in ended.err
+
+
+def config(**sections):
+    c = default()
+    with c.unlocked():
+        c.rounds, c.m_step.steps, c.m_step.batch_size, c.e_step.steps = 3, 100, 10, 6
+        c.prior.steps = sections.get("prior", 0)
+    return c
+
+
+def estimated(c, seconds_an_update, updates, dispatch=10):
+    said, now = [], [0.0]
+    estimate = announce.Estimate(c, num_examples=500, say=said.append, clock=lambda: now[0])
+    now[0] += 60.0  # compilation is no part of a rate
+    for done in range(dispatch, updates + 1, dispatch):
+        estimate.updates(1, done, dispatch)
+        now[0] += seconds_an_update * dispatch
+    return estimate, said
+
+
+def test_the_first_estimate_follows_the_rate_that_was_measured():
+    # One second an update: 300 updates less the 30 done, and 3 rounds of 500 draws in 6 steps at a third of an update's
+    # work an example: 300 more.
+    _, said = estimated(config(), 1.0, 40)
+    assert len(said) == 1
+    first = said[0]
+    assert "about 9 min 40 s" in first and "1 updates/s" in first and "guess" in first
+    _, said = estimated(config(prior=600), 1.0, 40)
+    assert "about 19 min 40 s" in said[0]
+    _, said = estimated(config(), 0.01, 100)
+    assert said == []  # too short to be worth a guess
+
+
+def test_after_a_round_the_estimate_is_what_rounds_took():
+    estimate, said = estimated(config(prior=50), 0.0, 20)
+    estimate.round(0, {"e_step_seconds": 9.0})
+    assert said == []
+    estimate.round(1, {"m_step_seconds": 100.0, "e_step_seconds": 20.0})
+    assert said == ["estimate: about 4 min 50 s left"]
+    last, said = estimated(config(), 0.0, 20)
+    last.round(3, {"m_step_seconds": 100.0, "e_step_seconds": 20.0})
+    assert said == []
+
+
+def test_a_round_that_was_resumed_gives_no_estimate():
+    said = []
+    estimate = announce.Estimate(config(), 500, said.append, clock=lambda: 0.0)
+    estimate.updates(1, 60, 10)
+    estimate.round(1, {"m_step_seconds": 4.0, "e_step_seconds": 20.0})
+    assert said == []
+    estimate.round(2, {"m_step_seconds": 10.0, "e_step_seconds": 20.0})
+    assert said == ["estimate: about 30 s left"]
+
+
+def test_the_last_lines_say_what_was_reached_and_what_to_type(tmp_path):
+    workdir = Workdir(tmp_path / "a run's folder")
+    workdir.create()
+    rounds = [
+        {"kind": "round", "round": 0, "step": 0, "e_step_seconds": 5.0, "psnr": 14.5, "psnr_se": 0.05},
+        {"kind": "round", "round": 2, "step": 80, "e_step_seconds": 5.0, "m_step_seconds": 70.0, "loss": 0.3,
+         "psnr": 17.25, "psnr_se": 0.05, "psnr_samples": 100},
+    ]  # fmt: skip
+    workdir.metrics.write_text("".join(json.dumps(r) + "\n" for r in rounds))
+    done, where, *following = announce.ending(workdir, prior=True)
+    assert done == "done: 2 rounds in 1 min 20 s of computing; PSNR, dB 17.250 ± 0.050 (start 14.50)"
+    assert str(workdir.report) in where
+    posterior, prior = (shlex.split(line.removeprefix("next:")) for line in following)
+    assert f"--workdir={workdir.root}" in posterior and f"--workdir={workdir.root}" in prior
+    assert any(word.startswith("--observations=") for word in posterior) and "--num_samples=64" in prior
+    assert len(announce.ending(workdir, prior=False)) == 3
+
+
+def test_the_first_lines_say_what_will_be_done(tmp_path):
+    import jax
+    import numpy as np
+
+    from diffem_jax.problem import load_problem
+
+    c = default()
+    with c.unlocked():
+        c.data.num_examples, c.rounds, c.m_step.steps, c.prior.steps = 40, 7, 1234, 99
+        c.corruption.rate = 0.25
+    problem = load_problem(c)
+    shapes = {"a": jax.ShapeDtypeStruct((1000, 3), np.float32), "b": jax.ShapeDtypeStruct((5,), np.float32)}
+    text = "\n".join(announce.beginning(problem, Workdir(tmp_path / "my run"), shapes))
+    told = (
+        "40 observations of digits",
+        "8x8x1",
+        "pixel_mask",
+        "rate 0.25",
+        "diffem",
+        "3,005 parameters",
+        "rounds      7, ",
+    )
+    for word in (*told, "1,234 updates", "ddpm in 32 steps", "prior       99", "my run", "2 x cpu"):
+        assert word in text, (word, text)
+
+
+def test_a_run_in_a_folder_with_spaces_from_another_one(tmp_path, monkeypatch):
+    from faults.harness import arguments
+
+    here = tmp_path / "some where"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    tiny = arguments(e_step__batch_size=100, eval__metrics="()", rounds=1, m_step__steps=10)
+    ended = command(*tiny, "--workdir=my runs/a b")
+    assert ended.code == 0, ended
+    work = here / "my runs" / "a b"
+    assert (work / "report.html").exists() and (work / "samples" / "round_00001.png").exists()
+    assert "'--workdir=my runs/a b'" in ended.out or "--workdir='my runs/a b'" in ended.out
+    ended = command("--mode=report", "--workdir=my runs/a b")
+    assert ended.code == 0 and sorted(p.name for p in here.iterdir()) == ["my runs"]
