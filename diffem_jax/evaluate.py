@@ -13,6 +13,7 @@ from diffem_jax import metrics, plots
 from diffem_jax.config import nearest
 from diffem_jax.parallel import Parallel
 from diffem_jax.problem import Problem, rows
+from diffem_jax.set_measures import SETS
 from diffem_jax.several import several_draws
 from diffem_jax.types import Observation, UserError, example_keys, stream_key
 
@@ -37,21 +38,6 @@ def _accuracy(problem: Problem) -> Callable[[int, np.ndarray], Any]:
         )
     classifier = metrics.train_classifier(np.asarray(problem.truth), problem.labels)
     return lambda number, x: metrics.accuracy(classifier, x, problem.labels[: len(x)])
-
-
-def _sinkhorn(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    truth = np.asarray(problem.truth[: len(problem.truth)])
-    if len(truth) < 4096:
-        raise UserError(
-            f"config.eval.metrics: 'sinkhorn' compares 2,048 rows and needs 4,096 examples, not {len(truth)}; remove it"
-        )
-    floor = metrics.sinkhorn_floor(truth)
-    return lambda number, x: metrics.sinkhorn_divergence(x, truth, floor=floor)
-
-
-def _sliced(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    key = stream_key(0, "sliced_wasserstein")
-    return lambda number, x: metrics.sliced_wasserstein(x, np.asarray(problem.truth[: len(x)]), key)
 
 
 def _observation_distance(problem: Problem) -> Callable[[int, np.ndarray], Any]:
@@ -93,8 +79,7 @@ METRICS: dict[str, tuple[Callable[[Problem], Callable[[int, np.ndarray], Any]], 
     "psnr": (_psnr, True),
     "ssim": (_ssim, True),
     "accuracy": (_accuracy, True),
-    "sinkhorn": (_sinkhorn, True),
-    "sliced_wasserstein": (_sliced, True),
+    **SETS,
     "observation_distance": (_observation_distance, False),
     "observation_score": (_observation_score, False),
 }

@@ -1,33 +1,39 @@
-"""``--mode=evaluate``: measures of a finished run."""
+"""``--mode=evaluate``: measures of a round of a finished run, and of its posterior by several draws an observation."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from diffem_jax import metrics
 from diffem_jax.data import ReconstructionStore, npz
-from diffem_jax.draw import stored_config
+from diffem_jax.draw import chosen_round, round_step
 from diffem_jax.evaluate import METRICS, make_measures
-from diffem_jax.problem import load_problem
-from diffem_jax.types import UserError
+from diffem_jax.parallel import make_parallel
+from diffem_jax.problem import Problem, load_problem, rows, stored_config
+from diffem_jax.several import several_draws
+from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 
+ON_REQUEST = ("fid", "inception_score", "fd_dinov2", "lpips")
+"""Measures that need packages and weights of their own: they are taken where config.eval.metrics names them."""
 
-def evaluate_run(workdir: Workdir, reference: str | None = None) -> dict[str, float]:
-    """Every measure that the data allow, of the last reconstructions; also appended to metrics.jsonl.
+
+def evaluate_run(workdir: Workdir, reference: str | None = None, round: int | None = None) -> dict[str, float]:
+    """Every measure that the data allow, of one round; also appended to metrics.jsonl.
 
     Args:
         workdir: a trained run.
         reference: an .npz with clean ``x`` of the same rows, for measuring only; None for a source's hidden truth.
+        round: which; None for the one that the stopping rule picked, else the last.
 
     Raises:
-        UserError: no reconstructions, or a reference that does not fit.
+        UserError: no such round, or a reference that does not fit.
     """
     config = stored_config(workdir)
     problem = load_problem(config)
-    store = ReconstructionStore(workdir.reconstructions)
-    complete = [r for r in store.rounds() if store.round(r).is_complete()]
-    if not complete:
-        raise UserError(f"{workdir.reconstructions}: no complete round; train first")
+    number = chosen_round(workdir, round)
     if reference is not None:
         truth = npz.read_arrays(reference, ("x",))["x"]
         if truth.shape != (problem.num_examples, *problem.setup.shape):
@@ -35,17 +41,75 @@ def evaluate_run(workdir: Workdir, reference: str | None = None) -> dict[str, fl
                 f"--reference: {reference} holds x of shape {truth.shape}; expected {(problem.num_examples, *problem.setup.shape)}"
             )
         problem = problem._replace(truth=truth)
-    names = [name for name, (_, needs_truth) in METRICS.items() if problem.truth is not None or not needs_truth]
-    if problem.labels is None:
-        names.remove("accuracy") if "accuracy" in names else None
-    if problem.num_examples < 4096 and "sinkhorn" in names:
-        names.remove("sinkhorn")
-    if len(problem.setup.shape) < 3 and "ssim" in names:
-        names.remove("ssim")
     with config.unlocked():
-        config.eval.metrics = tuple(names)
+        config.eval.metrics = _possible(problem)
     problem = problem._replace(setup=problem.setup._replace(config=config))
-    draws = store.round(complete[-1]).open().rows
-    record = make_measures(problem)(complete[-1], draws)
-    workdir.log({"kind": "evaluation", "round": complete[-1], **record})
+    measured = make_measures(problem)(number, _reconstructions(workdir, problem, number))
+    record = {**measured, **posterior_measures(workdir, problem, number)}
+    workdir.log({"kind": "evaluation", "round": number, **record})
     return {name: float(np.float64(value)) for name, value in record.items()}
+
+
+def _possible(problem: Problem) -> tuple[str, ...]:
+    asked = problem.setup.config.eval.metrics
+    names = [name for name, (_, needs_truth) in METRICS.items() if problem.truth is not None or not needs_truth]
+    impossible = {name for name in ON_REQUEST if name not in asked}
+    if problem.labels is None:
+        impossible.add("accuracy")
+    if min(problem.num_examples, problem.setup.config.eval.num_examples or problem.num_examples) < 16:
+        impossible |= {name for name in METRICS if name.startswith(("features_", "kid", "frechet"))}
+    if problem.num_examples < 4096:
+        impossible |= {"sinkhorn", "sinkhorn_unpaired"}
+    if len(problem.setup.shape) < 3:
+        impossible.add("ssim")
+    return tuple(name for name in names if name not in impossible)
+
+
+def _reconstructions(workdir: Workdir, problem: Problem, number: int) -> Any:
+    """The round's stored draws; where they are not kept any more, the same draws once more."""
+    store = ReconstructionStore(workdir.reconstructions)
+    if number in store.rounds() and store.round(number).is_complete():
+        return store.round(number).open().rows
+    parallel = make_parallel(problem.setup.config.parallel)
+    step, params = round_step(workdir, problem.setup, parallel, number)
+    config = problem.setup.config
+
+    def draw(indices: np.ndarray) -> np.ndarray:
+        observed = rows(problem.observations, indices)
+        options: dict[str, Any] = {"seed": config.seed, "batch": config.e_step.batch_size}
+        return several_draws(step, parallel, params, observed, 1, stream=("e_step", number), **options)[0]
+
+    return draw
+
+
+def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[str, float]:
+    """Measures of ``config.eval.posterior_draws`` draws for each of the first ``eval.posterior_examples`` observations.
+
+    ``posterior_spread`` needs no truth; ``coverage_<p>`` and ``tarp_<p>`` are p / 100 for a calibrated posterior, and
+    ``crps`` is least for the exact one. TARP's reference point of an observation is another example's draw, so it does
+    not look at the truth.
+    """
+    config = problem.setup.config
+    count = min(config.eval.posterior_examples, problem.num_examples)
+    parallel = make_parallel(config.parallel)
+    step, params = round_step(workdir, problem.setup, parallel, number)
+    options: dict[str, Any] = {"seed": config.seed, "stream": ("evaluate", number), "batch": config.e_step.batch_size}
+    observed = rows(problem.observations, np.arange(count))
+    x = several_draws(step, parallel, params, observed, config.eval.posterior_draws, **options)
+    estimates = {"posterior_spread": metrics.spread(x)}
+    if problem.truth is not None:
+        truth = np.asarray(problem.truth[:count])
+        levels = metrics.LEVELS
+        references = np.roll(x[0], 1, axis=0) if count > 1 else None
+        key = stream_key(config.seed, "tarp")
+        estimates["crps"] = metrics.crps(x, truth)
+        covered = metrics.coverage(x, truth, levels), metrics.tarp(x, truth, key, levels, references)
+        for name, found in zip(("coverage", "tarp"), covered, strict=True):
+            estimates |= {f"{name}_{100 * level:.0f}": e for level, e in zip(levels, found, strict=True)}
+    record: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        record[name] = float(estimate.value)
+        if estimate.standard_error is not None:
+            record[f"{name}_se"] = float(estimate.standard_error)
+        record[f"{name}_samples"] = int(estimate.samples)
+    return record

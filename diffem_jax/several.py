@@ -22,7 +22,7 @@ def several_draws(
     num_samples: int,
     *,
     seed: int,
-    stream: str,
+    stream: str | tuple[Any, ...],
     batch: int,
     quiet: bool = False,
     pad: bool = False,
@@ -38,7 +38,7 @@ def several_draws(
         observations: arrays with a leading axis N.
         num_samples: S.
         seed: of the stream.
-        stream: the stream's name.
+        stream: the stream's name, or its name and indices.
         batch: draws at once over all devices; fewer where there are fewer in all.
         quiet: show no progress.
         pad: keep the batch's size where there are fewer draws, for a step that is compiled for it.
@@ -52,9 +52,10 @@ def several_draws(
     if not pad:
         batch = max(devices, min(batch, -(-total // devices) * devices))
     params = parallel.replicate(params)
+    name, *places = (stream,) if isinstance(stream, str) else stream
 
     def draw(attempt: int, wanted: np.ndarray, progress: Progress | None = None) -> np.ndarray:
-        key = stream_key(seed, stream) if attempt == 0 else stream_key(seed, f"{stream}_again", attempt)
+        key = stream_key(seed, f"{name}_again", *places, attempt) if attempt else stream_key(seed, name, *places)
         key, parts = parallel.replicate(key), []
         for first in range(0, len(wanted), batch):
             indices = wanted[np.arange(first, first + batch) % len(wanted)]

@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"build", "workdir"},
     {"problem"},
-    {"evaluate", "round_zero", "stopping", "several", "warm"},
+    {"evaluate", "round_zero", "stopping", "several", "warm", "set_measures"},
     {"report", "report_template", "writers"},
     {"announce"},
     {"rounds", "prior", "draw", "measure"},

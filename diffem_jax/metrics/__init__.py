@@ -5,6 +5,7 @@
   space, where no clean data are needed;
 * ``features``: sets of feature vectors against each other (Frechet distance, KID, precision, recall, ...);
 * ``scores``: how well reconstructions predict observations, a proper score without clean data;
+* ``perceptual``: LPIPS, FID, Inception score, FD-DINOv2, by packages that are extras;
 * ``posterior``: several draws per observation (coverage, TARP, CRPS, spread).
 """
 
@@ -24,7 +25,8 @@ from diffem_jax.metrics.paired import (
     to_uint8,
     train_classifier,
 )
-from diffem_jax.metrics.posterior import coverage, crps, spread, tarp
+from diffem_jax.metrics.perceptual import EXTRACTORS, fidelity, lpips
+from diffem_jax.metrics.posterior import LEVELS, coverage, crps, spread, tarp
 from diffem_jax.metrics.scores import observation_score, observation_scores, paired_difference
 from diffem_jax.metrics.transport import (
     observation_distance,
@@ -36,14 +38,18 @@ from diffem_jax.metrics.transport import (
 )
 
 __all__ = [
+    "EXTRACTORS",
+    "LEVELS",
     "Estimate",
     "Manifolds",
     "accuracy",
     "coverage",
     "crps",
+    "fidelity",
     "frechet_distance",
     "from_uint8",
     "kernel_distance",
+    "lpips",
     "mean_estimate",
     "observation_distance",
     "observation_features",

