@@ -11,7 +11,7 @@ from experiments.common import Job, Row, fields
 
 RATES = (0.25, 0.5, 0.75, 0.9)
 GUIDANCE = 3.0
-"""DPS strength: chosen among 1, 3, 10 by the observations' own score is left to whoever runs with --config.dps.step."""
+"""DPS strength of the ambient draws (config.dps.step)."""
 
 
 def jobs(base: Sequence[str], rates: Sequence[float]) -> list[Job]:

@@ -145,7 +145,7 @@ def test_redrawn_examples_do_not_depend_on_the_batch(batch):
     mapped = parallel.map_e_step(step)
     x = several_draws(mapped, parallel, np.zeros(1), observations, 2, batch=batch, **options)
     whole = several_draws(mapped, parallel, np.zeros(1), observations, 2, batch=22, **options)
-    first = np.asarray(mapped(stream_key(0, "test"), np.zeros(1), observations, np.arange(22, dtype=np.int32)[:22]))
+    first = np.asarray(step(stream_key(0, "test"), None, None, np.arange(22, dtype=np.int32)))
     assert np.isnan(first).any() and np.isfinite(x).all()
     np.testing.assert_array_equal(x, whole)
 
@@ -160,11 +160,11 @@ def _score(x, observed, corruption):
 def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong():
     corruption = Projection(shape=(5,), measurements=2, noise_std=0.05)
     rng = np.random.default_rng(0)
-    angle = rng.uniform(0, 2 * np.pi, (2, 3000)).astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi, (2, 1500)).astype(np.float32)
     curve = np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(3 * angle), np.cos(angle) ** 2], -1)
-    observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), 3000), curve[0])
+    observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), 1500), curve[0])
     fresh = curve[1]
-    true = _score(fresh, observed, corruption)
+    true = metrics.observation_scores(corruption.observe, observed, fresh, jax.random.key(5))
     wrong = {
         "collapsed": np.broadcast_to(fresh.mean(0), fresh.shape),
         "smeared": fresh + 0.5 * rng.standard_normal(fresh.shape).astype(np.float32),
@@ -172,15 +172,11 @@ def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong()
         "coordinates apart": np.stack([rng.permutation(column) for column in fresh.T], -1),
     }
     for name, x in wrong.items():
-        other = _score(x, observed, corruption)
-        assert other.value > true.value + 3 * true.standard_error * 0.1, (name, other, true)
-    scores = [
-        metrics.observation_scores(corruption.observe, observed, x, jax.random.key(5)) for x in (wrong["shrunk"], fresh)
-    ]
-    difference = metrics.paired_difference(*scores)
-    assert difference.value > 3 * difference.standard_error and difference.samples == 3000
-    # Common randomness: the difference is known better than either value.
-    assert difference.standard_error < true.standard_error
+        other = metrics.observation_scores(corruption.observe, observed, x, jax.random.key(5))
+        difference = metrics.paired_difference(other, true)
+        assert difference.value > 3 * difference.standard_error and difference.samples == 1500, (name, difference)
+    # Common randomness: the last difference is known better than either value.
+    assert difference.standard_error < metrics.mean_estimate(true).standard_error
     with pytest.raises(UserError, match="at least 3"):
         _score(fresh[:2], jax.tree.map(lambda a: a[:2], observed), corruption)
 

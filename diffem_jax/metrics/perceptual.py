@@ -138,7 +138,13 @@ def fidelity(
         options["feature_extractor_weights_path"] = weights
     try:
         found = torch_fidelity.calculate_metrics(
-            **options, feature_extractor=extractor, batch_size=min(batch, count), cuda=False, cache=False, verbose=False
+            **options,
+            feature_extractor=extractor,
+            batch_size=min(batch, count),
+            cuda=False,
+            cache=False,
+            verbose=False,
+            save_cpu_ram=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
