@@ -15,10 +15,11 @@ from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.prior import load_prior
 from diffem_jax.problem import Problem, load_own, rows, stored_config
 from diffem_jax.progress import Progress
+from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_start, start_draw
 from diffem_jax.rounds import make_engine
 from diffem_jax.schedules import TIME_GRIDS
-from diffem_jax.several import several_draws
+from diffem_jax.several import check_draws, several_draws
 from diffem_jax.stopping import picked_round
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
@@ -85,14 +86,22 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
         e_step = em.map_examples(draw)
     step = jax.jit(e_step)
     batch = min(config.e_step.batch_size, num_samples)
-    parts = []
-    with Progress("sampling", num_samples, "draws") as progress:
-        for first in range(0, num_samples, batch):
-            indices = np.arange(first, first + batch).astype(np.int32)
+
+    def draw_all(attempt: int, wanted: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+        key, parts = stream_key(seed, *(("prior_sample_again", attempt) if attempt else ("prior_sample",))), []
+        for first in range(0, len(wanted), batch):
+            indices = wanted[np.arange(first, first + batch) % len(wanted)].astype(np.int32)
             # The prior sees no observation; the empty tree stands for it.
-            parts.append(np.asarray(step(stream_key(seed, "prior_sample"), params, (), indices))[: num_samples - first])
-            progress.advance(len(parts[-1]))
-    return np.concatenate(parts)
+            parts.append(np.asarray(step(key, params, (), indices))[: len(wanted) - first])
+            if progress:
+                progress.advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    with Progress("sampling", num_samples, "draws") as progress:
+        x = draw_all(0, np.arange(num_samples), progress)
+    x, _ = redraw(x, lambda attempt, positions, size: draw_all(attempt, positions))
+    check_draws(x)
+    return x
 
 
 def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:

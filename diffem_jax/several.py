@@ -69,10 +69,19 @@ def several_draws(
     with Progress("sampling", total, "draws", quiet=quiet) as progress:
         x = draw(0, np.arange(total), progress)
     x, _ = redraw(x, lambda attempt, positions, size: draw(attempt, positions))
+    check_draws(x)
+    return x.reshape(num_samples, count, *x.shape[1:])
+
+
+def check_draws(x: np.ndarray) -> None:
+    """Refuses draws that are still not finite.
+
+    Raises:
+        UserError: how many are NaN or infinite.
+    """
     bad = not_finite(x)
     if len(bad):
         raise UserError(
-            f"{len(bad)} of {total} draws are NaN or infinite, however often drawn; expected finite numbers; choose another "
+            f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn; expected finite numbers; choose another "
             "round, or train with more e_step.steps"
         )
-    return x.reshape(num_samples, count, *x.shape[1:])

@@ -111,7 +111,7 @@ def fidelity(
     if weights and not Path(weights).is_file():
         raise UserError(f"config.eval.weights: {weights}: no such file; expected the weights of {extractor}")
 
-    class Images(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):  # type: ignore[name-defined,misc]
         def __init__(self, images: ArrayLike) -> None:
             self.levels = np.ascontiguousarray(to_uint8(_three_channels(images, "fid")).transpose(0, 3, 1, 2))
 
@@ -156,6 +156,6 @@ def fidelity(
     if truth is not None:
         out["frechet"] = Estimate(float(found["frechet_inception_distance"]), None, count)
     if scored:
-        error = float(found["inception_score_std"]) / min(splits, count) ** 0.5
-        out["inception_score"] = Estimate(float(found["inception_score_mean"]), error, len(sides[0]))
+        deviation = float(found["inception_score_std"]) / min(splits, count) ** 0.5
+        out["inception_score"] = Estimate(float(found["inception_score_mean"]), deviation, len(sides[0]))
     return out

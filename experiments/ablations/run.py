@@ -52,9 +52,10 @@ def jobs(quick: bool) -> list[Job]:
     out += [Job(str(std), (*base, *fields(corruption__noise_std=std)), "noise") for std in (0.001, 0.01, 0.1, 0.2, 0.4)]
     jpeg = tuple(flag.replace("--config=digits", "--config=digits:jpeg") for flag in base)
     out.append(Job("JPEG quality 20", jpeg, "not linear"))
-    out.append(
-        Job("30 rounds", (*base, *fields(rounds=6 if quick else 30, m_step__steps=100 if quick else 300)), "rounds")
-    )
+    # Recall is the share of truths near some draw: it falls where training on one's own draws loses variety.
+    many = fields(eval__metrics="('psnr','features_recall','features_precision','sliced_wasserstein_unpaired')")
+    many += fields(rounds=6 if quick else 30, m_step__steps=100 if quick else 300)
+    out.append(Job("30 rounds", (*base, *many), "rounds"))
     return out
 
 
@@ -107,7 +108,9 @@ def report(rows: list[Row], quick: bool) -> None:
     panels = []
     for group in ("start", "carried over", "rounds"):
         chosen = [row for row in rows if row["group"] == group]
-        for metric in ("psnr", "sliced_wasserstein_unpaired"):
+        for metric in ("psnr", "sliced_wasserstein_unpaired", "features_recall", "features_precision"):
+            if not chosen or metric not in chosen[0]["rounds"][0]:
+                continue
             curves = {
                 method: [[(r["round"], r[metric]) for r in row["rounds"]] for row in chosen if row["method"] == method]
                 for method in dict.fromkeys(row["method"] for row in chosen)
