@@ -66,9 +66,10 @@ def _observation_distance(problem: Problem) -> Callable[[int, np.ndarray], Any]:
 
 def _observation_score(problem: Problem) -> Callable[[int, np.ndarray], Any]:
     """One key for all rounds: their scores share their randomness, so that differences are sharper than values."""
-    corruption, key = problem.setup.corruption, stream_key(problem.setup.config.seed, "observation_score")
+    corruption, seed = problem.setup.corruption, problem.setup.config.seed
 
     def measure(number: int, x: np.ndarray) -> Any:
+        key = stream_key(seed, "observation_score")
         observed = rows(problem.observations, np.arange(len(x)))
         return metrics.observation_score(corruption.observe, observed, x, key)
 

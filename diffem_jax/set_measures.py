@@ -30,8 +30,14 @@ def _sides(problem: Problem, x: np.ndarray, unpaired: bool) -> tuple[np.ndarray,
 
 def sliced(unpaired: bool) -> Maker:
     """Sliced Wasserstein distance to the truth; all rounds share their directions."""
-    key = stream_key(0, "sliced_wasserstein")
-    return lambda problem: lambda number, x: metrics.sliced_wasserstein(*_sides(problem, x, unpaired), key)
+
+    def make(problem: Problem) -> Measure:
+        def measure(number: int, x: np.ndarray) -> Any:
+            return metrics.sliced_wasserstein(*_sides(problem, x, unpaired), stream_key(0, "sliced_wasserstein"))
+
+        return measure
+
+    return make
 
 
 def sinkhorn(unpaired: bool) -> Maker:
