@@ -2,7 +2,8 @@
 
     diffem --config=digits --workdir=runs/digits
 
-Variants: mask50 (the default), mask75, projection (16 random measurements of 64), jpeg (quality 20; not linear).
+Variants: mask50 (the default), mask75, projection (16 random measurements of 64), and two that are not linear: jpeg
+(quality 20) and phase (magnitudes of the Fourier transform).
 Hardware: two CPU cores, about three minutes. Expect of mask50 posterior draws of PSNR >= 16.7 dB against the hidden
 truth and classifier accuracy >= 0.88, where draws of the Gaussian start have about 14.8 and 0.83.
 """
@@ -16,6 +17,7 @@ CORRUPTIONS = {
     "mask75": {"name": "pixel_mask", "rate": 0.75, "noise_std": 0.01, "per_channel": False},
     "projection": {"name": "projection", "measurements": 16, "noise_std": 0.01},
     "jpeg": {"name": "jpeg", "quality": 20, "noise_std": 0.01},
+    "phase": {"name": "phase", "oversampling": 2, "offset": 2.0, "noise_std": 0.05},
 }
 
 
@@ -30,7 +32,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.data.split = "all"
         c.corruption = ConfigDict(CORRUPTIONS[variant])
         c.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
-        c.denoiser.preconditioning = "edm" if variant == "jpeg" else "posterior"
+        c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
         c.start.rank = 24
         c.e_step.steps = 32
         c.e_step.batch_size = 600

@@ -20,7 +20,10 @@ def get_config(variant: str = "small") -> ConfigDict:
     with c.unlocked():
         c.rounds = 4
         c.data.name = "observations"
-        c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01, "per_channel": False})
+        c.corruption = ConfigDict(
+            {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01, "noise_std_max": 0.0, "per_channel": False}
+        )
+        c.m_step.operators = "data"
         c.start.rank = 24
         c.start.num_examples = 8192
         c.e_step.batch_size = 512

@@ -109,10 +109,22 @@ def _section(config: Any, **overrides: Any) -> dict[str, Any]:
 
 def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
     """The corruption of a section, checked on one abstract example."""
-    for key in ("rate", "noise_std"):
+    for key in ("rate", "noise_std", "noise_std_max"):
         if key in section and (isinstance(section[key], bool) or not isinstance(section[key], int | float)):
             raise UserError(f"config.{field}.{key}: {section[key]!r}; expected a number")
-    corruption = construct(field, section, corruptions.CORRUPTIONS, shape=shape)
+    options = dict(section)
+    known = inspect.signature(lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)).parameters
+    largest = 0.0 if "noise_std_max" in known else options.pop("noise_std_max", 0.0)
+    corruption = construct(field, options, corruptions.CORRUPTIONS, shape=shape)
+    if largest:
+        # One noise level an observation: the same corruption, told with each operator how loud it was.
+        wrapped = {
+            "name": "varying_noise",
+            "of": corruption,
+            "noise_std": corruption.noise_std,
+            "noise_std_max": largest,
+        }
+        corruption = construct(field, wrapped, corruptions.CORRUPTIONS, shape=shape)
     if corruption.noise_std < 0:
         raise UserError(f"config.{field}.noise_std: {corruption.noise_std}; expected 0 or more")
     rate = getattr(corruption, "rate", 0.0)
@@ -278,6 +290,11 @@ def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
     return {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
 
 
+def draws_from_data(setup: Setup) -> bool:
+    """Whether the M-step takes the operators of its fresh observations from those that are there."""
+    return setup.config.m_step.operators == "data" and setup.config.method not in (*UNCONDITIONAL, "ambient")
+
+
 def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
     """The published denoiser; unconditional for ``corruption`` None."""
     sigma_data = setup.config.denoiser.sigma_data
@@ -297,4 +314,5 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         data_std=setup.config.denoiser.sigma_data,
         dropout=getattr(setup.network, "dropout", 0.0) > 0,
         augment=augment.make(tuple(m.augment), setup.shape),
+        operators=m.operators,
     )

@@ -89,6 +89,7 @@ def default() -> ConfigDict:
     c.m_step.time_law_log_normal = (-1.2, 1.2)
     c.m_step.loss_weight = "snr"  # snr | min_snr
     c.m_step.condition_dropout = 0.0  # > 0 trains the prior with the same network
+    c.m_step.operators = "law"  # of the fresh y': law (as the corruption draws them) | data (those of the observations)
     c.m_step.augment = ()  # any of flip, shift, hue, saturation, by name
     c.m_step.accumulate = 1
     c.m_step.updates_per_dispatch = 50
@@ -146,6 +147,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.carry": ("all", "params", "nothing"),
     "m_step.time_law": ("uniform", "beta", "log_normal"),
     "m_step.loss_weight": ("snr", "min_snr"),
+    "m_step.operators": ("law", "data"),
     "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
     "ambient.reconstruction": ("dps", "restoration"),
     "start.take": ("reconstructions", "parameters", "both"),

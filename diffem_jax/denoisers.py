@@ -210,7 +210,8 @@ def denoising_loss(
     data_std: float = 1.0,
     dropout: bool = False,
     augment: Callable[[Key, Array], Array] | None = None,
-) -> Callable[[PyTree, Key, Array], Array]:
+    operators: str = "law",
+) -> Callable[[PyTree, Key, PyTree], Array]:
     """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
 
     Args:
@@ -223,18 +224,26 @@ def denoising_loss(
         data_std: the data's standard deviation.
         dropout: whether the network draws dropout masks.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
+        operators: 'law' draws the operator of y' by the corruption's law; with 'data' it is given beside x.
 
     Returns:
-        (params, key, x [*X]) -> loss [].
+        (params, key, x [*X]) -> loss []; for operators 'data' (params, key, (x, operator)) -> loss [].
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.
     """
+    given = operators == "data" and corruption is not None
 
-    def loss(params: PyTree, key: Key, x: Array) -> Array:
+    def observe(key: Key, x: Array, operator: PyTree) -> Observation | None:
+        if corruption is None:
+            return None
+        return Observation(corruption.observe(key, x, operator), operator) if given else corruption.sample(key, x)
+
+    def loss(params: PyTree, key: Key, example: PyTree) -> Array:
         keys = jax.random.split(key, 6)
+        x, operator = example if given else (example, None)
         if augment is not None:
             x = augment(keys[5], x)
-        observation = None if corruption is None else corruption.sample(keys[0], x)
+        observation = observe(keys[0], x, operator)
         t = time_law.sample(keys[1])
         alpha, sigma = schedule(t)
         x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)

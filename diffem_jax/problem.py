@@ -114,14 +114,14 @@ def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem
     """
     shape = tuple(config.data.shape) or None
     if shape is None:
-        shape = tuple(data.load_observations(path).y.shape[1:])
+        shape = data.observation_shape(path, config.data.cache_dir or None)
     setup = make_setup(config, shape)
-    observations = data.load_observations(path, shape, setup.corruption)
+    observations = data.load_observations(path, shape, setup.corruption, config.data.cache_dir or None)
     check_operators(setup, observations, path)
     if count is not None:
         if count > len(observations.y):
             raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
-        observations = jax.tree.map(lambda a: a[:count], observations)
+        observations = jax.tree.map(lambda a: data.first(a, count), observations)
     return Problem(setup, observations, None, None)
 
 

@@ -20,6 +20,7 @@ from diffem_jax import checkpoints, em, evaluate, report, stopping, warm
 from diffem_jax.announce import Estimate
 from diffem_jax.build import Model, Setup, make_model
 from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
 from diffem_jax.guards import NonFinite, Preempted, check_finite, check_state, parallel_host, write_shard
 from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, most, process_count, process_index
@@ -193,8 +194,9 @@ class Run:
     def m_step(self, number: int, state: EMState, done: int, sums: tuple[float, int]) -> tuple[EMState, float, float]:
         """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
         m, engine, parallel = self.config.m_step, self.engine, self.parallel
-        x = self._training_rows(number)
+        x = training_rows(self.problem, self.store, number)
         batches = index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, done)
+        operators = operator_rows(self.problem, number, done)
         local = m.batch_size // process_count()
         mine = slice(process_index() * local, (process_index() + 1) * local)
         slots = np.tile(np.arange(m.batch_size, dtype=np.int32)[mine], (engine.dispatch, 1))
@@ -208,7 +210,8 @@ class Run:
             while done < m.steps:
                 chunk = np.stack([next(batches)[mine] for _ in range(engine.dispatch)])
                 drawn = x(chunk.reshape(-1))
-                data = parallel.shard(jax.tree.map(lambda a, b=chunk: a.reshape(*b.shape, *a.shape[1:]), drawn), 1)
+                drawn = jax.tree.map(lambda a, b=chunk: a.reshape(*b.shape, *a.shape[1:]), drawn)
+                data = parallel.shard(operators(drawn, mine), 1)
                 with jax.transfer_guard("disallow"):
                     state, info = engine.m_step(key, state, data, device_slots)
                 done += engine.dispatch
@@ -239,18 +242,6 @@ class Run:
             raise NonFinite(f"M-step {number}: the {what} at update {done - len(losses) + first + 1}", number)
         progress.advance(len(losses), f"loss {losses.mean():.4f}")
         return total + float(losses.sum()), counted + len(losses)
-
-    def _training_rows(self, number: int) -> Callable[[np.ndarray], Any]:
-        if self.config.method == "ambient":
-            return lambda indices: rows(self.problem.observations, indices)
-        if self.config.method == "oracle":
-            truth = self.problem.truth
-            if truth is None:
-                raise UserError(
-                    "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
-                )
-            return lambda indices: np.asarray(truth[indices], np.float32)
-        return self.store.round(number - 1).open().rows
 
     def _save_rolling(self, number: int, state: EMState, done: int, total: float, counted: int) -> None:
         path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"

@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"build", "workdir"},
     {"problem"},
-    {"evaluate", "round_zero", "stopping", "several", "warm", "set_measures"},
+    {"evaluate", "round_zero", "fresh", "stopping", "several", "warm", "set_measures"},
     {"report", "report_template", "writers"},
     {"announce"},
     {"rounds", "prior", "draw", "measure"},

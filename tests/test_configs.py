@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffem_jax import em
-from diffem_jax.build import make_model, make_setup
+from diffem_jax.build import draws_from_data, make_model, make_setup
 from diffem_jax.config import validate
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.types import stream_key
@@ -47,6 +47,15 @@ def load(name: str, variant: str) -> ConfigDict:
     return config
 
 
+def examples(setup) -> object:
+    """One update's batch of two: x, and an operator beside each where the M-step takes those of the data."""
+    key = jax.random.key(0)
+    operator = jax.eval_shape(setup.corruption.draw_operator, key) if draws_from_data(setup) else None
+    one = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
+    tree = one if operator is None else (one, operator)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 2, *a.shape), a.dtype), tree)
+
+
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_config_is_valid_and_its_steps_trace_at_full_size(name, variant):
     config = load(name, variant)
@@ -56,7 +65,7 @@ def test_config_is_valid_and_its_steps_trace_at_full_size(name, variant):
     key = stream_key(0, "test")
     params = jax.eval_shape(model.denoiser.init, key)
     state = jax.eval_shape(lambda p: em.make_state(p, setup.optimizer), params)
-    x = jax.ShapeDtypeStruct((1, 2, *setup.shape), jnp.float32)
+    x = examples(setup)
     slots = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     m_step = em.make_m_step(model.loss, setup.optimizer, ema_decay=0.9)
     after, info = jax.eval_shape(m_step, key, state, x, slots)
@@ -78,7 +87,7 @@ def test_steps_lower_for_accelerators(name, variant, platform):
     key = stream_key(0, "test")
     params = jax.eval_shape(model.denoiser.init, key)
     state = jax.eval_shape(lambda p: em.make_state(p, setup.optimizer), params)
-    x = jax.ShapeDtypeStruct((1, 2, *setup.shape), jnp.float32)
+    x = examples(setup)
     m_step = em.make_m_step(model.loss, setup.optimizer, ema_decay=0.9)
     with jax.debug_key_reuse(False):
         step = jax.jit(lambda data, s, a, b: m_step(jax.random.wrap_key_data(data), s, a, b))

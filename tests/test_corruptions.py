@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, resolve
+from diffem_jax.data import load_observations, save_observations
 from diffem_jax.testing import check_corruption
 from diffem_jax.types import UserError
 
@@ -66,6 +67,10 @@ def test_contract_on_vectors(name):
         ("multicoil_fourier", (4, 6, 2), {"complex_image": True, "coils": 3, "acceleration": 2.0}),
         ("composition", (4, 4, 3), {"stages": ("grayscale", ("pixel_mask", (("rate", 0.3),)))}),
         ("composition", (4, 4, 1), {"stages": ("pixel_mask", "gaussian_blur")}),
+        ("varying_noise", (4, 6, 3), {"of": ("pixel_mask", (("rate", 0.3),)), "noise_std": 0.1}),
+        ("varying_noise", (4, 4, 1), {"of": ("gaussian_blur", (("std", 0.7),)), "noise_std": 0.1}),
+        ("varying_noise", (6,), {"of": ("projection", (("measurements", 3),)), "noise_std": 0.02}),
+        ("group_mask", (7,), {"groups": (1, 3, 1, 2)}),
         ("phase", (4, 6, 1), {"oversampling": 3, "offset": 2.0}),
         ("poisson", (4, 4, 1), {"noise_std": 0.2, "peak": 5.0}),
         ("jpeg", (11, 18, 3), {"chroma_subsampling": True, "noise_std": 0.1}),
@@ -294,9 +299,38 @@ def test_downsampling_keeps_constants():
 
 def test_varying_noise_stays_within_its_bounds():
     corruption = CORRUPTIONS["varying_noise"](shape=(4,), noise_std=0.1, noise_std_max=1.0)
-    stds = jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), 1000))
+    _, stds = jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), 1000))
     assert 0.1 <= stds.min() < 0.11 and 0.95 < stds.max() <= 1.0001
     assert 0.4 < (stds < 0.1**0.5).mean() < 0.6
+
+
+def test_groups_are_hidden_together():
+    corruption = CORRUPTIONS["group_mask"](shape=(6,), groups=(1, 3, 2), rate=0.3)
+    masks = np.asarray(jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), 400)))
+    for group in np.split(masks, (1, 4), axis=1):
+        assert (group == group[:, :1]).all() and 0.6 < group.mean() < 0.8
+    assert (masks[:, 0] != masks[:, 1]).any() and (masks[:, 1] != masks[:, 4]).any()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_observations_come_back_from_a_file(name, tmp_path):
+    """What was simulated is what is loaded, whatever the file holds where nothing was measured."""
+    corruption, indices = CORRUPTIONS[name](shape=SHAPE), np.array([2, 0])
+
+    def sample(key):
+        observation = corruption.sample(key, jnp.ones(SHAPE))
+        observed = getattr(corruption, "observed", lambda operator: True)(observation.operator)
+        return observation, jnp.broadcast_to(jnp.asarray(observed), observation.y.shape)
+
+    observation, seen = jax.tree.map(np.asarray, jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 3)))
+    spoilt = observation._replace(y=np.where(seen, observation.y, np.nan))
+    save_observations(tmp_path / "o.npz", spoilt, corruption)
+    loaded = load_observations(tmp_path / "o.npz", corruption=corruption)
+    assert jax.tree.structure(loaded.operator) == jax.tree.structure(observation.operator)
+    for there, back in zip(jax.tree.leaves(observation), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(there, back)
+        np.testing.assert_array_equal(there[indices], back[indices])
+        assert there.dtype == back.dtype
 
 
 def test_composition_by_instances_equals_by_names():
@@ -325,6 +359,8 @@ def test_composition_by_instances_equals_by_names():
         (lambda: CORRUPTIONS["fourier_mask"](shape=SHAPE, complex_image=True), "shape"),
         (lambda: CORRUPTIONS["kernel_blur"](shape=(8, 1)), "weights"),
         (lambda: CORRUPTIONS["box_mask"](shape=SHAPE, box=(9, 1)), "box"),
+        (lambda: CORRUPTIONS["group_mask"](shape=SHAPE, groups=(2, 2)), "groups"),
+        (lambda: CORRUPTIONS["varying_noise"](shape=SHAPE, of="jpeg"), "linear"),
     ],
 )
 def test_mistakes_are_explained(make, message):

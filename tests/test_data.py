@@ -217,7 +217,7 @@ def test_large_files_stay_on_disk(tmp_path, monkeypatch):
     np.savez(tmp_path / "o.npz", y=arrays["y"].astype(np.float64), mask=arrays["mask"].astype(bool))
     whole = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("diffem_jax.data.observations.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("diffem_jax.data.operators.IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
     lazy = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
     assert isinstance(lazy.y, data.Rows) and isinstance(lazy.operator, data.Rows)
@@ -234,8 +234,8 @@ import resource, sys, pathlib
 import numpy as np
 from diffem_jax import data
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.data import files, observations
-files.IN_MEMORY_BYTES = observations.IN_MEMORY_BYTES = 0
+from diffem_jax.data import files, operators
+files.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
 files.CHUNK_BYTES, files.RELEASE_BYTES = 2**20, 2**22
 def peak(count):
     path = pathlib.Path(sys.argv[1]) / "o.npz"
@@ -409,3 +409,59 @@ def test_prepare_without_tensorflow_says_what_to_run_and_copy(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "python -m diffem_jax.prepare cifar10" in done.stderr and str(tmp_path / "tfds" / "cifar10") in done.stderr
+
+
+def _noisy(noise_std):
+    return {**_good(), "noise_std": noise_std}
+
+
+def test_every_observation_may_have_its_own_noise(tmp_path):
+    """The file's noise_std reaches the solves; without the corruption's consent it is refused."""
+    from diffem_jax.corruptions import VaryingNoise
+
+    std = np.linspace(0.05, 0.4, N).astype(np.float32)
+    corruption = VaryingNoise(shape=SHAPE, of=("pixel_mask", ()), noise_std=0.05)
+    for given in (std, std[:, None, None, None]):
+        np.savez(tmp_path / "o.npz", **_noisy(given))
+        observation = data.load_observations(tmp_path / "o.npz", corruption=corruption)
+        mask, level = observation.operator
+        assert np.array_equal(level, std) and np.array_equal(mask, _good()["mask"])
+    r = observation.y[3]
+    solved = np.asarray(corruption.solve_gram(r, (mask[3], level[3]), np.float32(1.0)))
+    assert np.allclose(solved, r / (1 + std[3] ** 2), atol=1e-5)
+    with pytest.raises(UserError, match=r"noise_std_max=0\.4 "):
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    np.savez(tmp_path / "o.npz", **_noisy(np.where(std > 0.3, 0, std)))
+    with pytest.raises(UserError, match="standard deviations > 0"):
+        data.load_observations(tmp_path / "o.npz", corruption=corruption)
+    np.savez(tmp_path / "o.npz", **_good())
+    with pytest.raises(UserError, match="no array 'noise_std'"):
+        data.load_observations(tmp_path / "o.npz", corruption=corruption)
+
+
+def test_a_range_of_noise_in_the_config_wraps_the_corruption():
+    from diffem_jax.build import make_corruption
+
+    section = {"name": "pixel_mask", "rate": 0.3, "noise_std": 0.01, "noise_std_max": 0.0}
+    assert make_corruption("corruption", section, SHAPE) == PixelMask(shape=SHAPE, rate=0.3)
+    wide = make_corruption("corruption", {**section, "noise_std_max": 0.5}, SHAPE)
+    assert (wide.noise_std, wide.noise_std_max, wide.of) == (0.01, 0.5, PixelMask(shape=SHAPE, rate=0.3))
+    with pytest.raises(UserError, match="linear"):
+        make_corruption("corruption", {"name": "jpeg", "noise_std": 0.1, "noise_std_max": 0.5}, SHAPE)
+
+
+def test_indices_of_a_file_are_checked(tmp_path):
+    from diffem_jax.corruptions import CompressedSensing
+
+    corruption = CompressedSensing(shape=(6,))
+    good = {"y": np.ones((2, 3)), "signs": np.ones((2, 6)), "indices": np.array([[0, 1, 2], [3, 4, 5]])}
+    for name, wrong, message in (
+        ("indices", good["indices"] - 1, "from 0"),
+        ("indices", good["indices"] + 1, "below 6"),
+        ("indices", good["indices"] + 0.5, "fractions"),
+        ("signs", np.ones((3, 6)), "expected 2"),
+        ("signs", np.full((2, 6), np.nan), "NaN"),
+    ):
+        np.savez(tmp_path / "o.npz", **{**good, name: wrong})
+        with pytest.raises(UserError, match=message):
+            data.load_observations(tmp_path / "o.npz", corruption=corruption)

@@ -187,3 +187,48 @@ def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(command("--config=digits", "--config.rounds=-1", "--workdir=run"), "config.rounds")
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
+    """With m_step.operators 'data' every operator of an update is one of the file's, and not that of the same x."""
+    from configs import own_data
+    from diffem_jax.problem import load_problem, rows
+    from diffem_jax.rounds import Run
+
+    rng = np.random.default_rng(0)
+    own, config = tmp_path / "own.npz", own_data.get_config()
+    mask = (rng.random((200, 8, 8, 1)) < 0.5).astype(np.float32)
+    np.savez(own, y=mask * rng.standard_normal(mask.shape, np.float32), mask=mask)
+    with config.unlocked():
+        config.data.path = str(own)
+        config.network.features = (8,)
+        config.start.rank = 2
+        config.start.iterations = 1
+        config.m_step.steps, config.m_step.batch_size, config.e_step.batch_size, config.e_step.steps = 4, 50, 100, 2
+        config.m_step.updates_per_dispatch = 2
+    problem, folder = load_problem(config), Workdir(tmp_path)
+    folder.create()
+    with jax.numpy_dtype_promotion("standard"):
+        run = Run(problem, folder, lambda line: None, lambda number, draws: {})
+        run.e_step(0, run.start, run.start_step)
+        met = []
+
+        def spy(key, state, data, slots):
+            met.append(jax.tree.map(np.asarray, data))
+            return run_step(key, state, data, slots)
+
+        run_step, run.engine = run.engine.m_step, run.engine._replace(m_step=spy)
+        run.m_step(1, run.fresh_state(), 0, (0.0, 0))
+        again, met = met, []
+        run.m_step(1, run.fresh_state(), 2, (0.0, 0))
+    assert len(again) == 2 and len(met) == 1
+    # An interrupted M-step goes on with the operators that it would have met.
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(met[0]), strict=True))
+    x, masks = (np.concatenate([d[i].reshape(-1, 64) for d in again]) for i in range(2))
+    whole = rows(problem.observations.operator, np.arange(200)).reshape(200, 64)
+    index = {row.tobytes(): i for i, row in enumerate(whole)}
+    owner = np.array([index[row.tobytes()] for row in masks])
+    assert sorted(owner) == list(range(200))
+    reconstructed = run.store.round(0).open().rows(np.arange(200)).reshape(200, 64)
+    place = {row.tobytes(): i for i, row in enumerate(reconstructed)}
+    assert np.mean(owner == [place[row.tobytes()] for row in x]) < 0.1

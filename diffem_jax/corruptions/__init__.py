@@ -15,7 +15,7 @@ from diffem_jax.corruptions.base import AdditiveNoise, Denoising, DiagonalGram, 
 from diffem_jax.corruptions.blurs import GaussianBlur, KernelBlur, MotionBlur
 from diffem_jax.corruptions.compose import Composition
 from diffem_jax.corruptions.fourier import FourierMask, MulticoilFourier
-from diffem_jax.corruptions.masks import BlockMask, BoxMask, FixedMask, Mask, Outpainting, PixelMask
+from diffem_jax.corruptions.masks import BlockMask, BoxMask, FixedMask, GroupMask, Mask, Outpainting, PixelMask
 from diffem_jax.corruptions.noise import Poisson, VaryingNoise
 from diffem_jax.corruptions.nonlinear import JPEG, Clipping, Phase, Quantisation
 from diffem_jax.corruptions.projections import CompressedSensing, Projection
@@ -27,6 +27,7 @@ CORRUPTIONS: dict[str, Any] = {
     "varying_noise": VaryingNoise,
     "poisson": Poisson,
     "pixel_mask": PixelMask,
+    "group_mask": GroupMask,
     "block_mask": BlockMask,
     "box_mask": BoxMask,
     "outpainting": Outpainting,
@@ -89,6 +90,7 @@ __all__ = [
     "FourierMask",
     "GaussianBlur",
     "Grayscale",
+    "GroupMask",
     "KernelBlur",
     "Linear",
     "Mask",

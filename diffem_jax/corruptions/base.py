@@ -50,6 +50,11 @@ class AdditiveNoise:
         del key
         return ()
 
+    def operator_names(self) -> list[str]:
+        """What the operator's arrays are called in a user's file, in the order of ``jax.tree.leaves``."""
+        count = len(jax.tree.leaves(jax.eval_shape(self.draw_operator, jax.random.key(0))))
+        return ["operator"] if count == 1 else [f"operator_{i}" for i in range(count)]
+
     def forward(self, x: Array, operator: PyTree) -> Array:
         """A x; the default sees all of x."""
         del operator

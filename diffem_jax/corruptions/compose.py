@@ -30,24 +30,9 @@ class Composition(Linear):
         Raises:
             UserError: a stage that is not linear, or whose shape is not what the stage before yields.
         """
-        from diffem_jax.corruptions import resolve
-
         shape, built = tuple(self.shape), []
-        for index, stage in enumerate(self.stages):
-            if isinstance(stage, str):
-                stage = (stage, ())
-            if isinstance(stage, (tuple, list)):
-                name, fields = stage
-                stage = resolve(name)(shape=shape, **dict(fields))
-            if not hasattr(stage, "adjoint"):
-                raise UserError(
-                    f"corruption.stages[{index}]: {type(stage).__name__}; expected a linear corruption; leave it out"
-                )
-            if tuple(stage.shape) != shape:
-                raise UserError(
-                    f"corruption.stages[{index}]: shape {stage.shape}; expected {shape}, which the stages before it "
-                    "yield; give it that shape"
-                )
+        for index, spec in enumerate(self.stages):
+            stage = build_linear(f"corruption.stages[{index}]", spec, shape)
             built.append(stage)
             shape = _out_shape(stage)
         if not built:
@@ -62,6 +47,10 @@ class Composition(Linear):
     def draw_operator(self, key: Key) -> tuple[PyTree, ...]:
         """One operator a stage, each from its own key."""
         return tuple(stage.draw_operator(jax.random.fold_in(key, i)) for i, stage in enumerate(self.stages))
+
+    def operator_names(self) -> list[str]:
+        """The names of each stage's arrays, with the number of the stage."""
+        return [f"{name}_{i}" for i, stage in enumerate(self.stages) for name in stage.operator_names()]
 
     def observed(self, operator: tuple[PyTree, ...]) -> Array | bool:
         """What the last stage observes."""
@@ -94,6 +83,26 @@ class Composition(Linear):
         back = self.adjoint(observation.y, observation.operator)
         gain = self.adjoint(self.forward(jnp.ones(self.shape), observation.operator), observation.operator)
         return jnp.concatenate([back, gain], -1)
+
+
+def build_linear(field: str, spec: Any, shape: tuple[int, ...]) -> Any:
+    """A linear corruption of x of ``shape`` from an instance, a name, or (name, ((field, value), ...)).
+
+    Raises:
+        UserError: it is not linear, or was made for another shape.
+    """
+    from diffem_jax.corruptions import resolve
+
+    if isinstance(spec, str):
+        spec = (spec, ())
+    if isinstance(spec, (tuple, list)):
+        name, fields = spec
+        spec = resolve(name)(shape=tuple(shape), **dict(fields))
+    if not hasattr(spec, "adjoint"):
+        raise UserError(f"{field}: {type(spec).__name__}; expected a linear corruption; leave it out")
+    if tuple(spec.shape) != tuple(shape):
+        raise UserError(f"{field}: shape {spec.shape}; expected {shape}, which it is given; give it that shape")
+    return spec
 
 
 def _out_shape(stage: Linear) -> tuple[int, ...]:

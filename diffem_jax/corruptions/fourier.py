@@ -97,6 +97,10 @@ class FourierMask(_CartesianFourier, Spectral):
         """One mask."""
         return self.draw_mask(key)
 
+    def operator_names(self) -> list[str]:
+        """'mask'."""
+        return ["mask"]
+
     @property
     def y_shape(self) -> tuple[int, ...]:
         """The shape of y."""
@@ -188,6 +192,10 @@ class MulticoilFourier(_CartesianFourier):
         """(mask, maps)."""
         mask_key, map_key = jax.random.split(key)
         return self.draw_mask(mask_key), self.draw_maps(jax.random.uniform(map_key, (), maxval=2 * jnp.pi))
+
+    def operator_names(self) -> list[str]:
+        """'mask' and 'maps'."""
+        return ["mask", "maps"]
 
     def observed(self, operator: tuple[Array, Array]) -> Array:
         """Where the mask is positive, of the shape of y."""

@@ -27,6 +27,10 @@ class Mask(DiagonalGram):
         """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
         return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
 
+    def operator_names(self) -> list[str]:
+        """'mask'."""
+        return ["mask"]
+
     def observed(self, operator: Array) -> Array:
         """Where the mask is positive, of the shape of x."""
         return jnp.broadcast_to(operator, self.shape) > 0
@@ -77,6 +81,40 @@ class PixelMask(Mask):
     def draw_operator(self, key: Key) -> Array:
         """One mask: 1 with probability 1 - rate."""
         return jax.random.bernoulli(key, 1.0 - self.rate, self.mask_shape).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupMask(Mask):
+    """Groups of entries along the last axis are erased together, each with probability ``rate``.
+
+    For tables: a categorical column as one-hot entries is missing as a whole or not at all.
+
+    Attributes:
+        rate: the probability that a group is erased, in [0, 1).
+        groups: the sizes of the groups, in order; their sum is the length of the last axis. () is one group an entry.
+    """
+
+    rate: float = 0.5
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses groups that do not fill the last axis."""
+        if self.groups and (min(self.groups) < 1 or sum(self.groups) != self.shape[-1]):
+            raise UserError(
+                f"corruption.groups: {self.groups}; expected positive sizes of sum {self.shape[-1]}, the length of the "
+                "last axis of x; correct them"
+            )
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """The shape of x."""
+        return self.shape
+
+    def draw_operator(self, key: Key) -> Array:
+        """One mask: a group is all 1 with probability 1 - rate, else all 0."""
+        sizes = self.groups or (1,) * self.shape[-1]
+        seen = jax.random.bernoulli(key, 1.0 - self.rate, (*self.shape[:-1], len(sizes)))
+        return jnp.repeat(seen.astype(jnp.float32), np.asarray(sizes), axis=-1, total_repeat_length=self.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.corruptions.base import AdditiveNoise, Denoising
+from diffem_jax.corruptions.base import AdditiveNoise, Linear
+from diffem_jax.corruptions.compose import build_linear
 from diffem_jax.types import Key, Observation, PyTree, UserError
 
 
@@ -48,35 +50,90 @@ class Poisson(AdditiveNoise):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VaryingNoise(Denoising):
-    """y = x + s n with a standard deviation s of each observation's own, drawn log-uniformly; the operator is s.
+class VaryingNoise(Linear):
+    """y = A x + s n with a standard deviation s of each observation's own, drawn log-uniformly.
+
+    A is any linear corruption of one noise level, whose closed forms serve here too. The operator is (the operator of
+    A, s).
 
     Attributes:
         noise_std: the smallest s, > 0.
         noise_std_max: the largest s.
+        of: A, a linear corruption, or its name, or (name, ((field, value), ...)), as a config can hold it.
     """
 
     noise_std: float = 0.01
     noise_std_max: float = 0.5
+    of: Any = "denoising"
 
     def __post_init__(self) -> None:
-        """Refuses bounds that are not positive and in order."""
+        """Refuses bounds that are not positive and in order, and corruptions that are not linear."""
         if not 0 < self.noise_std <= self.noise_std_max:
             raise UserError(
                 f"corruption.noise_std, noise_std_max: {self.noise_std}, {self.noise_std_max}; "
                 "expected 0 < noise_std <= noise_std_max; change them"
             )
+        object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
 
-    def draw_operator(self, key: Key) -> Array:
-        """s, a scalar."""
+    @property
+    def gram_diagonal(self) -> Any:
+        """(operator, v) -> diag(A diag(v) A^T), there only where A has it."""
+        of: Any = self.of
+        if not hasattr(of, "gram_diagonal"):
+            raise AttributeError("gram_diagonal")
+        return lambda operator, v: of.gram_diagonal(operator[0], v)
+
+    @property
+    def _unit(self) -> Any:
+        """A with noise of standard deviation 1: A v A^T + s^2 I is s^2 times its gram matrix for v / s^2."""
+        return dataclasses.replace(self.of, noise_std=1.0)
+
+    def draw_operator(self, key: Key) -> tuple[PyTree, Array]:
+        """(the operator of A, s)."""
+        operator_key, noise_key = jax.random.split(key)
         low, high = math.log(self.noise_std), math.log(self.noise_std_max)
-        return jnp.exp(low + (high - low) * jax.random.uniform(key, ()))
+        std = jnp.exp(low + (high - low) * jax.random.uniform(noise_key, ()))
+        return self.of.draw_operator(operator_key), std
 
-    def noise_level(self, operator: Array) -> Array:
-        """The operator s."""
-        return operator
+    def operator_names(self) -> list[str]:
+        """Those of A, and 'noise_std'."""
+        return [*self.of.operator_names(), "noise_std"]
+
+    def noise_level(self, operator: tuple[PyTree, Array]) -> Array:
+        """The observation's s."""
+        return operator[1]
+
+    def observed(self, operator: tuple[PyTree, Array]) -> Array | bool:
+        """What A observes."""
+        return self.of.observed(operator[0])
+
+    def forward(self, x: Array, operator: tuple[PyTree, Array]) -> Array:
+        """A x."""
+        return self.of.forward(x, operator[0])
+
+    def adjoint(self, y: Array, operator: tuple[PyTree, Array]) -> Array:
+        """A^T y."""
+        return self.of.adjoint(y, operator[0])
+
+    def solve_gram(self, r: Array, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """(A diag(v) A^T + s^2 I)^-1 r = (A diag(v / s^2) A^T + I)^-1 r / s^2, as A solves it."""
+        variance = operator[1] ** 2
+        return self._unit.solve_gram(r, operator[0], v / variance) / variance
+
+    def log_det_gram(self, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """M log s^2 + log det(A diag(v / s^2) A^T + I) with M measured entries, as A computes it."""
+        variance = operator[1] ** 2
+        y = jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator)
+        count = jnp.sum(jnp.broadcast_to(jnp.asarray(self.observed(operator)), y.shape).astype(jnp.float32))
+        return count * jnp.log(variance) + self._unit.log_det_gram(operator[0], v / variance)
+
+    def null_operator(self) -> tuple[PyTree, Array] | None:
+        """The null operator of A with s = 1; None where A has none."""
+        null = self.of.null_operator()
+        return None if null is None else (null, jnp.ones(()))
 
     def condition(self, observation: Observation) -> Array:
-        """The array y and a plane of log s (one more entry for vectors): [*spatial, C + 1]."""
-        shape = (*self.shape[:-1], 1)
-        return jnp.concatenate([observation.y, jnp.broadcast_to(jnp.log(observation.operator), shape)], -1)
+        """What A shows and a plane of log s (one more entry for vectors): [*spatial, K + 1]."""
+        operator, std = observation.operator
+        shown = self.of.condition(Observation(observation.y, operator))
+        return jnp.concatenate([shown, jnp.broadcast_to(jnp.log(std), (*shown.shape[:-1], 1))], -1)

@@ -98,6 +98,10 @@ class CompressedSensing(Spectral):
         _, indices = jax.lax.top_k(jax.random.uniform(index_key, (self.size,)), self.measurements)
         return signs, indices
 
+    def operator_names(self) -> list[str]:
+        """'signs' and 'indices'."""
+        return ["signs", "indices"]
+
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
         """A x, [M]."""
         signs, indices = operator

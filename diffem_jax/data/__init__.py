@@ -1,7 +1,7 @@
 """Data: sources of clean examples, a user's own observations, the store of reconstructions and batch indices."""
 
-from diffem_jax.data.files import Rows, cache_folder
-from diffem_jax.data.observations import load_observations
+from diffem_jax.data.files import Rows, cache_folder, first
+from diffem_jax.data.observations import load_observations, observation_shape, save_observations
 from diffem_jax.data.sources import SOURCES, Dataset, load
 from diffem_jax.data.store import Done, ReconstructionStore, Round, RowReader, index_stream
 
@@ -14,7 +14,10 @@ __all__ = [
     "RowReader",
     "Rows",
     "cache_folder",
+    "first",
     "index_stream",
     "load",
     "load_observations",
+    "observation_shape",
+    "save_observations",
 ]

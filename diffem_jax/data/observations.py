@@ -1,15 +1,14 @@
 """A user's own corrupted data: read, checked in full before anything else happens, never with clean data.
 
-A file is an .npz with ``y`` [N, *Y] and, where the corruption has operators, ``operator`` (for masks: ``mask``) with
-one entry an example or one for all. A folder holds corrupted images in ``images/`` and masks of the same names in
-``masks/``.
+A file is an .npz with ``y`` [N, *Y] and the arrays of the corruption's operators under the names that
+``diffem_jax.data.operators.names`` gives (for masks: ``mask``), with one entry an example or one for all. A folder
+holds corrupted images in ``images/`` and masks of the same names in ``masks/``.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.data import images
-from diffem_jax.data.files import IN_MEMORY_BYTES, ArrayLike, Rows, as_rows, cache_folder, chunks, release
+from diffem_jax.data import images, operators
+from diffem_jax.data.files import ArrayLike, Rows, as_rows, cache_folder, chunks
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.types import Observation, UserError
 
 LARGEST_PIXEL = 50.0
 """The largest |y| where y has the shape of x: data live in [-2, 2], so grey levels 0..255 are caught."""
 LARGEST_VALUE = 1e6
+KNOWN = ("mask", "operator", "noise_std")
+"""Arrays that say something of how y was made: refused where the corruption has no use for them."""
+
+
+def observation_shape(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> tuple[int, ...]:
+    """The shape of one y in a file or folder, with nothing else checked.
+
+    Raises:
+        UserError: no such file, or no 'y' [N, ...] in it.
+    """
+    where = existing(path, "an .npz file with 'y', or a folder of images")
+    return tuple(_read_y(where, cache_dir)[0].shape[1:])
 
 
 def load_observations(
@@ -36,14 +47,15 @@ def load_observations(
 ) -> Observation:
     """Reads and checks observations.
 
-    uint8 values are taken for grey levels and scaled to [-2, 2]. Hidden entries of masked data may hold anything, NaN
-    too: they read as 0. Arrays that are large stay on disk as lazy ``Rows``, and all checks go through
-    them in chunks.
+    uint8 values are taken for grey levels and scaled to [-2, 2]. Entries of y that are not measured (hidden by a mask)
+    may hold anything, NaN too: they read as 0. Arrays that are large stay on disk as lazy ``Rows``, and all checks go
+    through them in chunks.
 
     Args:
         path: an .npz file, or a folder of images.
         shape: the shape of one clean example, where it is known.
-        corruption: the corruption assumed; says which shapes y and the operator must have.
+        corruption: the corruption assumed; says which shapes y and the operators must have. Without it the file may
+            hold a 'mask' or an 'operator' of one array.
         cache_dir: for folders: where the converted images go.
 
     Returns:
@@ -53,74 +65,113 @@ def load_observations(
         UserError: naming file, array, value, what was expected and what to do, for: a missing, damaged, pickled or
             suspicious file; an empty set; wrong shapes, dtypes or counts; NaN or infinity in seen entries (how many,
             and the first example); values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide
-            everything everywhere.
+            everything everywhere; noise_std that is not positive.
 
     Warns:
         UserWarning: some examples have nothing seen.
     """
     where = existing(path, "an .npz file with 'y', or a folder of images")
-    operators: dict[str, ArrayLike]
-    if where.is_dir():
-        y, operators = _from_folder(where, cache_folder(cache_dir))
-    else:
-        arrays = read_arrays(where, ("y", "mask", "operator"))
-        if "y" not in arrays:
-            raise UserError(f"{where}: no array 'y' in it; expected y [N, ...]; save with numpy.savez(path, y=...)")
-        y = arrays.pop("y")
-        operators = {**arrays}
-    if len(operators) > 1:
+    wanted = operators.names(corruption) if corruption is not None else []
+    y, found = _read_y(where, cache_dir, (*KNOWN, *wanted))
+    if "mask" in found and "operator" in found:
         raise UserError(f"{where}: both 'mask' and 'operator'; expected one of them; leave one out")
+    if corruption is None:
+        tree, wanted = _guess(y, found), list(found)
+    else:
+        tree = operators.shapes(corruption)
+        found = _match(corruption, wanted, tree, found, where)
     shape = tuple(corruption.shape) if corruption is not None else shape
-    name, operator = next(iter(operators.items()), (None, None))
-    masked = name == "mask" or isinstance(corruption, Mask)
-    expected_y, expected_operator = _expected(corruption)
-    if expected_y is None and shape is not None and masked:
+    masked = isinstance(corruption, Mask) if corruption is not None else "mask" in found
+    expected_y = None
+    if corruption is not None:
+        x = jax.ShapeDtypeStruct(corruption.shape, jnp.float32)
+        expected_y = tuple(jax.eval_shape(corruption.forward, x, tree).shape)
+    elif shape is not None and masked:
         expected_y = shape
-
-    _check_dtype(y, f"{where}: 'y'", integers=False)
-    if y.ndim < 2 or len(y) == 0:
-        raise UserError(f"{where}: 'y' has shape {y.shape}; expected [N, ...] with N > 0; save at least one example")
+    operators.check_dtype(y, f"{where}: 'y'", integers=False)
     if expected_y is not None and y.shape[1:] != expected_y:
         raise UserError(
             f"{where}: 'y' has shape {y.shape}; expected {('N', *expected_y)}; correct the file, or data.shape and the "
             "corruption"
         )
-    if corruption is not None and expected_operator is None and operator is not None:
-        raise UserError(
-            f"{where}: holds '{name}'; expected none, {type(corruption).__name__} draws no operator; "
-            "choose the corruption that made the data"
-        )
-    if expected_operator is not None and operator is None:
-        wanted = "mask" if masked else "operator"
-        raise UserError(f"{where}: no array '{wanted}' in it; expected {('N', *expected_operator)}; add one an example")
-    if operator is not None:
-        operator = _check_operator(operator, y, expected_operator, masked, f"{where}: '{name}'")
-    mask = operator if masked else None
-    if mask is not None:
-        _check_mask(mask, f"{where}: '{name}'")
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [
+        operators.fit(found[name], len(y), leaf, name, f"{where}: {name!r}", math.prod(shape or y.shape[1:]))
+        for name, leaf in zip(wanted, leaves, strict=True)
+    ]
+    operator = jax.tree.unflatten(structure, arrays)
+    seen = operators.seen_anywhere(corruption, operator) if corruption is not None else (operator if masked else None)
     pixels = masked or (shape is not None and y.shape[1:] == shape)
-    _check_values(y, mask, LARGEST_PIXEL if pixels else LARGEST_VALUE, f"{where}: 'y'")
-    if mask is not None:
-        return Observation(as_rows(y, mask), _plain(mask))  # type: ignore[arg-type]
-    if operator is not None:
-        _check_values(operator, None, LARGEST_VALUE, f"{where}: '{name}'")
-        operator = _plain(operator)
-    return Observation(as_rows(y), () if operator is None else operator)  # type: ignore[arg-type]
+    operators.check_values(y, seen, LARGEST_PIXEL if pixels else LARGEST_VALUE, f"{where}: 'y'")
+    return Observation(as_rows(y, seen), operator)  # type: ignore[arg-type]
 
 
-def _expected(corruption: Any) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """The shapes of y and of the operator, where the corruption says so."""
-    if corruption is None:
-        return None, None
-    operator = jax.eval_shape(corruption.draw_operator, jax.random.key(0))
-    y = jax.eval_shape(corruption.forward, jax.ShapeDtypeStruct(corruption.shape, jnp.float32), operator)
-    leaves = jax.tree.leaves(operator)
-    if len(leaves) > 1:
+def save_observations(path: str | os.PathLike[str], observation: Observation, corruption: Any) -> None:
+    """Writes observations [N, ...] as ``load_observations`` reads them: 'y', and the operators by their names.
+
+    Args:
+        path: the .npz to write, uncompressed, so that it can be memory-mapped.
+        observation: arrays with a leading axis N.
+        corruption: what made them; names the operators' arrays.
+    """
+    leaves = jax.tree.leaves(observation.operator)
+    arrays = {name: np.asarray(leaf) for name, leaf in zip(operators.names(corruption), leaves, strict=True)}
+    np.savez(path, y=np.asarray(observation.y), **arrays)  # type: ignore[arg-type]
+
+
+def _read_y(
+    where: Path, cache_dir: str | os.PathLike[str] | None, names: tuple[str, ...] = ()
+) -> tuple[np.ndarray, dict[str, ArrayLike]]:
+    """Y and the other arrays of the names given."""
+    found: dict[str, ArrayLike]
+    if where.is_dir():
+        y, found = _from_folder(where, cache_folder(cache_dir))
+    else:
+        arrays = read_arrays(where, ("y", *names))
+        if "y" not in arrays:
+            raise UserError(f"{where}: no array 'y' in it; expected y [N, ...]; save with numpy.savez(path, y=...)")
+        y = arrays.pop("y")
+        found = {**arrays}
+    if y.ndim < 2 or len(y) == 0:
+        raise UserError(f"{where}: 'y' has shape {y.shape}; expected [N, ...] with N > 0; save at least one example")
+    return y, found
+
+
+def _guess(y: np.ndarray, found: dict[str, ArrayLike]) -> Any:
+    """The shape of one operator where no corruption says it."""
+    found.pop("noise_std", None)
+    if not found:
+        return ()
+    (name, array), *_ = found.items()
+    if not operators.is_mask(name):
+        return jax.ShapeDtypeStruct(tuple(array.shape[1:]), jnp.float32)
+    single = (*y.shape[1:-1], 1) if y.ndim > 2 else y.shape[1:]
+    return jax.ShapeDtypeStruct(y.shape[1:] if array.shape[-1:] == y.shape[-1:] else single, jnp.float32)
+
+
+def _match(
+    corruption: Any, wanted: list[str], tree: Any, found: dict[str, ArrayLike], where: Path
+) -> dict[str, ArrayLike]:
+    """The arrays that the corruption's operators need, no less and no more."""
+    if len(wanted) == 1 and "operator" in found and wanted[0] not in found:
+        found = {wanted[0] if name == "operator" else name: array for name, array in found.items()}
+    for name in found:
+        if name in wanted:
+            continue
+        if name == "noise_std":
+            largest = float(np.max(np.asarray(found[name])))
+            raise UserError(
+                f"{where}: holds 'noise_std'; expected none, {type(corruption).__name__} has one noise for all; set "
+                f"config.corruption.noise_std_max={largest:g} (the largest) and config.corruption.noise_std (the smallest)"
+            )
         raise UserError(
-            f"corruption.name: {type(corruption).__name__}; expected an operator of one array for data from "
-            "a file; hand the observations over in Python instead"
+            f"{where}: holds {name!r}; expected {', '.join(map(repr, wanted)) or 'none'}, which "
+            f"{type(corruption).__name__} {'draws' if wanted else 'draws no operator'}; choose the corruption that made the data"
         )
-    return tuple(y.shape), tuple(leaves[0].shape) if leaves else None
+    for name, leaf in zip(wanted, jax.tree.leaves(tree), strict=True):
+        if name not in found:
+            raise UserError(f"{where}: no array {name!r} in it; expected {('N', *leaf.shape)}; add one an example")
+    return found
 
 
 def _from_folder(root: Path, cache: Path) -> tuple[np.ndarray, dict[str, ArrayLike]]:
@@ -147,99 +198,3 @@ def _from_folder(root: Path, cache: Path) -> tuple[np.ndarray, dict[str, ArrayLi
                 "expected 0 (hidden) or 255 (seen); save masks as PNG"
             )
     return y, {"mask": Rows(levels, 1 / 255)}
-
-
-def _check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
-    if array.dtype.kind == "f" or array.dtype == np.uint8 or (integers and array.dtype.kind in "iub"):
-        return
-    hints = {
-        "c": "split complex values into two channels, numpy.stack([y.real, y.imag], -1)",
-        "b": "convert with y.astype('float32')",
-        "i": "convert to float32 and scale to [-2, 2]",
-        "u": "convert to float32 and scale to [-2, 2]",
-    }
-    hint = hints.get(array.dtype.kind, "save numbers")
-    raise UserError(f"{where}: dtype {array.dtype}; expected floating point, or uint8 grey levels; {hint}")
-
-
-def _check_operator(
-    operator: ArrayLike, y: np.ndarray, expected: tuple[int, ...] | None, masked: bool, where: str
-) -> ArrayLike:
-    _check_dtype(operator, where, integers=masked)
-    if expected is None and masked:
-        single = (*y.shape[1:-1], 1) if y.ndim > 2 else y.shape[1:]
-        expected = y.shape[1:] if operator.shape[-1:] == y.shape[-1:] else single
-    if expected is not None and operator.shape == expected:
-        return np.broadcast_to(operator, (len(y), *expected))
-    if expected is not None and operator.shape[1:] != expected:
-        raise UserError(
-            f"{where} has shape {operator.shape}; expected {(len(y), *expected)}, or {expected} for all "
-            "examples; reshape it (a mask of images ends in an axis of length 1)"
-        )
-    if operator.ndim == 0 or len(operator) != len(y):
-        raise UserError(f"{where} holds {operator.shape[:1]} entries; expected {len(y)}, as 'y' has; one an example")
-    return operator
-
-
-def _check_mask(mask: ArrayLike, where: str) -> None:
-    """Values 0 and 1; something seen somewhere."""
-    empty = 0
-    for part in chunks(len(mask), mask[0].nbytes):
-        rows = mask[part].reshape(len(mask[part]), -1)
-        wrong = (rows != 0) & (rows != 1)
-        if wrong.any():
-            example = int(wrong.any(-1).argmax())
-            value = rows[example][wrong[example]][0]
-            raise UserError(
-                f"{where}: value {value} in example {part.start + example}; expected 0 (hidden) or 1 (seen)"
-                "; threshold it"
-            )
-        empty += int((rows == 0).all(-1).sum())
-        release(mask)
-    if empty == len(mask):
-        raise UserError(
-            f"{where}: 0 everywhere, nothing is seen in any of {empty} examples; expected 1 where y is seen; "
-            "is it inverted?"
-        )
-    if empty:
-        warnings.warn(f"{where}: {empty} of {len(mask)} examples have nothing seen", UserWarning, stacklevel=3)
-
-
-def _check_values(array: ArrayLike, mask: ArrayLike | None, largest: float, where: str) -> None:
-    """No NaN or infinity and nothing absurdly large among the seen entries."""
-    scaled = array.dtype == np.uint8
-    bad, first_bad, size = 0, -1, 0.0
-    for part in chunks(len(array), array[0].nbytes):
-        rows = np.asarray(array[part])
-        if rows.dtype.kind != "f":
-            continue
-        if mask is not None:
-            rows = np.where(np.asarray(mask[part]) > 0, rows, 0)
-        finite = np.isfinite(rows)
-        if not finite.all():
-            bad += int((~finite).sum())
-            if first_bad < 0:
-                first_bad = part.start + int((~finite).reshape(len(rows), -1).any(-1).argmax())
-            rows = np.where(finite, rows, 0)
-        size = max(size, float(np.abs(rows).max(initial=0.0)))
-        release(array)
-        release(mask)
-    if bad:
-        hint = "only hidden entries may be NaN" if mask is not None else "mark missing entries by a 'mask' of 0 and 1"
-        raise UserError(
-            f"{where}: {bad} of {math.prod(array.shape)} entries are NaN or infinite, the first in example "
-            f"{first_bad}; expected finite numbers; {hint}"
-        )
-    if size > largest and not scaled:
-        raise UserError(
-            f"{where}: a value of size {size:g}; expected data in [-2, 2] (at most {largest:g}); scale grey "
-            "levels with y / 255 * 4 - 2"
-        )
-
-
-def _plain(operator: ArrayLike) -> ArrayLike:
-    """Float32 entries as they are; converted at once where that is small, row by row where it is large."""
-    if operator.dtype == np.float32 and isinstance(operator, np.ndarray) and not isinstance(operator, np.memmap):
-        return operator
-    rows = operator if isinstance(operator, Rows) else Rows(operator)
-    return np.asarray(rows) if rows.nbytes <= IN_MEMORY_BYTES else rows

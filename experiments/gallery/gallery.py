@@ -29,6 +29,7 @@ TILES: dict[str, tuple[str, dict, str]] = {
     "varying_noise": ("std 0.05 to 1, drawn", {"noise_std": 0.05, "noise_std_max": 1.0}, "image"),
     "poisson": ("peak 10 photons", {"peak": 10.0}, "image"),
     "pixel_mask": ("rate 0.75", {"rate": 0.75}, "masked"),
+    "group_mask": ("channels by ones and twos", {"groups": (1, 2)}, "masked"),
     "block_mask": ("a random square", {"block": 40}, "masked"),
     "box_mask": ("the centre hidden", {}, "masked"),
     "outpainting": ("only the centre seen", {}, "masked"),

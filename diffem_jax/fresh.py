@@ -1,0 +1,57 @@
+"""What the updates of a round train on: reconstructions, and beside them the operators of their fresh corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffem_jax.build import draws_from_data
+from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.problem import Problem, rows
+from diffem_jax.types import UserError
+
+OPERATOR_STREAM = 2**30
+"""Added to the round, so that examples and operators are drawn in orders of their own."""
+
+
+def training_rows(problem: Problem, store: ReconstructionStore, number: int) -> Callable[[np.ndarray], Any]:
+    """Indices [n] -> the n rows that round ``number`` trains on."""
+    method = problem.setup.config.method
+    if method == "ambient":
+        return lambda indices: rows(problem.observations, indices)
+    if method == "oracle":
+        truth = problem.truth
+        if truth is None:
+            raise UserError(
+                "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
+            )
+        return lambda indices: np.asarray(truth[indices], np.float32)
+    return store.round(number - 1).open().rows
+
+
+def operator_rows(problem: Problem, number: int, done: int) -> Callable[[Any, slice], Any]:
+    """(x [S, B, *X], slots of this process) -> what the loss takes.
+
+    That is x, and for ``m_step.operators`` 'data' the operator of an observation beside each. Whose operator follows
+    from (seed, round, update, slot), independently of whose x it is.
+
+    Args:
+        problem: what the run works on.
+        number: the round.
+        done: the updates of the round that are done already.
+    """
+    config = problem.setup.config
+    if not draws_from_data(problem.setup):
+        return lambda x, mine: x
+    size = config.m_step.batch_size
+    others = index_stream(config.seed, OPERATOR_STREAM + number, problem.num_examples, size, done)
+
+    def add(x: Any, mine: slice) -> Any:
+        chosen = np.stack([next(others)[mine] for _ in range(len(x))])
+        picked = rows(problem.observations.operator, chosen.reshape(-1))
+        return x, jax.tree.map(lambda a: a.reshape(*chosen.shape, *a.shape[1:]), picked)
+
+    return add
