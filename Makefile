@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TFDS := .venv-tfds
 
-.PHONY: demo test test-slow lint bench colabs soak clean
+.PHONY: demo test test-slow test-tfds lint bench colabs soak clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -14,6 +15,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# An environment of its own, so that TensorFlow never enters the one that runs everything else.
+test-tfds: $(TFDS)/.tfds
+	$(TFDS)/bin/python -m pytest tests/tfds
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,5 +44,10 @@ $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(TFDS)/.tfds: setup.py
+	test -x $(TFDS)/bin/python || $(PYTHON) -m venv $(TFDS)
+	$(TFDS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tfds]' pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(TFDS) runs build dist *.egg-info

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -148,3 +149,23 @@ def test_prepare_command(tmp_path, capsys, tiny):
     assert "--config.data.name=digits" in capsys.readouterr().out
     assert prepare.prepare("tiny_set", tiny[0]).name == "1.0.0"
     assert prepare.main(["../up", "--cache_dir", str(tmp_path)]) == 2
+
+
+def test_without_tensorflow_or_network_the_commands_for_a_connected_machine_are_told(tmp_path, capsys):
+    """Both say what to run elsewhere and which folder to copy where, and leave nothing behind."""
+    import tensorflow_datasets as tfds
+
+    def offline(self, **kwargs):
+        raise ConnectionError("no route to host")
+
+    for found, reason in ((None, "TensorFlow is not installed"), (object(), "no route to host")):
+        with (
+            mock.patch.object(prepare, "find_spec", lambda name, found=found: found),
+            mock.patch.object(tfds.core.DatasetBuilder, "download_and_prepare", offline),
+        ):
+            assert prepare.main(["cifar10", "--cache_dir", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said
+        assert "pip install 'diffem-jax[tfds]' && python -m diffem_jax.prepare cifar10 --cache_dir=DIR" in said
+        assert f"copy the folder DIR/tfds/cifar10 to {tmp_path / 'tfds' / 'cifar10'}" in said
+    assert not list(tmp_path.rglob("*.array_record*"))

@@ -66,11 +66,11 @@ def _sorted_grey(x):
 def test_cifar10(tmp_path):
     import tensorflow_datasets as tfds
 
-    from diffem_jax.prepare import prepare
+    from diffem_jax import prepare
 
     extracted, pixels = _cifar_folder(tmp_path / "extracted")
     with mock.patch.object(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)):
-        prepare("cifar10", tmp_path / "cache")
+        assert prepare.main(["cifar10", "--cache_dir", str(tmp_path / "cache")]) == 0
     read = _read_without_tensorflow(tmp_path, tmp_path / "cache", "cifar10", tmp_path / "out.npz")
     for key, split in (("x", "train"), ("test", "test")):
         assert _sorted_grey(read[key]) == sorted(np.moveaxis(p, 0, -1).tobytes() for p in pixels[split])
@@ -99,7 +99,7 @@ def test_celeb_a(tmp_path):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeba
 
-    from diffem_jax.prepare import prepare
+    from diffem_jax import prepare
 
     root, names = _celeba_files(tmp_path / "downloaded")
     (root / "attr.txt").write_text(_table(names, list(celeba.ATTR_HEADINGS), len(names)))
@@ -113,7 +113,7 @@ def test_celeb_a(tmp_path):
         "identity_celeba": root / "identity.txt",
     }
     with mock.patch.object(tfds.download.DownloadManager, "download", lambda self, urls: {k: paths[k] for k in urls}):
-        prepare("celeb_a", tmp_path / "cache")
+        assert prepare.main(["celeb_a", "--cache_dir", str(tmp_path / "cache")]) == 0
     read = _read_without_tensorflow(tmp_path, tmp_path / "cache", "celeb_a", tmp_path / "out.npz")
     assert read["x"].shape == (3, 64, 64, 3) and read["test"].shape == (2, 64, 64, 3)
     reds = np.sort((read["x"][..., 0].mean((1, 2)) + 2) * 255 / 4)

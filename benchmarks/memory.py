@@ -1,0 +1,117 @@
+"""Memory of a run against the number of its observations, which stay memory-mapped on disk.
+
+    python -m benchmarks.memory
+
+Peak resident memory of loading (with all checks), of the start, of the E-step and of an M-step epoch, each in a process
+of its own, on 10,000 and on 100,000 masked observations 32x32x3 with a tiny network. What must not happen is growth with
+the file: at most 5 %.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+COUNTS = (10_000, 100_000)
+SHAPE = (32, 32, 3)
+STAGES = ("load", "e_step", "m_step")
+EPOCH_BATCH = 500
+
+
+def observations(path: pathlib.Path, count: int) -> None:
+    """An uncompressed .npz of masked noise, written chunk by chunk: nothing of its size is ever in memory."""
+    import zipfile
+
+    rng = np.random.default_rng(0)
+    mask = (rng.random((256, *SHAPE[:2], 1)) < 0.5).astype(np.uint8)
+    y = rng.standard_normal((256, *SHAPE), np.float32) * mask
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, block in (("y", y), ("mask", mask)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": block.dtype.str, "fortran_order": False, "shape": (count, *block.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+                for first in range(0, count, len(block)):
+                    file.write(block[: min(len(block), count - first)].tobytes())
+
+
+def config(path: str, count: int) -> Any:
+    from configs import own_data
+
+    c = own_data.get_config("small")
+    with c.unlocked():
+        c.data.path = path
+        c.network.features = (16,)
+        c.denoiser.preconditioning = "edm"
+        c.start.rank = 2
+        c.start.iterations = 2
+        c.start.num_examples = 512
+        c.e_step.steps = 2
+        c.e_step.batch_size = EPOCH_BATCH
+        c.m_step.batch_size = EPOCH_BATCH
+        c.m_step.steps = count // EPOCH_BATCH
+        c.m_step.updates_per_dispatch = 10
+        c.checkpoint.every_steps = 10**6
+        c.eval.metrics = ()
+    return c
+
+
+def stage(name: str, path: str, count: int, folder: str) -> dict[str, float]:
+    """One stage in this process: its seconds, and the peak resident memory of the process in MiB."""
+    from diffem_jax.problem import load_problem
+    from diffem_jax.rounds import Run
+    from diffem_jax.workdir import Workdir
+
+    c = config(path, count)
+    began = time.monotonic()
+    problem = load_problem(c)
+    if name != "load":
+        workdir = Workdir(folder)
+        workdir.create()
+        run = Run(problem, workdir, lambda line: None, lambda number, draws: {})
+        if name == "e_step":
+            run.e_step(0, run.start, run.start_step)
+        else:
+            run.m_step(1, run.fresh_state(), 0, (0.0, 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"peak_mib": round(peak, 1), "seconds": round(time.monotonic() - began, 1)}
+
+
+def measure(count: int, root: pathlib.Path) -> dict[str, Any]:
+    path, folder = root / f"{count}.npz", root / f"run{count}"
+    observations(path, count)
+    result: dict[str, Any] = {"file_mib": round(path.stat().st_size / 2**20, 1)}
+    for name in STAGES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--stage", name, str(path), str(count), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name} of {count}: {done.stderr[-2000:]}")
+        result[name] = json.loads(done.stdout.splitlines()[-1])
+        print(count, name, result[name], flush=True)
+    return result
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--stage"]:
+        name, path, count, folder = sys.argv[2:]
+        print(json.dumps(stage(name, path, int(count), folder)))
+        return
+    from benchmarks.common import write
+
+    with tempfile.TemporaryDirectory() as root:
+        small, large = (measure(count, pathlib.Path(root)) for count in COUNTS)
+    growth = {name: large[name]["peak_mib"] / small[name]["peak_mib"] - 1 for name in STAGES}
+    write("memory", {str(COUNTS[0]): small, str(COUNTS[1]): large, "growth": growth})
+    if max(growth.values()) >= 0.05:
+        sys.exit(f"memory grows with the number of observations: {growth}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Volumes [8, 8, 8, 1] of two small solids, half of the voxels missing, with a U-Net over three dimensions.
+
+    diffem --config=volumes --workdir=runs/volumes
+
+Hardware: one CPU core, minutes. What to expect: experiments/kinds/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from diffem_jax.config import default
+
+
+def get_config(variant: str = "mask50") -> ConfigDict:
+    """'mask50'."""
+    if variant != "mask50":
+        raise ValueError(f"variant {variant!r}; expected mask50")
+    c = default()
+    with c.unlocked():
+        c.rounds = 1
+        c.data.name = "volumes"
+        c.data.num_examples = 1024
+        c.data.shape = (8, 8, 8, 1)
+        c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.05})
+        c.network = ConfigDict(
+            {"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32, "dropout": 0.0}
+        )
+        c.start.rank = 24
+        c.e_step.steps = 8
+        c.e_step.batch_size = 128
+        c.m_step.steps = 400
+        c.m_step.batch_size = 32
+        c.eval.metrics = ("psnr",)
+    return c
