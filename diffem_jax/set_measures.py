@@ -20,6 +20,7 @@ from diffem_jax.types import UserError, stream_key
 Measure = Callable[[int, np.ndarray], Any]
 Maker = Callable[[Problem], Measure]
 NEIGHBOURS = 5
+NEIGHBOUR_ROWS = 2048
 
 
 def _sides(problem: Problem, x: np.ndarray, unpaired: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -93,10 +94,11 @@ def of_features(compare: Callable[..., Any], unpaired: bool = False) -> Maker:
 
 
 def manifolds(name: str) -> Maker:
-    """One of precision, recall, density, coverage of the features, with 5 neighbours."""
+    """One of precision, recall, density, coverage of the features, with 5 neighbours, of 2,048 rows at most."""
 
     def compare(x: np.ndarray, truth: np.ndarray) -> Any:
-        return getattr(metrics.precision_recall_density_coverage(x, truth, NEIGHBOURS), name)
+        sides = x[:NEIGHBOUR_ROWS], truth[:NEIGHBOUR_ROWS]
+        return getattr(metrics.precision_recall_density_coverage(*sides, NEIGHBOURS), name)
 
     return of_features(compare)
 

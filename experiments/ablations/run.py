@@ -35,7 +35,11 @@ def jobs(quick: bool) -> list[Job]:
     ]
     out += [
         Job("gaussian", base, "start"),
-        Job("mixture of 10", (*base, *fields(start__name="mixture", start__components=10, start__rank=8)), "start"),
+        Job(
+            "mixture of 10",
+            (*base, *fields(start__name="mixture", start__components=10, start__rank=8, start__iterations=20)),
+            "start",
+        ),
         Job("EM-MMPS", (*base, *EDM, *fields(method="em_mmps")), "start"),
         Job("warm from EM-MMPS", (*base, *fields(start__checkpoint="{before}")), "start", before="EM-MMPS"),
     ]
