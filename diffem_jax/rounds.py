@@ -90,9 +90,6 @@ class Run:
         self.measure = measure
         init = self.engine.model.denoiser.init
         shapes = jax.eval_shape(lambda: init(stream_key(self.config.seed, "init")))
-        if self.lead:
-            warm.adopt(problem, workdir, shapes, say)
-        barrier("warm start")
         self.warm_params = warm.adopt(problem, workdir, shapes, say)
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
         self.estimate = Estimate(self.config, problem.num_examples, say)

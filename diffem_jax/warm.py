@@ -16,6 +16,7 @@ from diffem_jax import checkpoints
 from diffem_jax.build import make_setup
 from diffem_jax.config import flatten
 from diffem_jax.data import ReconstructionStore
+from diffem_jax.parallel import agree, barrier, process_index
 from diffem_jax.problem import Problem, stored_config
 from diffem_jax.stopping import picked_round
 from diffem_jax.types import PyTree, UserError
@@ -65,11 +66,13 @@ def check(problem: Problem, workdir: Workdir, params: PyTree) -> None:
 def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str], None]) -> PyTree | None:
     """Copies what is to be taken and not there yet; returns the parameters to begin with, or None.
 
+    Every process calls it: the first one copies the reconstructions, all write the checkpoint together.
+
     Raises:
         UserError: as for ``check``.
     """
     reconstructions, parameters = _parts(problem)
-    if reconstructions and not _has_reconstructions(workdir):
+    if reconstructions and process_index() == 0 and not _has_reconstructions(workdir):
         stored = _earlier_reconstructions(problem)
         reader, store = stored.open(), ReconstructionStore(workdir.reconstructions)
         copy = store.create(0, stored.num_examples, stored.shape, stored.shard_size)
@@ -77,10 +80,11 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str
             copy.write_shard(shard, reader.rows(np.asarray(copy.indices(shard))))
         copy.finalise()
         say(f"warm start: the reconstructions of {stored.folder}")
+    barrier("warm start")
     if not parameters:
         return None
     path = _parameters(workdir)
-    if not path.exists():
+    if not agree(np.array(path.exists())):
         found, source = _earlier_parameters(problem, params)
         checkpoints.save(path, found, {"source": source})
         say(f"warm start: the parameters of {source}")
