@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from diffem_jax.parallel import agree_text, barrier
 from diffem_jax.types import PyTree, UserError
 
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
@@ -55,7 +57,9 @@ def _checksums(path: Path) -> Path:
 
 
 def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves a tree of arrays; call it on every process.
+    """Saves a tree of arrays; call it on every process. The first one writes.
+
+    Arrays are stored whole and know no device, so that any number of processes and devices can go on from them.
 
     Args:
         path: the checkpoint's folder; one of that name is replaced.
@@ -72,10 +76,11 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
         with _quiet():
-            ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
+            ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(_host, tree)}, overwrite=True)
         if lead:
             record = {"metadata": metadata, "files": _files(path)}
             write_atomically(_checksums(path), json.dumps(record))
+        barrier("saved")
     except (OSError, ValueError) as error:
         if lead:
             for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
@@ -86,6 +91,11 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             f"{path}: the checkpoint could not be written ({_first_line(error)}); expected free space and write permission; "
             "earlier checkpoints are whole: make space and run the same command again"
         ) from error
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """A replicated array on the host, whatever devices it lies on."""
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
 
 
 @contextlib.contextmanager
@@ -191,15 +201,23 @@ def sweep(folder: Path) -> None:
 
 
 def latest(folder: Path, warn: Any = print) -> Path | None:
-    """The newest whole checkpoint of a folder; damaged ones are renamed to ``*.corrupt`` and reported through ``warn``."""
+    """The newest whole checkpoint of a folder, or None; call it on every process, the first one looks.
+
+    Damaged ones are renamed to ``*.corrupt`` and reported through ``warn``.
+    """
+    name = _latest(folder, warn) if jax.process_index() == 0 else ""
+    name = agree_text(name)
+    return folder / name if name else None
+
+
+def _latest(folder: Path, warn: Any) -> str:
     for path in reversed(written(folder)):
         problem = fault(path)
         if problem is None:
-            return path
-        if jax.process_index() == 0:
-            set_aside(path)
+            return path.name
+        set_aside(path)
         warn(f"{path}: {problem}; set aside as {path.name}.corrupt, going on from the one before it")
-    return None
+    return ""
 
 
 def set_aside(path: Path) -> None:

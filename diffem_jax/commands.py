@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -21,37 +23,69 @@ from diffem_jax.usage import paint
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
 EXIT_INTERRUPTED = 130
+EXIT_LOST = 75
+_LOST = ("gloo", "peer", "heartbeat", "coordination", "deadline_exceeded", "unavailable", "aborted", "nccl", "barrier")
 STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """0 done, 2 a user's mistake (one message, no traceback), 130 Ctrl-C, 143 SIGTERM with the work saved, else 1."""
+    """0 done, 2 a user's mistake (one message, no traceback), 130 Ctrl-C, 143 SIGTERM with the work saved, else 1.
+
+    75 where another process of the run was lost; one that ends by itself takes the others with it, none waits for it.
+    """
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     # The libraries below log every file they touch; a run's own lines are printed.
     logging.set_verbosity(logging.WARNING)
     try:
         yield
     except UserError as error:
-        print(f"{_name()} {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _leave(EXIT_USER_ERROR, str(error))
     except KeyboardInterrupt:
-        print(f"{_name()} interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
-            raise
-        print(
-            f"{_name()} {error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
+            _crash(error)
+        _leave(
+            EXIT_USER_ERROR,
+            f"{error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
             "finished is whole: make space and run the same command again",
-            file=sys.stderr,
         )
-        sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         if type(error).__name__ != "Preempted":
-            raise
+            _crash(error)
+        # All processes are here together and end in order.
         print(f"{_name()} {error}: saved; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
+
+
+def _several() -> bool:
+    parallel = sys.modules.get("diffem_jax.parallel")
+    return parallel is not None and parallel.joined()
+
+
+def _leave(code: int, message: str) -> NoReturn:
+    print(f"{_name()} {message}", file=sys.stderr)
+    if _several():
+        # An orderly end would wait for the other processes, which may wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _crash(error: Exception) -> NoReturn:
+    if not _several():
+        raise error
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    if isinstance(error, RuntimeError | ValueError) and any(word in line.lower() for word in _LOST):
+        _leave(
+            EXIT_LOST,
+            f"another process of this run ended or cannot be reached ({type(error).__name__}: {line}); expected all of them; "
+            "start every process by the same command again, which goes on from the last checkpoint",
+        )
+    traceback.print_exception(error)
+    _leave(1, "this process ends, and with it the run's others; the traceback above says why")
 
 
 def _name() -> str:

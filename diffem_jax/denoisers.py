@@ -256,6 +256,16 @@ def denoising_loss(
     return loss
 
 
+def drawn_noise(schedule: Schedule, time_law: TimeLaw) -> Callable[[Key], Array]:
+    """Key -> the noise level sigma / alpha that ``denoising_loss`` draws with that key."""
+
+    def level(key: Key) -> Array:
+        alpha, sigma = schedule(time_law.sample(jax.random.split(key, 6)[1]))
+        return sigma / alpha
+
+    return level
+
+
 def _blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> Array | None:
     """Zeros of the condition's shape."""
     if corruption is None:

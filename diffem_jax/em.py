@@ -64,6 +64,7 @@ def make_m_step(
     ema_warmup: bool = True,
     accumulate: int = 1,
     mean: Callable[[PyTree], PyTree] = lambda tree: tree,
+    noise: Callable[[Key], Array] | None = None,
 ) -> MStep:
     """The M-step: (key, state, x [S, B, *X], slots [S, B]) -> (state, {"loss": [S], "gradient_norm": [S]}).
 
@@ -77,27 +78,39 @@ def make_m_step(
         ema_warmup: use min(ema_decay, (1 + n) / (10 + n)) at update n, so that early averages forget the start.
         accumulate: split each batch into this many parts and add up their gradients, to save memory.
         mean: average of a tree over what else shares the batch (other devices); the identity on one.
+        noise: an example's key -> the noise level that the loss draws with it. Each update then also yields ``broken``,
+            the share of examples whose loss is not finite, and ``noise``, the geometric mean of their levels; where all
+            are finite, of all levels by their part in the loss.
     """
 
-    def batch_loss(params: PyTree, keys: Key, x: PyTree) -> Array:
-        return jnp.mean(jax.vmap(loss, in_axes=(None, 0, 0))(params, keys, x))
+    def batch_loss(params: PyTree, keys: Key, x: PyTree) -> tuple[Array, PyTree]:
+        losses = jax.vmap(loss, in_axes=(None, 0, 0))(params, keys, x)
+        if noise is None:
+            return jnp.mean(losses), ()
+        level = jnp.log(jax.vmap(noise)(jax.random.clone(keys)))
+        bad = ~jnp.isfinite(losses)
+        parts = jnp.stack([bad.astype(losses.dtype), jnp.where(bad, 0.0, losses)])
+        return jnp.mean(losses), (jnp.mean(parts, axis=1), jnp.mean(parts * level[None], axis=1))
 
-    def value_and_grad(params: PyTree, keys: Key, x: PyTree) -> tuple[Array, PyTree]:
+    def value_and_grad(params: PyTree, keys: Key, x: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+        grad = jax.value_and_grad(batch_loss, has_aux=True)
         if accumulate == 1:
-            return jax.value_and_grad(batch_loss)(params, keys, x)
+            return grad(params, keys, x)
         parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), (keys, x))
 
         def add(total: PyTree, part: tuple[Key, PyTree]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(batch_loss)(params, *part)), None
+            return jax.tree.map(jnp.add, total, grad(params, *part)), None
 
-        total, _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), parts)
+        shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda a: a[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
     def m_step(key: Key, state: EMState, x: PyTree, slots: Array) -> tuple[EMState, dict[str, Array]]:
         def update(state: EMState, batch: tuple[PyTree, Array]) -> tuple[EMState, dict[str, Array]]:
             x, slot = batch
             keys = example_keys(jax.random.fold_in(key, state.step), slot)
-            value, gradient = mean(value_and_grad(state.params, keys, x))
+            (value, levels), gradient = mean(value_and_grad(state.params, keys, x))
             norm = optax.global_norm(gradient)
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -105,7 +118,12 @@ def make_m_step(
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count)) if ema_warmup else jnp.float32(ema_decay)
             ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
             state = EMState(params, ema_params, opt_state, state.step + 1, state.round)
-            return state, {"loss": value, "gradient_norm": norm}
+            info = {"loss": value, "gradient_norm": norm}
+            if noise is not None:
+                (broken, weight), (sum_broken, sum_weight) = levels
+                mean_level = jnp.where(broken > 0, sum_broken / broken, sum_weight / weight)
+                info |= {"broken": broken, "noise": jnp.exp(mean_level)}
+            return state, info
 
         return jax.lax.scan(update, state, (x, slots))
 

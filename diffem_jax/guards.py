@@ -10,6 +10,9 @@ import numpy as np
 from diffem_jax.redraw import not_finite
 from diffem_jax.types import EMState, UserError
 
+PRIOR = "prior"
+"""The label of the prior's training."""
+
 
 class Preempted(Exception):
     """The process was asked to end; its rolling checkpoint is written."""
@@ -18,9 +21,9 @@ class Preempted(Exception):
 class NonFinite(Exception):
     """A loss, a gradient, a parameter or a draw of a round is NaN or infinite."""
 
-    def __init__(self, message: str, number: int, draws: bool = False):
+    def __init__(self, message: str, number: int, draws: bool = False, prior: bool = False):
         super().__init__(message)
-        self.number, self.draws = number, draws
+        self.number, self.draws, self.prior = number, draws, prior
 
 
 def parallel_host(leaf: Any) -> np.ndarray:
@@ -31,7 +34,7 @@ def parallel_host(leaf: Any) -> np.ndarray:
 def write_shard(stored: Any, shard: int, x: np.ndarray) -> None:
     """Writes a shard of reconstructions; what the file system refuses is a ``UserError``."""
     try:
-        stored.write_shard(shard, x)
+        stored.write_shard(shard, x, jax.process_index())
     except OSError as error:
         raise UserError(
             f"{stored.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
@@ -39,10 +42,11 @@ def write_shard(stored: Any, shard: int, x: np.ndarray) -> None:
         ) from error
 
 
-def check_state(state: EMState, number: int, done: int) -> None:
-    """Raises ``NonFinite`` for parameters that are NaN or infinite."""
+def check_state(state: EMState, number: int, done: int, label: str, first_step: int) -> None:
+    """Raises ``NonFinite`` for parameters that are NaN or infinite after ``done`` updates of the loop ``label``."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
-        raise NonFinite(f"M-step {number}: parameters are NaN or infinite after update {done}", number)
+        where = f"update {done}, step {first_step + done} of the run"
+        raise NonFinite(f"{label}: parameters are NaN or infinite after {where}", number, prior=label == PRIOR)
 
 
 def check_finite(x: np.ndarray, number: int) -> None:

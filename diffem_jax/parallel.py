@@ -64,7 +64,9 @@ def _replicated(devices: list[jax.Device]) -> NamedSharding:
 def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     def put(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(leaf, sharding)
+            if sharding.is_fully_addressable:
+                return jax.device_put(leaf, sharding)
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
         if sharding.is_fully_addressable:
             # The state is donated later, and placing an array may share its memory: the caller's must survive.
             return jax.device_put(jnp.array(leaf, copy=True), sharding)
@@ -143,9 +145,13 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
         return jax.tree.map(put, tree)
 
     def map_e_step(e_step: Callable) -> Callable:
+        if not stacked.is_fully_addressable:
+            return jax.jit(_over_hosts(e_step, stacked.mesh, PartitionSpec(AXIS)))
         return jax.pmap(e_step, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
 
     def map_m_step(m_step: Callable) -> Callable:
+        if not stacked.is_fully_addressable:
+            return jax.jit(_over_hosts(m_step, stacked.mesh, PartitionSpec()), donate_argnums=1)
         return jax.pmap(
             m_step, axis_name=AXIS, in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=1, devices=devices
         )
@@ -162,6 +168,22 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     )
 
 
+def _over_hosts(step: Callable, mesh: Any, out: PartitionSpec) -> Callable:
+    """What ``jax.pmap`` of a step is inside, for the devices of several processes.
+
+    ``jax.pmap`` itself takes and gives arrays of its own process there, so that the whole state would go over the host
+    at every call.
+    """
+
+    def one_device(key: Any, state: PyTree, *stacked: PyTree) -> PyTree:
+        result = step(key, state, *jax.tree.map(lambda leaf: leaf[0], stacked))
+        return jax.tree.map(lambda leaf: leaf[None], result) if len(out) else result
+
+    specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS))
+    # Without the check gradients stay each device's own, as under pmap, and the step's own mean averages them.
+    return jax.shard_map(one_device, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
 def process_count() -> int:
     """How many processes share the run."""
     return jax.process_count()
@@ -173,7 +195,7 @@ def process_index() -> int:
 
 
 def agree(value: np.ndarray) -> np.ndarray:
-    """The first process's array, on every process."""
+    """The first process's array, on every process; all call it."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -181,13 +203,21 @@ def agree(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
+def agree_text(text: str) -> str:
+    """The first process's text of up to 128 bytes, on every process; all call it."""
+    if jax.process_count() == 1:
+        return text
+    padded = np.frombuffer(text.encode().ljust(128, b"\0"), np.uint8)
+    return bytes(agree(padded)).rstrip(b"\0").decode()
+
+
 def most(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """The largest of the processes' numbers: how one's trouble is known to the others; all call it."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
 
-    return int(np.max(multihost_utils.process_allgather(np.int64(number))))
+    return int(np.max(multihost_utils.process_allgather(np.asarray(number, np.int32))))
 
 
 def barrier(name: str) -> None:
@@ -198,10 +228,46 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+HEARTBEAT_SECONDS = 30
+"""A process that was not heard of for so long is taken for dead, and all others end."""
+
+_joined: list[int] = []
+
+
 def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins a run of several processes; '' as coordinator lets the cluster's environment decide (TPU pods, Slurm)."""
+    """Joins a run of several processes; '' as coordinator lets the cluster's environment decide (TPU pods, Slurm).
+
+    Raises:
+        UserError: the others cannot be reached, or the numbers do not fit.
+    """
     if coordinator:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    else:
-        jax.distributed.initialize()
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"--coordinator: {coordinator!r}; expected host:port of process 0, or auto; correct it")
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process_id: {process_id}; expected a number from 0 to {num_processes - 1}, with "
+                f"--num_processes={num_processes}; correct one of them"
+            )
+    # Before anything asks for devices: CPU devices of several processes need it, others do not mind.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes if coordinator else None,
+            process_id if coordinator else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--coordinator: {coordinator or 'auto'}: {line}; expected process 0 at that address and, for auto, a cluster "
+            "that JAX knows (TPU pod, Slurm, Open MPI); start every process, or give host:port"
+        ) from error
+    _joined.append(jax.process_index())
+
+
+def joined() -> bool:
+    """Whether this process has joined others; starts nothing."""
+    return bool(_joined)

@@ -4,61 +4,125 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, em
-from diffem_jax.build import UNCONDITIONAL, Setup, edm, make_loss, make_model, make_optimizer, make_setup
+from diffem_jax.build import UNCONDITIONAL, Setup, edm, make_loss, make_model, make_optimizer, make_setup, make_time_law
+from diffem_jax.config import flatten
 from diffem_jax.data import ReconstructionStore, index_stream
-from diffem_jax.denoisers import Denoiser
-from diffem_jax.parallel import make_parallel
-from diffem_jax.progress import Progress
+from diffem_jax.denoisers import Denoiser, drawn_noise
+from diffem_jax.guards import PRIOR
+from diffem_jax.parallel import barrier, make_parallel
 from diffem_jax.round_zero import load_start
 from diffem_jax.stopping import picked_round
-from diffem_jax.types import UserError, stream_key
+from diffem_jax.types import EMState, UserError, stream_key
+from diffem_jax.updates import Course, Updates, largest_divisor
+from diffem_jax.updates import run as run_updates
 from diffem_jax.workdir import Workdir
 
 Say = Callable[[str], None]
 
 
-def train_prior(setup: Setup, workdir: Workdir, say: Say) -> None:
-    """Trains the unconditional denoiser on the run's last reconstructions; done at most once a run.
+def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int] = lambda: 0) -> None:
+    """Trains the unconditional denoiser on the run's last reconstructions, from its own rolling checkpoint if there is one.
+
+    Nothing is done where ``prior/final`` was trained on that round by the same settings; after more rounds, or under
+    other settings, it is trained anew.
+
+    Args:
+        setup: the run's.
+        workdir: the run's folder.
+        say: takes lines for the person watching.
+        stop: the signal that asks the process to end, or 0.
+
+    Raises:
+        NonFinite: a loss or a parameter.
+        Preempted: ``stop`` gave a signal; the same call goes on from there.
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, section 3 (the last step of the algorithm).
     """
     config = setup.config
-    path = workdir.prior / "final"
-    if not config.prior.steps or (path.exists() and checkpoints.fault(path) is None):
+    if not config.prior.steps:
         return
     store = ReconstructionStore(workdir.reconstructions)
     picked = picked_round(workdir.records())
-    reader = store.round(store.rounds()[-1] if picked is None else picked).open()
+    number = store.rounds()[-1] if picked is None else picked
+    wanted = {"round": number, "settings": _settings(config)}
+    # A rolling one sorts after 'final': it is what an interrupted training, of a stale 'final' too, goes on from.
+    path = checkpoints.latest(workdir.prior, say)
+    found = checkpoints.metadata(path) if path is not None else {}
+    current = all(found.get(name) == value for name, value in wanted.items())
+    if current and "done" not in found:
+        return
+    if not current:
+        if path is not None:
+            say(f"prior: {path} is of round {found.get('round')} or of other settings; training it anew")
+        for rolling in _rolling(workdir):
+            checkpoints.remove(rolling)
+    barrier("prior")
+    reader = store.round(number).open()
     began = time.monotonic()
     parallel = make_parallel(config.parallel)
     denoiser = edm(setup, None)
     optimizer = make_optimizer(config.m_step, config.prior.steps)
     m_step = em.make_m_step(
-        make_loss(setup, denoiser, None), optimizer, ema_decay=config.m_step.ema_decay, mean=parallel.mean
+        make_loss(setup, denoiser, None),
+        optimizer,
+        ema_decay=config.m_step.ema_decay,
+        mean=parallel.mean,
+        noise=drawn_noise(setup.schedule, make_time_law(config, setup.schedule)),
     )
-    dispatch = max(d for d in range(1, config.m_step.updates_per_dispatch + 1) if config.prior.steps % d == 0)
-    mapped = parallel.map_m_step(m_step)
-    state = parallel.replicate(em.make_state(denoiser.init(stream_key(config.seed, "prior_init")), optimizer))
-    key = parallel.replicate(stream_key(config.seed, "prior"))
-    slots = parallel.shard(np.tile(np.arange(config.m_step.batch_size, dtype=np.int32), (dispatch, 1)), 1)
-    batches = index_stream(config.seed, 2**31, len(reader), config.m_step.batch_size)
-    with Progress("prior", config.prior.steps, "updates") as progress:
-        for _ in range(config.prior.steps // dispatch):
-            chunk = np.stack([next(batches) for _ in range(dispatch)])
-            x = reader.rows(chunk.reshape(-1)).reshape(*chunk.shape, *setup.shape)
-            state, info = mapped(key, state, parallel.shard(x, 1), slots)
-            progress.advance(dispatch, f"loss {float(np.mean(np.asarray(info['loss']))):.4f}")
-    host = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), state)
+    state, course = em.make_state(denoiser.init(stream_key(config.seed, "prior_init")), optimizer), Course()
+    if current and path is not None:
+        course = Course(found["done"], found["loss_sum"], found["loss_count"])
+        state = EMState(**checkpoints.load(path, jax.eval_shape(lambda: state)._asdict()))
+        say(f"prior: continuing from update {course.done} of {config.prior.steps}")
+
+    def save(state: EMState, course: Course) -> None:
+        rolling = workdir.prior / f"round_{number:05d}_update_{course.done:09d}"
+        record = {"done": course.done, "loss_sum": course.total, "loss_count": course.counted}
+        checkpoints.save(rolling, state._asdict(), wanted | record)
+        for older in _rolling(workdir)[:-2]:
+            checkpoints.remove(older)
+
+    updates = Updates(
+        label=PRIOR,
+        number=number,
+        first_step=number * config.m_step.steps,
+        steps=config.prior.steps,
+        dispatch=largest_divisor(
+            config.prior.steps, min(config.m_step.updates_per_dispatch, config.checkpoint.every_steps)
+        ),
+        batch_size=config.m_step.batch_size,
+        every=config.checkpoint.every_steps,
+        m_step=parallel.map_m_step(m_step),
+        read=reader.rows,
+        attach=lambda drawn, mine: drawn,
+        batches=index_stream(config.seed, 2**31, len(reader), config.m_step.batch_size, course.done),
+        save=save,
+        stop=stop,
+    )
+    host, course = run_updates(updates, parallel, stream_key(config.seed, "prior"), state, course)
     seconds = time.monotonic() - began
-    checkpoints.save(path, {"ema_params": host.ema_params}, {"seconds": seconds})
-    say(f"prior: trained in {seconds:.1f} s")
+    checkpoints.save(workdir.prior / "final", {"ema_params": host.ema_params}, wanted | {"seconds": seconds})
+    for rolling in _rolling(workdir):
+        checkpoints.remove(rolling)
+    say(f"prior: trained in {seconds:.1f} s, loss {course.mean:.4g}")
+
+
+def _rolling(workdir: Workdir) -> list[Path]:
+    return [p for p in checkpoints.written(workdir.prior) if p.name != "final"]
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """The fields that the prior depends on besides the reconstructions; others of the run cannot change or do not matter."""
+    loop = ("dropout", "updates_per_dispatch", "condition", "carry", "accumulate")
+    m_step = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
+    return {"prior.steps": config.prior.steps, **m_step}
 
 
 def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, Any]:

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool = False) -> Mixture:
     """The work directory's start, or a new fit that is then saved there."""
-    done = checkpoints.latest(workdir.start, say) if workdir.start.exists() else None
+    done = checkpoints.latest(workdir.start, say)
     if done is not None:
         return load_start(workdir, done)
     began, clock = time.monotonic(), CompileClock()

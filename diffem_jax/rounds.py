@@ -18,17 +18,20 @@ import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, report, stopping, warm
 from diffem_jax.announce import Estimate
-from diffem_jax.build import Model, Setup, make_model
+from diffem_jax.build import Model, Setup, make_model, make_time_law
 from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.denoisers import drawn_noise
 from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
-from diffem_jax.guards import NonFinite, Preempted, check_finite, check_state, parallel_host, write_shard
+from diffem_jax.guards import NonFinite, Preempted, check_finite, write_shard
 from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, most, process_count, process_index
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
+from diffem_jax.updates import Course, Updates, largest_divisor, raise_together
+from diffem_jax.updates import run as run_updates
 from diffem_jax.workdir import Workdir
 from diffem_jax.writers import Writers
 
@@ -45,11 +48,6 @@ class Engine(NamedTuple):
     dispatch: int
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is at most ``most``: every dispatch then has the same shape."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
-
-
 def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
     """Builds and maps the E-step and the M-step."""
     config, m = setup.config, setup.config.m_step
@@ -59,6 +57,8 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
                 f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}"
             )
     model = make_model(setup, start)
+    # Ambient Diffusion's loss draws its noise in its own way.
+    noise = None if config.method == "ambient" else drawn_noise(setup.schedule, make_time_law(config, setup.schedule))
     e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
     if model.draw is not None:
         e_step = em.map_examples(model.draw)
@@ -69,6 +69,7 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
         ema_warmup=m.ema_warmup,
         accumulate=m.accumulate,
         mean=parallel.mean,
+        noise=noise,
     )
     dispatch = largest_divisor(m.steps, min(m.updates_per_dispatch, config.checkpoint.every_steps))
     return Engine(parallel, model, parallel.map_e_step(e_step), parallel.map_m_step(m_step), dispatch)
@@ -105,12 +106,19 @@ class Run:
         shard_size = config.shard_size or 8 * local_batch
         if number in self.store.rounds():
             shard_size = self.store.round(number).shard_size
-        stored = self.store.create(number, count, self.setup.shape, shard_size)
+        # One process makes the plan and looks at what there is; the others follow it.
+        shard_size = int(agree(np.asarray(shard_size, np.int32)))
+        if self.lead:
+            self.store.create(number, count, self.setup.shape, shard_size)
         barrier("created")
-        found = stored.done_shards()
-        for line in found.warnings:
-            self.say(line)
-        done = agree(np.array([shard in found.shards for shard in range(stored.num_shards)]))
+        stored = self.store.create(number, count, self.setup.shape, shard_size)
+        whole = np.zeros(stored.num_shards, bool)
+        if self.lead:
+            found = stored.done_shards()
+            whole[list(found.shards)] = True
+            for line in found.warnings:
+                self.say(line)
+        done = agree(whole)
         pending = np.flatnonzero(~done)
         stream = ("e_step", number)
         params = self.parallel.replicate(params)
@@ -124,9 +132,8 @@ class Run:
                 indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
                 size = max(len(stored.indices(int(s))) for s in group)
                 x = self.draw(step, stream, params, indices, size, local_batch, progress, len(group))
-                if me < len(group):
-                    check_finite(x, number)
-                    write_shard(stored, shard, x)
+                trouble = self._keep(stored, shard, x, number) if me < len(group) else None
+                raise_together(trouble, label, number)
                 self._check_signal()
         barrier("drawn")
         if self.lead and not stored.is_complete():
@@ -157,6 +164,15 @@ class Run:
         self.redrawn += count
         return x
 
+    def _keep(self, stored: Any, shard: int, x: np.ndarray, number: int) -> NonFinite | UserError | None:
+        """Writes a shard; what went wrong is returned, so that all processes can stop."""
+        try:
+            check_finite(x, number)
+            write_shard(stored, shard, x)
+        except (NonFinite, UserError) as error:
+            return error
+        return None
+
     def _draw(
         self,
         step: Any,
@@ -173,8 +189,9 @@ class Run:
         for first in range(0, size, batch):
             padded = indices[np.arange(first, first + batch) % len(indices)]
             observations = self.parallel.shard(rows(self.problem.observations, padded))
+            numbers = self.parallel.shard(padded.astype(np.int32))
             with jax.transfer_guard("disallow"):
-                result = step(key, params, observations, self.parallel.shard(padded.astype(np.int32)))
+                result = step(key, params, observations, numbers)
             # One batch is computed while the one before it comes back to the host.
             if waiting is not None:
                 parts.append(self.parallel.gather(waiting))
@@ -188,62 +205,31 @@ class Run:
 
     # M-step ----------------------------------------------------------------------------------------------------------
 
-    def m_step(self, number: int, state: EMState, done: int, sums: tuple[float, int]) -> tuple[EMState, float, float]:
+    def m_step(self, number: int, state: EMState, course: Course) -> tuple[EMState, float, float]:
         """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
-        m, engine, parallel = self.config.m_step, self.engine, self.parallel
-        x = training_rows(self.problem, self.store, number)
-        batches = index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, done)
-        operators = operator_rows(self.problem, number, done)
-        local = m.batch_size // process_count()
-        mine = slice(process_index() * local, (process_index() + 1) * local)
-        slots = np.tile(np.arange(m.batch_size, dtype=np.int32)[mine], (engine.dispatch, 1))
-        device_slots = parallel.shard(slots, 1)
-        key = parallel.replicate(stream_key(self.config.seed, "m_step", number))
-        state = parallel.replicate(state)
-        began, saved = time.monotonic(), done
-        total, counted = sums
-        pending: tuple[int, Any] | None = None
-        with Progress(f"M-step {number}", m.steps, "updates", done=done, quiet=not self.lead) as progress:
-            while done < m.steps:
-                chunk = np.stack([next(batches)[mine] for _ in range(engine.dispatch)])
-                drawn = x(chunk.reshape(-1))
-                drawn = jax.tree.map(lambda a, b=chunk: a.reshape(*b.shape, *a.shape[1:]), drawn)
-                data = parallel.shard(operators(drawn, mine), 1)
-                with jax.transfer_guard("disallow"):
-                    state, info = engine.m_step(key, state, data, device_slots)
-                done += engine.dispatch
-                # The losses of the dispatch before are read while this one runs.
-                total, counted = self._read_losses(pending, number, total, counted, progress)
-                pending = (done, info)
-                if (done - saved >= self.config.checkpoint.every_steps and done < m.steps) or self.stop_signal:
-                    total, counted = self._read_losses(pending, number, total, counted, progress)
-                    pending, saved = None, done
-                    self._save_rolling(number, state, done, total, counted)
-                    self._check_signal()
-            total, counted = self._read_losses(pending, number, total, counted, progress)
-        state = jax.tree.map(parallel_host, state)
-        check_state(state, number, done)
-        return state, total / max(counted, 1), time.monotonic() - began
+        m, began = self.config.m_step, time.monotonic()
+        updates = Updates(
+            label=f"M-step {number}",
+            number=number,
+            first_step=(number - 1) * m.steps,
+            steps=m.steps,
+            dispatch=self.engine.dispatch,
+            batch_size=m.batch_size,
+            every=self.config.checkpoint.every_steps,
+            m_step=self.engine.m_step,
+            read=training_rows(self.problem, self.store, number),
+            attach=operator_rows(self.problem, number, course.done),
+            batches=index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, course.done),
+            save=lambda state, course: self._save_rolling(number, state, course),
+            stop=lambda: self.stop_signal,
+        )
+        key = stream_key(self.config.seed, "m_step", number)
+        state, course = run_updates(updates, self.parallel, key, state, course)
+        return state, course.mean, time.monotonic() - began
 
-    def _read_losses(
-        self, pending: tuple[int, Any] | None, number: int, total: float, counted: int, progress: Progress
-    ) -> tuple[float, int]:
-        if pending is None:
-            return total, counted
-        done, info = pending
-        losses = np.asarray(info["loss"], np.float64)
-        finite = np.isfinite(losses) & np.isfinite(np.asarray(info["gradient_norm"]))
-        if not finite.all():
-            first = int(np.argmax(~finite))
-            what = "gradient is not finite" if np.isfinite(losses[first]) else f"loss is {losses[first]}"
-            raise NonFinite(f"M-step {number}: the {what} at update {done - len(losses) + first + 1}", number)
-        progress.advance(len(losses), f"loss {losses.mean():.4f}")
-        return total + float(losses.sum()), counted + len(losses)
-
-    def _save_rolling(self, number: int, state: EMState, done: int, total: float, counted: int) -> None:
-        path = self.workdir.latest / f"round_{number:05d}_update_{done:09d}"
-        check_state(jax.tree.map(parallel_host, state), number, done)
-        record = {"round": number, "done": done, "loss_sum": total, "loss_count": counted}
+    def _save_rolling(self, number: int, state: EMState, course: Course) -> None:
+        path = self.workdir.latest / f"round_{number:05d}_update_{course.done:09d}"
+        record = {"round": number, "done": course.done, "loss_sum": course.total, "loss_count": course.counted}
         checkpoints.save(path, state._asdict(), record)
         for older in checkpoints.written(self.workdir.latest)[:-2]:
             checkpoints.remove(older)
@@ -272,19 +258,20 @@ class Run:
     def restore(self) -> tuple[int, EMState]:
         """The last finished round and its state; round 0 and a fresh state where there is none."""
         like = jax.eval_shape(self.fresh_state)._asdict()
-        path = checkpoints.latest(self.workdir.rounds, self.say) if self.workdir.rounds.exists() else None
+        path = checkpoints.latest(self.workdir.rounds, self.say)
         if path is None:
             return 0, self.fresh_state()
         return checkpoints.metadata(path)["round"], EMState(**checkpoints.load(path, like))
 
-    def restore_rolling(self, number: int) -> tuple[EMState, int, tuple[float, int]] | None:
+    def restore_rolling(self, number: int) -> tuple[EMState, Course] | None:
         """The rolling checkpoint of an interrupted M-step of this round."""
-        path = checkpoints.latest(self.workdir.latest, self.say) if self.workdir.latest.exists() else None
+        path = checkpoints.latest(self.workdir.latest, self.say)
         if path is None or checkpoints.metadata(path)["round"] != number:
             return None
         record, like = checkpoints.metadata(path), jax.eval_shape(self.fresh_state)._asdict()
         self.say(f"continuing round {number} from update {record['done']} of {self.config.m_step.steps}")
-        return EMState(**checkpoints.load(path, like)), record["done"], (record["loss_sum"], record["loss_count"])
+        course = Course(record["done"], record["loss_sum"], record["loss_count"])
+        return EMState(**checkpoints.load(path, like)), course
 
     def rounds(self) -> None:
         """Runs what is left of the rounds."""
@@ -299,11 +286,8 @@ class Run:
             if agree(np.array(stopping.of_run(self.workdir.records(), self.config).end)):
                 break
             rolling = self.restore_rolling(number)
-            if rolling is None:
-                begun, done, sums = self.carry(state, number), 0, (0.0, 0)
-            else:
-                begun, done, sums = rolling
-            state, loss, seconds = self.m_step(number, begun, done, sums)
+            begun, course = rolling or (self.carry(state, number), Course())
+            state, loss, seconds = self.m_step(number, begun, course)
             state = state._replace(round=jnp.asarray(number, jnp.int32))
             record = {"step": number * self.config.m_step.steps, "loss": loss, "m_step_seconds": seconds}
             checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
@@ -329,7 +313,7 @@ class Run:
         path = self.workdir.samples / f"round_{number:05d}.png"
         known = [r for r in self.workdir.records() if r.get("round") == number and r.get("kind") == "round"]
         complete = number in self.store.rounds() and self.store.round(number).is_complete()
-        if complete and known and path.exists():
+        if agree(np.asarray(bool(complete and known and path.exists()))):
             return
         if number and not record:
             saved = checkpoints.metadata(self.workdir.round_checkpoint(number))
@@ -371,8 +355,9 @@ class Run:
                     checkpoints.remove(self.workdir.round_checkpoint(old))
 
     def _check_signal(self) -> None:
-        if self.stop_signal:
-            raise Preempted(signal.Signals(self.stop_signal).name)
+        stop = most(self.stop_signal)
+        if stop:
+            raise Preempted(signal.Signals(stop).name)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Notes SIGTERM; the loop ends at its next safe point."""

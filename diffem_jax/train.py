@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from diffem_jax import announce, checkpoints, prior, warm
 from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.evaluate import make_measures
+from diffem_jax.guards import NonFinite, Preempted
 from diffem_jax.parallel import barrier, make_parallel, process_index
 from diffem_jax.problem import Problem, load_problem
 from diffem_jax.round_zero import standard_normal
-from diffem_jax.rounds import NonFinite, Preempted, Run, make_engine
+from diffem_jax.rounds import Run, make_engine
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 from diffem_jax.writers import Writers
@@ -71,11 +72,11 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
                         _lower_rate(run, attempt)
                     with ears.to(run), writers(run, lead):
                         run.rounds()
+                        prior.train_prior(run.setup, folder, speak, lambda run=run: run.stop_signal)  # type: ignore[misc]
                     break
                 except NonFinite as error:
                     attempt += 1
                     _go_back(folder, config, error, attempt, speak, lead)
-            prior.train_prior(problem.setup, folder, speak)
         for line in announce.ending(folder, (folder.prior / "final").exists()):
             speak(line)
     return folder
@@ -143,8 +144,9 @@ def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int
             file.unlink()
     barrier("gone back")
     # Out of attempts, the person may also go on from inside the round; a new attempt begins the round again.
-    folders = [folder.rounds] if attempt <= config.recover else [folder.latest, folder.rounds]
-    last = next(filter(None, (checkpoints.latest(f) for f in folders if f.exists())), None)
+    inside = folder.prior if error.prior else folder.latest
+    folders = [folder.rounds] if attempt <= config.recover else [inside, folder.rounds]
+    last = next(filter(None, (checkpoints.latest(f) for f in folders)), None)
     place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
     if attempt > config.recover:
         raise UserError(
@@ -154,7 +156,7 @@ def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int
     speak(f"{error}; {place}; going back to it with the learning rate times {0.5**attempt:g}")
     if lead:
         folder.log({"kind": "recovery", "round": error.number, "attempt": attempt, "reason": str(error)})
-        for path in checkpoints.written(folder.latest):
+        for path in [*checkpoints.written(folder.latest), *checkpoints.written(folder.prior)]:
             checkpoints.remove(path)
     barrier("cleared")
 
@@ -164,7 +166,7 @@ def _lower_rate(run: Run, attempt: int) -> None:
     with config.unlocked():
         config.m_step.learning_rate = run.config.m_step.learning_rate * 0.5**attempt
     optimizer = make_optimizer(config.m_step, config.m_step.steps)
-    run.setup = run.setup._replace(optimizer=optimizer)
+    run.setup = run.setup._replace(config=config, optimizer=optimizer)
     run.engine = make_engine(run.setup, run.parallel, run.start)
 
 

@@ -48,7 +48,7 @@ class Workdir:
         Raises:
             UserError: no round is finished.
         """
-        path = checkpoints.latest(self.rounds) if self.rounds.exists() else None
+        path = checkpoints.latest(self.rounds)
         if path is None:
             raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
         return path

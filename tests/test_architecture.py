@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"build", "workdir"},
     {"problem"},
-    {"evaluate", "round_zero", "fresh", "stopping", "several", "warm", "set_measures"},
+    {"evaluate", "round_zero", "fresh", "stopping", "several", "warm", "set_measures", "updates", "identifiability"},
     {"report", "report_template", "writers"},
     {"announce"},
     {"rounds", "prior", "draw", "measure"},
