@@ -101,7 +101,8 @@ def make_m_step(
         def add(total: PyTree, part: tuple[Key, PyTree]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, grad(params, *part)), None
 
-        shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda a: a[0], parts))
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts)
+        shapes = jax.eval_shape(grad, params, *one)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
