@@ -111,8 +111,8 @@ class Round:
     def _file(self, shard: int, suffix: str) -> Path:
         return self.folder / f"shard-{shard:05d}-of-{self.num_shards:05d}.{suffix}"
 
-    def write_shard(self, shard: int, array: np.ndarray) -> None:
-        """Writes the rows ``indices(shard)``, so that they are there whole or not at all.
+    def write_shard(self, shard: int, array: np.ndarray, process: int = 0) -> None:
+        """Writes the rows ``indices(shard)``, so that they are there whole or not at all; notes which process did.
 
         Raises:
             ValueError: the array has not the shard's shape, or holds NaN or infinity.
@@ -132,6 +132,7 @@ class Round:
                 os.fsync(file.fileno())
             entry = {
                 "shard": shard,
+                "process": process,
                 "indices": [self.indices(shard).start, self.indices(shard).stop],
                 "shape": list(expected),
                 "bytes": Path(name).stat().st_size,
