@@ -240,7 +240,10 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> 
     from diffem_jax import measure
     from diffem_jax.workdir import Workdir
 
-    for name, value in measure.evaluate_run(Workdir(workdir), reference, round).items():
+    def warn(line: str) -> None:
+        print(f"{_name()} {line}", file=sys.stderr)
+
+    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, warn).items():
         _say(f"{name}: {value:.6g}")
 
 

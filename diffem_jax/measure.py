@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from diffem_jax import metrics
+from diffem_jax import identifiability, metrics
 from diffem_jax.data import ReconstructionStore, npz
 from diffem_jax.draw import chosen_round, round_step
 from diffem_jax.evaluate import METRICS, make_measures
@@ -20,13 +21,19 @@ ON_REQUEST = ("fid", "inception_score", "fd_dinov2", "lpips")
 """Measures that need packages and weights of their own: they are taken where config.eval.metrics names them."""
 
 
-def evaluate_run(workdir: Workdir, reference: str | None = None, round: int | None = None) -> dict[str, float]:
+def evaluate_run(
+    workdir: Workdir,
+    reference: str | None = None,
+    round: int | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
     """Every measure that the data allow, of one round; also appended to metrics.jsonl.
 
     Args:
         workdir: a trained run.
         reference: an .npz with clean ``x`` of the same rows, for measuring only; None for a source's hidden truth.
         round: which; None for the one that the stopping rule picked, else the last.
+        warn: told what the observations cannot show.
 
     Raises:
         UserError: no such round, or a reference that does not fit.
@@ -34,6 +41,7 @@ def evaluate_run(workdir: Workdir, reference: str | None = None, round: int | No
     config = stored_config(workdir)
     problem = load_problem(config)
     number = chosen_round(workdir, round)
+    _identifiability(workdir, problem, number, warn)
     if reference is not None:
         truth = npz.read_arrays(reference, ("x",))["x"]
         if truth.shape != (problem.num_examples, *problem.setup.shape):
@@ -48,6 +56,20 @@ def evaluate_run(workdir: Workdir, reference: str | None = None, round: int | No
     record = {**measured, **posterior_measures(workdir, problem, number)}
     workdir.log({"kind": "evaluation", "round": number, **record})
     return {name: float(np.float64(value)) for name, value in record.items()}
+
+
+def _identifiability(workdir: Workdir, problem: Problem, number: int, warn: Callable[[str], None]) -> None:
+    """Logs which directions of x no observation sees, and writes them to identifiability.npz."""
+    found = identifiability.look(problem)
+    if found is None:
+        return
+    path = workdir.root / "identifiability.npz"
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    np.savez(temporary, seen=found.seen, directions=found.directions, unseen=found.unseen)
+    temporary.replace(path)
+    workdir.log({"kind": "identifiability", "round": number, **found.record()})
+    for line in found.warnings():
+        warn(f"{line} (see {path} and docs/theory.md)")
 
 
 def _possible(problem: Problem) -> tuple[str, ...]:

@@ -222,10 +222,17 @@ class Run:
             batches=index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, course.done),
             save=lambda state, course: self._save_rolling(number, state, course),
             stop=lambda: self.stop_signal,
+            note=lambda done, losses: self._note(number, done, losses),
         )
         key = stream_key(self.config.seed, "m_step", number)
         state, course = run_updates(updates, self.parallel, key, state, course)
         return state, course.mean, time.monotonic() - began
+
+    def _note(self, number: int, done: int, losses: np.ndarray) -> None:
+        if self.lead:
+            self.estimate.updates(number, done, len(losses))
+            if self.writers is not None:
+                self.writers.losses((number - 1) * self.config.m_step.steps + done, float(losses.mean()))
 
     def _save_rolling(self, number: int, state: EMState, course: Course) -> None:
         path = self.workdir.latest / f"round_{number:05d}_update_{course.done:09d}"

@@ -128,7 +128,8 @@ def first_line(error: Exception) -> str:
 
 
 def _recoveries(folder: Workdir) -> int:
-    return max((r.get("attempt", 0) for r in folder.records() if r.get("kind") == "recovery"), default=0)
+    found = (r.get("attempt") for r in folder.records() if r.get("kind") == "recovery")
+    return max((a for a in found if isinstance(a, int)), default=0)
 
 
 def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int, speak: Say, lead: bool) -> None:

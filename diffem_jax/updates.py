@@ -45,6 +45,7 @@ class Updates(NamedTuple):
         batches: batches of indices, from the first update still to be done.
         save: writes (state, course) as a rolling checkpoint.
         stop: the signal that asks the process to end, or 0.
+        note: told (updates done, losses) once a dispatch's losses are read.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Updates(NamedTuple):
     batches: Iterator[np.ndarray]
     save: Callable[[EMState, Course], None]
     stop: Callable[[], int]
+    note: Callable[[int, np.ndarray], None] = lambda done, losses: None
 
 
 def run(updates: Updates, parallel: Parallel, key: Key, state: EMState, course: Course) -> tuple[EMState, Course]:
@@ -122,6 +124,7 @@ def _read(u: Updates, course: Course, info: Any, progress: Progress) -> Course:
             message += f", at noise level {level:.3g} ({share})"
         raise NonFinite(message, u.number, prior=u.label == PRIOR)
     progress.advance(len(losses), f"loss {losses.mean():.4f}")
+    u.note(course.done, losses)
     return course._replace(total=course.total + float(losses.sum()), counted=course.counted + len(losses))
 
 

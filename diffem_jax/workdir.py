@@ -128,17 +128,37 @@ class Workdir:
             raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a line cut off by a crash is passed over."""
-        records = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.metrics.read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    records.append(json.loads(line))
-        return records
+        """The records of metrics.jsonl; lines that a crash or an editor has damaged are passed over."""
+        return self._lines()[0]
+
+    def _lines(self) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """The records, and the lines that are none: not JSON, not UTF-8, no object, or a round without its number."""
+        records, damaged = [], []
+        try:
+            data = self.metrics.read_bytes()
+        except FileNotFoundError:
+            return [], []
+        for line in filter(None, data.split(b"\n")):
+            try:
+                record = json.loads(line.decode())
+                whole = isinstance(record, dict) and (record.get("kind") != "round" or type(record["round"]) is int)
+            except (ValueError, RecursionError, KeyError):
+                whole = False
+            if whole:
+                records.append(record)
+            else:
+                damaged.append(line)
+        return records, damaged
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it)."""
-        records, same = self.records(), (record.get("round"), record.get("kind"))
+        """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it).
+
+        Damaged lines move to metrics.jsonl.corrupt.
+        """
+        (records, damaged), same = self._lines(), (record.get("round"), record.get("kind"))
+        if damaged:
+            with self.metrics.with_name(self.metrics.name + ".corrupt").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
         places = [i for i, r in enumerate(records) if (r.get("round"), r.get("kind")) == same]
         place = places[0] if places else len(records)
         records[place : place + 1] = [record]

@@ -114,7 +114,7 @@ class Harness:
         return Killed(alive, output, process.returncode)
 
 
-def wait(process: subprocess.Popen[str], timeout: float = 180.0) -> str:
+def wait(process: subprocess.Popen[str], timeout: float = 600.0) -> str:
     """The output of a process that ends by itself in time."""
     try:
         return process.communicate(timeout=timeout)[0]

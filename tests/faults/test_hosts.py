@@ -26,6 +26,9 @@ from .harness import ROOT, Harness, appeared, leaves, wait
 
 FIELDS = {
     "data.num_examples": 128,
+    "data.shape": "(2,)",
+    "corruption.measurements": 1,
+    "denoiser.preconditioning": "edm",
     "network.features": "(8,)",
     "network.embedding": 8,
     "rounds": 2,
@@ -114,19 +117,21 @@ def alone(harness):
     return harness.root / "alone"
 
 
+@pytest.mark.slow
 def test_noise_is_bit_equal_and_updates_agree_over_processes(harness):
     """1 x 1, 1 x 2 and 2 x 1, under pmap and jit, SGD (which shows a wrong scale of gradients) and Adam."""
     runs = {"one": [()], "two": several()}
     started = []
     for name, places in runs.items():
         for i, place in enumerate(places):
-            command = [sys.executable, "-m", "tests.faults.layout", str(harness.root / f"{name}_{i}.npz"), *place]
-            started.append(subprocess.Popen(command, cwd=ROOT, env=harness.environment, text=True, **PIPES))
+            call = [sys.executable, "-m", "tests.faults.layout", str(harness.root / f"{name}_{i}.npz"), *place]
+            started.append(subprocess.Popen(call, cwd=ROOT, env=harness.environment, text=True, **PIPES))
     for process in started:
         output = wait(process)
         assert process.returncode == 0, output
     one, *two = (dict(np.load(harness.root / f"{name}.npz")) for name in ("one_0", "two_0", "two_1"))
-    here = layout.results()  # on the two devices of this process
+    with jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
+        here = layout.results()  # on the two devices of this process
     assert len(jax.devices()) == 2
     for name, expected in one.items():
         if name.startswith("noise"):
@@ -140,15 +145,24 @@ def test_noise_is_bit_equal_and_updates_agree_over_processes(harness):
             assert np.abs(expected - [0.5, -0.2]).max() > 1e-2
 
 
-def test_two_processes_train_as_one_and_one_goes_on(harness, alone):
-    """Each writes its shards, one writes metrics; then a single process prolongs the run."""
-    workdir = harness.root / "two"
-    lead, other = end(begin(harness, workdir, "--config.rounds=1"))
+def test_two_processes_train_as_one(harness):
+    """Each writes its shards, one writes metrics, and the noise is the same."""
+    workdir, one = harness.root / "two", harness.root / "short"
+    processes = [harness.start(one, "--config.rounds=1"), *begin(harness, workdir, "--config.rounds=1")]
+    outputs = [wait(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    _, lead, other = outputs
     assert "round 1: " in lead and "round" not in other
     manifest = json.loads((workdir / "reconstructions/round_00001/manifest.json").read_text())
     assert [entry["process"] for entry in manifest["shards"]] == [0, 1, 0, 1]
-    output = harness.finish(workdir)
-    assert "continuing after round 1 of 2" in output
+    assert_close(workdir, one, 1)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_prolonged_by_one(harness, alone):
+    workdir = harness.root / "prolonged"
+    end(begin(harness, workdir, "--config.rounds=1"))
+    assert "continuing after round 1 of 2" in harness.finish(workdir)
     assert_close(workdir, alone, 2)
 
 
