@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults.command import command
 from ml_collections import ConfigDict
 
 from diffem_jax import em
@@ -15,12 +16,16 @@ from diffem_jax.round_zero import standard_normal
 from diffem_jax.types import stream_key
 
 VARIANTS = {
-    "digits": ("mask50", "mask75", "projection", "jpeg"),
+    "digits": ("mask50", "mask75", "projection", "jpeg", "phase"),
     "manifold": ("quick", "best", "published", "paper"),
     "patches": ("mask50", "mask90", "blur", "jpeg"),
     "cifar10": ("mask75", "mask90", "blur", "jpeg20", "jpeg50", "jpeg70", "noisy"),
     "celeba": ("mask50", "mask75"),
     "own_data": ("small", "images"),
+    "fourier": ("digits", "patches", "knee"),
+    "tables": ("breast_cancer30", "breast_cancer50", "wine30", "wine50"),
+    "series": ("gaps",),
+    "volumes": ("mask50",),
 }
 SHAPES = {
     "digits": (8, 8, 1),
@@ -29,6 +34,10 @@ SHAPES = {
     "cifar10": (32, 32, 3),
     "celeba": (64, 64, 3),
     "own_data": (16, 16, 3),
+    "fourier": {"digits": (8, 8, 1), "patches": (16, 16, 3), "knee": (320, 320, 1)},
+    "tables": {"breast_cancer30": (30,), "breast_cancer50": (30,), "wine30": (13,), "wine50": (13,)},
+    "series": (128, 1),
+    "volumes": (8, 8, 8, 1),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 
@@ -40,9 +49,15 @@ def library_promotion():
         yield
 
 
+def shape_of(name: str, variant: str) -> tuple[int, ...]:
+    """The shape of x at full size."""
+    shape = SHAPES[name]
+    return shape[variant] if isinstance(shape, dict) else shape
+
+
 def load(name: str, variant: str) -> ConfigDict:
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    if config.data.name == "observations":
+    if config.data.name in ("observations", "arrays"):
         config.data.path = "given-on-the-command-line.npz"
     return config
 
@@ -60,7 +75,7 @@ def examples(setup) -> object:
 def test_config_is_valid_and_its_steps_trace_at_full_size(name, variant):
     config = load(name, variant)
     validate(config)
-    setup = make_setup(config, SHAPES[name])
+    setup = make_setup(config, shape_of(name, variant))
     model = make_model(setup, standard_normal(setup.shape))
     key = stream_key(0, "test")
     params = jax.eval_shape(model.denoiser.init, key)
@@ -78,24 +93,81 @@ def test_config_is_valid_and_its_steps_trace_at_full_size(name, variant):
     assert draws.shape == (2, *setup.shape)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize(("name", "variant"), [("cifar10", "mask75"), ("celeba", "mask50"), ("manifold", "best")])
-def test_steps_lower_for_accelerators(name, variant, platform):
+QUICK = [("cifar10", "mask75"), ("manifold", "best")]
+"""Lowered in every run of the tests; the others are lowered by ``make test-slow``."""
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [pytest.param(*case, marks=() if case in QUICK else (pytest.mark.slow,)) for case in ALL],
+)
+def test_steps_lower_for_accelerators(name, variant):
+    """One M-step and one E-step of the full-size model for TPU and for GPU: nothing in them is for CPUs alone."""
     config = load(name, variant)
-    setup = make_setup(config, SHAPES[name])
+    setup = make_setup(config, shape_of(name, variant))
     model = make_model(setup, standard_normal(setup.shape))
     key = stream_key(0, "test")
     params = jax.eval_shape(model.denoiser.init, key)
     state = jax.eval_shape(lambda p: em.make_state(p, setup.optimizer), params)
-    x = examples(setup)
     m_step = em.make_m_step(model.loss, setup.optimizer, ema_decay=0.9)
+    e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+
+    def both(data, state, x, slots, observations, indices):
+        key = jax.random.wrap_key_data(data)
+        return m_step(key, state, x, slots), e_step(key, state.ema_params, observations, indices)
+
+    one = jax.eval_shape(setup.corruption.sample, key, jax.ShapeDtypeStruct(setup.shape, jnp.float32))
+    observations = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), one)
+    shapes = [jax.ShapeDtypeStruct((1, 2), jnp.int32), observations, jax.ShapeDtypeStruct((2,), jnp.int32)]
     with jax.debug_key_reuse(False):
-        step = jax.jit(lambda data, s, a, b: m_step(jax.random.wrap_key_data(data), s, a, b))
         data = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        exported = jax.export.export(step, platforms=[platform])(
-            data, state, x, jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        )
-    assert exported.platforms == (platform,)
+        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(data, state, examples(setup), *shapes)
+    assert exported.platforms == ("tpu", "cuda")
+    draws = exported.out_avals[-1]
+    assert draws.shape == (2, *setup.shape)
+
+
+SMALL = {
+    "rounds": 1,
+    "data.num_examples": 64,
+    "m_step.steps": 2,
+    "m_step.batch_size": 16,
+    "e_step.steps": 2,
+    "e_step.batch_size": 32,
+    "start.rank": 2,
+    "start.components": 1,
+    "start.iterations": 2,
+    "prior.steps": 0,
+    "eval.metrics": "()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tmp_path):
+    """Corruption, preconditioning, sampler, law of t, augmentation, schedule as the config has them; all else small."""
+    config, full = load(name, variant), shape_of(name, variant)
+    fields: dict[str, object] = dict(SMALL)
+    spatial = min(full[0], 16)
+    shape = full if len(full) < 3 or len(full) > 3 else (spatial, spatial, full[-1])
+    rng = np.random.default_rng(0)
+    if config.network.name == "unet":
+        levels = range(len(config.network.channels))
+        fields |= {"network.channels": tuple(8 for _ in levels), "network.blocks": 1, "network.embedding": 16}
+    else:
+        fields["network.features"] = (16,)
+    if config.data.name == "observations":
+        mask = (rng.random((64, *shape[:-1], 1)) < 0.5).astype(np.float32)
+        np.savez(tmp_path / "x.npz", y=rng.standard_normal((64, *shape), np.float32) * mask, mask=mask)
+        fields["data.path"] = tmp_path / "x.npz"
+    elif config.data.name.startswith("tfds:") or config.data.name == "arrays":
+        # Random pixels stand for a set that is not here.
+        np.savez(tmp_path / "x.npz", x=rng.uniform(-2, 2, (64, *shape)).astype(np.float32))
+        fields |= {"data.name": "arrays", "data.path": tmp_path / "x.npz", "data.split": "train", "data.shape": shape}
+    argv = [f"--config={name}:{variant}", *(f"--config.{field}={value}" for field, value in fields.items())]
+    ended = command(*argv, f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 0, ended
+    assert (tmp_path / "run" / "rounds" / "round_00001").exists() and "round 1: " in ended.out
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
@@ -109,3 +181,45 @@ def test_paper_settings_of_the_manifold_can_be_read_off():
     assert (config.rounds, config.data.num_examples, config.m_step.steps) == (32, 65_536, 65_536)
     assert (config.e_step.sampler, config.e_step.steps) == ("pc", 4096)
     assert np.allclose((config.schedule.sigma_min, config.schedule.sigma_max), (1e-3, 10.0))
+
+
+def test_published_settings_can_be_read_off():
+    """Every field of the published tables: arXiv 2510.12691, appendix."""
+    for variant in VARIANTS["cifar10"]:
+        c = load("cifar10", variant)
+        epochs = 512 if variant == "mask90" else 256
+        assert (c.data.name, c.data.num_examples, c.rounds) == ("tfds:cifar10", 50_000, 21)
+        assert (c.m_step.steps, c.m_step.batch_size, c.m_step.learning_rate) == (epochs * 50_000 // 256, 256, 2e-4)
+        assert (c.m_step.ema_decay, c.m_step.clip_norm, c.m_step.optimizer) == (0.9999, 1.0, "adam")
+        assert c.m_step.augment == ("flip", "hue", "saturation") and c.m_step.learning_rate_schedule == "constant"
+        assert (c.e_step.sampler, c.e_step.steps, c.start.name, c.start.rank) == ("ddpm", 256, "gaussian", 64)
+        assert (c.prior.steps, c.prior.sampler, c.prior.sampler_steps) == (512 * 50_000 // 256, "ddim", 256)
+        n = c.network
+        assert (n.channels, n.blocks, n.heads, n.embedding) == ((128, 256, 384), 5, ((1, 4),), 256)
+        assert n.dropout == 0.1
+    rates = {
+        v: (load("cifar10", v).corruption.rate, load("cifar10", v).corruption.noise_std)
+        for v in ("mask75", "mask90", "noisy")
+    }
+    assert rates == {"mask75": (0.75, 1e-3), "mask90": (0.9, 1e-3), "noisy": (0.5, 0.2)}
+    assert (load("cifar10", "blur").corruption.std, load("cifar10", "blur").corruption.noise_std) == (2.0, 1e-3)
+    assert [load("cifar10", f"jpeg{q}").corruption.quality for q in (20, 50, 70)] == [20, 50, 70]
+    for variant, rate, rounds in (("mask50", 0.5, 20), ("mask75", 0.75, 24)):
+        c = load("celeba", variant)
+        assert (c.corruption.rate, c.corruption.noise_std, c.rounds) == (rate, 1e-3, rounds)
+        assert (c.m_step.steps, c.m_step.batch_size, c.m_step.learning_rate) == (64 * 202_599 // 256, 256, 1e-4)
+        assert (c.m_step.ema_decay, c.m_step.clip_norm, c.m_step.augment) == (0.999, 1.0, ("flip", "shift"))
+        assert (c.e_step.sampler, c.start.rank, c.prior.steps) == ("ddpm", 1024, 512 * 202_599 // 256)
+        assert c.e_step.steps in (64, 256) and c.data.split == "train+validation+test"
+        n = c.network
+        assert (n.channels, n.blocks, n.heads, n.dropout) == ((128, 256, 384, 512), 3, ((3, 4),), 0.1)
+    for name in ("cifar10", "celeba"):
+        for variant in VARIANTS[name]:
+            c = load(name, variant)
+            assert (c.schedule.name, c.schedule.sigma_min, c.schedule.sigma_max) == ("ve", 1e-3, 100.0)
+            assert (c.m_step.time_law, c.m_step.time_law_beta) == ("beta", ((3.0, 3.0),))
+            assert (c.denoiser.preconditioning, c.m_step.loss_weight) == ("edm", "snr")
+    c = load("manifold", "paper")
+    assert (c.corruption.measurements, c.corruption.noise_std, c.network.features) == (2, 0.01, (256, 256, 256))
+    assert c.m_step.time_law_beta == ((2.0, 5.0), (5.0, 2.0)) and c.start.rank == 5
+    assert (c.m_step.learning_rate, c.m_step.learning_rate_end, c.m_step.batch_size) == (1e-3, 1e-6, 1024)
