@@ -1,0 +1,101 @@
+"""DiffEM in closed form where everything is Gaussian: x ~ N(m, S), y = A x + n with one of several known A.
+
+One operator: pi^{k+1} = E_y pi^k(x | y) is Gaussian again, and the round is exact. Several operators: that average is a
+mixture, and the round keeps its mean and covariance, as EM for a Gaussian does. Double precision throughout.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Law(NamedTuple):
+    """N(mean [D], cov [D, D])."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+
+class Channel(NamedTuple):
+    """y = A_j x + n, j drawn with equal probabilities and known, n ~ N(0, noise_std^2 I).
+
+    Attributes:
+        operators: [J, M, D].
+        noise_std: of n.
+    """
+
+    operators: np.ndarray
+    noise_std: float
+
+
+def kl(p: Law, q: Law) -> float:
+    """KL(p || q) of two Gaussians."""
+    solved = np.linalg.solve(q.cov, p.cov)
+    r = q.mean - p.mean
+    _, log_det = np.linalg.slogdet(solved)
+    return 0.5 * float(np.trace(solved) - len(r) - log_det + r @ np.linalg.solve(q.cov, r))
+
+
+def observed(law: Law, a: np.ndarray, noise_std: float) -> Law:
+    """The law of y = a x + n."""
+    return Law(a @ law.mean, a @ law.cov @ a.T + noise_std**2 * np.eye(len(a)))
+
+
+def observation_kl(truth: Law, law: Law, channel: Channel) -> float:
+    """KL(P_Y || pi_Y): the operator is part of y, so it is the mean over operators."""
+    noise = channel.noise_std
+    return float(np.mean([kl(observed(truth, a, noise), observed(law, a, noise)) for a in channel.operators]))
+
+
+def posterior(law: Law, a: np.ndarray, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
+    """The gain [D, M] and covariance [D, D] of x given y: E[x | y] = mean + gain (y - a mean)."""
+    gain = np.linalg.solve(observed(law, a, noise_std).cov, a @ law.cov).T
+    return gain, law.cov - gain @ a @ law.cov
+
+
+def exact_round(law: Law, truth: Law, channel: Channel) -> Law:
+    """Mean and covariance of E_{y ~ P_Y} pi^k(x | y)."""
+    means, seconds = [], []
+    for a in channel.operators:
+        gain, cov = posterior(law, a, channel.noise_std)
+        y = observed(truth, a, channel.noise_std)
+        mean = law.mean + gain @ (y.mean - a @ law.mean)
+        means.append(mean)
+        seconds.append(cov + gain @ y.cov @ gain.T + np.outer(mean, mean))
+    mean = np.mean(means, axis=0)
+    return Law(mean, np.mean(seconds, axis=0) - np.outer(mean, mean))
+
+
+def course(start: Law, truth: Law, channel: Channel, rounds: int) -> list[Law]:
+    """pi^0 to pi^rounds."""
+    laws = [start]
+    for _ in range(rounds):
+        laws.append(exact_round(laws[-1], truth, channel))
+    return laws
+
+
+def predicted_rate(truth: Law, channel: Channel) -> float:
+    """By what KL(P_Y || pi_Y) is multiplied in a round near the truth: the square of the slowest direction's factor.
+
+    The factors are the eigenvalues of the derivative of the round at its fixed point, which for EM is the share of the
+    information that the observations miss (Dempster, Laird and Rubin 1977).
+    """
+    size = len(truth.mean)
+    upper = np.triu_indices(size)
+
+    def flat(law: Law) -> np.ndarray:
+        return np.concatenate([law.mean, law.cov[upper]])
+
+    def law_of(vector: np.ndarray) -> Law:
+        cov = np.zeros((size, size))
+        cov[upper] = vector[size:]
+        return Law(vector[:size], cov + cov.T - np.diag(np.diag(cov)))
+
+    point, step = flat(truth), 1e-5
+    columns = []
+    for direction in np.eye(len(point)):
+        ends = [flat(exact_round(law_of(point + sign * step * direction), truth, channel)) for sign in (1, -1)]
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    return float(np.max(np.abs(np.linalg.eigvals(np.array(columns).T))) ** 2)

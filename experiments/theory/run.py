@@ -1,0 +1,212 @@
+"""The score error of every round beside the bound, on a linear-Gaussian model where all else is known.
+
+    python -m experiments.theory.run --output=experiments/theory
+
+x ~ N(m, S) in R^3 is seen through one fixed 4 x 3 operator and noise. Each round trains a conditional network on the
+draws of the round before and draws anew, by the package's own M-step, E-step and sampler. With pi^k the Gaussian of the
+draws' moments, printed a round:
+
+    KL exact    KL(P_Y || pi_Y^k) of exact rounds, in closed form
+    KL          the same of the network's rounds
+    moved       KL(pi^{k+1} || pi^k), in closed form
+    error       E |score error|^2 along the sampler's own paths, summed over its steps as the theorem counts it
+    bound       KL_k - moved + error, what KL_{k+1} may not exceed
+
+A step of the sampler from sigma_t to sigma_s draws x_s from a Gaussian of variance sigma_s^2 p, p = 1 - sigma_s^2 /
+sigma_t^2, whose mean moves by p times the denoiser's error. Its part of KL(path of the network || path of the exact
+denoiser) is p E |error|^2 / (2 sigma_s^2). What the exact denoiser's own steps leave undone is not in the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffem_jax import em, schedules
+from diffem_jax.corruptions.base import Linear
+from diffem_jax.data import index_stream
+from diffem_jax.denoisers import bind, denoising_loss, edm_denoiser, gaussian_denoiser
+from diffem_jax.linalg import Gaussian
+from diffem_jax.networks import MLP
+from diffem_jax.samplers import ddpm
+from diffem_jax.types import Observation, example_keys, stream_key
+from experiments.theory import exact
+
+OPERATOR = ((1.0, 0.2, 0.0), (0.0, 1.0, 0.3), (0.1, 0.0, 1.0), (0.5, 0.5, 0.0))
+NOISE = 0.5
+CHANNEL = exact.Channel(np.array([OPERATOR]), NOISE)
+TRUTH = exact.Law(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
+START = exact.Law(np.zeros(3), 2.0 * np.eye(3))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fixed(Linear):
+    """One known matrix for every example."""
+
+    def forward(self, x, operator):
+        """A x."""
+        del operator
+        return jnp.asarray(OPERATOR) @ x
+
+
+class Row(NamedTuple):
+    """One round."""
+
+    round: int
+    exact: float
+    kl: float
+    moved: float
+    error: float
+    bound: float
+    denoiser_error: float
+
+
+def as_gaussian(law: exact.Law) -> Gaussian:
+    """The law as the package writes it."""
+    root = np.linalg.cholesky(law.cov - 1e-4 * np.eye(3)).T
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), Gaussian(law.mean, np.full(3, 1e-4), root))
+
+
+def moments(x: np.ndarray) -> exact.Law:
+    """The Gaussian of some draws."""
+    x = np.asarray(x, np.float64)
+    return exact.Law(x.mean(0), np.cov(x.T))
+
+
+def make_path_error(schedule, corruption, denoiser, times):
+    """(key, params, law, observation) -> (the draw, its part of the path divergence, mean squared denoiser error)."""
+    sampler = ddpm(schedule)
+
+    def path(key, params, law, observation):
+        ours = bind(denoiser, params, observation)
+        theirs = gaussian_denoiser(schedule, law, corruption, observation)
+        state = sampler.init(jax.random.fold_in(key, 0), times[0], (3,))
+
+        def step(state, part):
+            index, t, s = part
+            off = jnp.sum((ours(state.x, t) - theirs(state.x, t)) ** 2)
+            (_, sigma_t), (_, sigma_s) = schedule(t), schedule(s)
+            pull = 1 - (sigma_s / sigma_t) ** 2
+            state, _ = sampler.step(jax.random.fold_in(key, index), state, t, s, ours)
+            return state, (pull * off / (2 * sigma_s**2), off)
+
+        # The key of a step serves it alone; the exact denoiser draws nothing.
+        steps = (jnp.arange(1, len(times)), times[:-1], times[1:])
+        state, (parts, off) = jax.lax.scan(step, state, steps)
+        return sampler.final(state, times[-1]), jnp.sum(parts), jnp.mean(off)
+
+    return path
+
+
+def network_course(
+    rounds: int, updates: int, count: int, steps: int = 48, batch: int = 1024, seed: int = 0
+) -> list[Row]:
+    """Trains and draws round after round."""
+    corruption = Fixed(shape=(3,), noise_std=NOISE)
+    schedule = schedules.VarianceExploding(0.02, 20.0)
+    denoiser = edm_denoiser(MLP(features=(64, 64), embedding=16), schedule, corruption, (3,))
+    rate = optax.cosine_decay_schedule(4e-3, updates, alpha=0.01)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    loss = denoising_loss(denoiser, schedule, corruption, schedules.BetaMixture(((1.5, 1.5),)), schedules.snr_weight)
+    m_step = jax.jit(em.make_m_step(loss, optimizer, ema_decay=0.995))
+    path = make_path_error(schedule, corruption, denoiser, schedules.log_uniform_grid(schedule, steps))
+
+    def e_step(key, params, law, observations):
+        keys = example_keys(key, jnp.arange(count))
+        return jax.lax.map(lambda a: path(a[0], params, law, a[1]), (keys, observations), batch_size=2048)
+
+    e_step = jax.jit(e_step)
+    rng = np.random.default_rng(seed)
+    truth = rng.multivariate_normal(TRUTH.mean, TRUTH.cov, count)
+    y = truth @ np.asarray(OPERATOR).T + NOISE * rng.normal(size=(count, 4))
+    observations = Observation(jnp.asarray(y, jnp.float32), ())
+    # P_Y is what was observed: the law that the draws are to explain.
+    seen = moments(y)
+
+    def divergence(law: exact.Law) -> float:
+        return exact.kl(seen, exact.observed(law, np.asarray(OPERATOR), NOISE))
+
+    x = rng.multivariate_normal(START.mean, START.cov, count).astype(np.float32)
+    law, params = moments(x), denoiser.init(stream_key(seed, "init"))
+    wanted = [exact.observation_kl(TRUTH, each, CHANNEL) for each in exact.course(START, TRUTH, CHANNEL, rounds)]
+    rows = [Row(0, wanted[0], divergence(law), np.nan, np.nan, np.nan, np.nan)]
+    slots = jnp.tile(jnp.arange(batch, dtype=jnp.int32), (updates, 1))
+    for number in range(1, rounds + 1):
+        batches = index_stream(seed, number, count, batch)
+        chosen = np.stack([next(batches) for _ in range(updates)])
+        state, _ = m_step(stream_key(seed, "m_step", number), em.make_state(params, optimizer), x[chosen], slots)
+        params = state.params
+        draws, parts, off = e_step(stream_key(seed, "e_step", number), state.ema_params, as_gaussian(law), observations)
+        before, x = law, np.asarray(draws)
+        law = moments(x)
+        moved, error = exact.kl(law, before), float(np.mean(parts))
+        bound = rows[-1].kl - moved + error
+        rows.append(Row(number, wanted[number], divergence(law), moved, error, bound, float(np.sqrt(np.mean(off)))))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as they stand in the README."""
+    lines = [
+        "| round | KL exact | KL | moved | score error | bound on KL | rms error of x-hat |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"{value:.4f}" if np.isfinite(value) else "" for value in row[1:]]
+        lines.append(f"| {row.round} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure(courses: dict[str, list[Row]], path: Path) -> None:
+    """KL of exact and network rounds, and the bound, for several lengths of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, panels = plt.subplots(1, len(courses), figsize=(4.2 * len(courses), 3.4), sharey=True, constrained_layout=True)
+    for panel, (label, rows) in zip(np.atleast_1d(panels), courses.items(), strict=True):
+        numbers = [row.round for row in rows]
+        panel.semilogy(numbers, [row.exact for row in rows], "k--", lw=1, label="exact rounds (closed form)")
+        panel.semilogy(numbers, [row.kl for row in rows], "o-", color="#2166ac", label="network rounds")
+        panel.semilogy(
+            numbers[1:], [row.bound for row in rows[1:]], "^:", color="#b2182b", label="bound on the network's"
+        )
+        panel.semilogy(numbers[1:], [row.error for row in rows[1:]], "s:", color="#999999", label="score error")
+        panel.set_title(label, fontsize=10)
+        panel.set_xlabel("round")
+        panel.set_xticks(numbers)
+        panel.grid(alpha=0.3)
+    np.atleast_1d(panels)[0].set_ylabel("nats")
+    np.atleast_1d(panels)[0].legend(fontsize=8)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("experiments/theory"))
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--updates", type=int, nargs="+", default=[50, 600])
+    parser.add_argument("--count", type=int, default=8192)
+    options = parser.parse_args()
+    began, courses = time.monotonic(), {}
+    print(f"predicted factor of KL a round near the truth: {exact.predicted_rate(TRUTH, CHANNEL):.3f}", flush=True)
+    for updates in options.updates:
+        rows = network_course(options.rounds, updates, options.count)
+        courses[f"{updates} updates a round"] = rows
+        print(f"\n{updates} updates a round\n\n{table(rows)}", flush=True)
+    figure(courses, options.output / "theory.png")
+    print(f"\n{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
