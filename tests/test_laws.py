@@ -5,11 +5,20 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from diffem_jax.corruptions import Projection
+from diffem_jax import starts
+from diffem_jax.corruptions import PixelMask, Projection
+from diffem_jax.data import index_stream
+from diffem_jax.denoisers import bind, denoising_loss, posterior_denoiser
+from diffem_jax.em import make_e_step, make_m_step, make_state, map_examples
 from diffem_jax.gaussians import Mixture, sample_posterior
 from diffem_jax.linalg import Gaussian
+from diffem_jax.metrics import coverage
+from diffem_jax.networks import MLP
+from diffem_jax.samplers import ddpm
+from diffem_jax.schedules import BetaMixture, VarianceExploding, log_uniform_grid, snr_weight
 from diffem_jax.types import Observation
 from experiments.theory import exact
 
