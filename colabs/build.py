@@ -2,6 +2,7 @@
 
 python -m colabs.build                       # writes the .ipynb, without outputs
 python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
+python -m colabs.build --execute 01 04       # only these
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run every notebook")
     parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("names", nargs="*", help="beginnings of the names of those wanted; all without")
     arguments = parser.parse_args()
-    for script in SCRIPTS:
+    wanted = tuple(arguments.names) or ("",)
+    for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
         script.with_suffix(".ipynb").write_text(text(script))
         if arguments.execute:
             print(f"{script.stem}: {execute(script, arguments.output):.0f} s", flush=True)
