@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
@@ -27,9 +29,6 @@ from diffem_jax.types import (
     TimeLaw,
     UserError,
 )
-
-UNCONDITIONAL = ("em_mmps", "em_pigdm", "em_dps")
-"""Methods that train the prior and draw posteriors by a transform of it."""
 
 
 class Setup(NamedTuple):
@@ -133,9 +132,33 @@ def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corrupt
     return corruption
 
 
+def _misfit(field: str, name: str, expected: str, found: Any) -> UserError:
+    """What is said of an object from outside that does not keep its contract."""
+    return UserError(f"config.{field}: {name!r} does not fit ({found}); expected {expected}; see diffem_jax.testing")
+
+
 def make_schedule(config: ConfigDict) -> Schedule:
-    """The noise schedule."""
-    return construct("schedule", config.schedule, schedules.SCHEDULES)
+    """The noise schedule.
+
+    Raises:
+        UserError: an object that is no schedule, or lacks the ``time`` that another field needs.
+    """
+    schedule = construct("schedule", config.schedule, schedules.SCHEDULES)
+    try:
+        alpha, sigma = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.float32))
+        fits = alpha.shape == sigma.shape == ()
+    except Exception as error:
+        raise _misfit("schedule.name", config.schedule.name, "t [] -> (alpha [], sigma [])", error) from error
+    if not fits:
+        raise _misfit("schedule.name", config.schedule.name, "two scalars", f"shapes {alpha.shape}, {sigma.shape}")
+    needs_time = {"e_step.time_grid": "karras", "m_step.time_law": "log_normal"}
+    for field, value in needs_time.items():
+        if config[field.split(".")[0]][field.split(".")[1]] == value and not hasattr(schedule, "time"):
+            raise UserError(
+                f"config.{field}: {value!r}; expected a schedule with time(sigma), which {config.schedule.name!r} lacks; "
+                "write it, or choose another value"
+            )
+    return schedule
 
 
 def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> Sampler:
@@ -209,6 +232,15 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     )
 
 
+METHODS: dict[str, Callable[..., DenoiseFn]] = {f"em_{name}": make for name, make in posteriors.POSTERIORS.items()}
+"""Methods that train an unconditional network and condition it by a posterior transform."""
+
+
+def is_unconditional(config: ConfigDict) -> bool:
+    """Whether the method trains an unconditional network: the rivals' and any transform from outside."""
+    return config.method in METHODS or ":" in config.method
+
+
 def is_linear(corruption: Corruption) -> bool:
     """Whether the corruption offers the linear family's closed forms."""
     return hasattr(corruption, "solve_gram")
@@ -224,9 +256,9 @@ def make_model(setup: Setup, base: Mixture) -> Model:
     config, c = setup.config, setup.corruption
     if config.method == "ambient":
         return _ambient_model(setup)
-    if config.method in UNCONDITIONAL:
+    if is_unconditional(config):
         denoiser = edm(setup, None)
-        transform: Any = posteriors.POSTERIORS[config.method.removeprefix("em_")]
+        transform = lookup("method", config.method, METHODS)
         options = _transform_options(config, base)
 
         def bind_transformed(params: PyTree, observation: Observation) -> DenoiseFn:
@@ -282,6 +314,8 @@ def _ambient_model(setup: Setup) -> Model:
 
 
 def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
+    if ":" in config.method:
+        return {}
     if config.method == "em_dps":
         return {"step": config.dps.step}
     if config.method == "em_pigdm":
@@ -292,7 +326,11 @@ def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
 
 def draws_from_data(setup: Setup) -> bool:
     """Whether the M-step takes the operators of its fresh observations from those that are there."""
-    return setup.config.m_step.operators == "data" and setup.config.method not in (*UNCONDITIONAL, "ambient")
+    return (
+        setup.config.m_step.operators == "data"
+        and not is_unconditional(setup.config)
+        and setup.config.method != "ambient"
+    )
 
 
 def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:

@@ -20,7 +20,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # every stream of randomness derives from it
     c.rounds = 4  # EM rounds after the start
-    c.method = "diffem"  # diffem | em_mmps | em_pigdm | em_dps | ambient (masks) | oracle (trains on the hidden truth, an upper bound)
+    c.method = "diffem"  # diffem | em_mmps | em_pigdm | em_dps | ambient (masks) | oracle (trains on the hidden truth, an upper bound) | 'module:function', a posterior transform
     c.parallel = "pmap"  # pmap | jit
     c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
     c.writers = ()  # besides the work directory: tensorboard, wandb (extras of the package), or 'module:name'
@@ -48,12 +48,12 @@ def default() -> ConfigDict:
     c.denoiser.sigma_data = 1.0
 
     c.schedule = ConfigDict()
-    c.schedule.name = "ve"  # ve | vp | rectified_flow
+    c.schedule.name = "ve"  # ve | vp | rectified_flow | 'module:ClassName', whose further fields may be added
     c.schedule.sigma_min = 1e-3
     c.schedule.sigma_max = 100.0
 
     c.start = ConfigDict()
-    c.start.name = "gaussian"  # gaussian | mixture
+    c.start.name = "gaussian"  # gaussian | mixture | 'module:function', whose further fields may be added
     c.start.rank = 64  # rank of the covariance beyond its diagonal
     c.start.components = 1  # of the mixture
     c.start.iterations = 40  # EM iterations at most
@@ -133,6 +133,9 @@ def default() -> ConfigDict:
 
 OPEN_SECTIONS = ("corruption", "data_corruption", "network")
 """Sections whose further fields belong to the class that their ``name`` chooses."""
+
+PLUGGABLE = ("method", "schedule.name", "start.name")
+"""Fields with choices that also take 'module:name'; a section named so may have further fields."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("diffem", "em_mmps", "em_pigdm", "em_dps", "ambient", "oracle"),
@@ -229,13 +232,13 @@ def validate(config: ConfigDict) -> None:
     for name, value in given.items():
         section = name.split(".")[0]
         if name not in known:
-            if section in OPEN_SECTIONS:
+            if section in OPEN_SECTIONS or _is_plugged(f"{section}.name", given):
                 _check_finite(name, value)
                 continue
             raise UserError(f"config.{name}: unknown field; {nearest(name, known)}")
         _check_type(name, value, known[name])
         _check_finite(name, value)
-        if name in CHOICES and value not in CHOICES[name]:
+        if name in CHOICES and value not in CHOICES[name] and not _is_plugged(name, given):
             raise UserError(f"config.{name}: {value!r} is not known; {nearest(value, CHOICES[name])}")
         if name in RANGES:
             low, high = RANGES[name]
@@ -245,6 +248,10 @@ def validate(config: ConfigDict) -> None:
         if name not in given and name.split(".")[0] not in OPEN_SECTIONS:
             raise UserError(f"config.{name}: missing; start a config file from diffem_jax.config.default()")
     _check_together(config)
+
+
+def _is_plugged(name: str, given: dict[str, Any]) -> bool:
+    return name in PLUGGABLE and ":" in str(given.get(name))
 
 
 def _check_type(name: str, value: Any, default_value: Any) -> None:

@@ -11,7 +11,16 @@ import jax
 from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, em
-from diffem_jax.build import UNCONDITIONAL, Setup, edm, make_loss, make_model, make_optimizer, make_setup, make_time_law
+from diffem_jax.build import (
+    Setup,
+    edm,
+    is_unconditional,
+    make_loss,
+    make_model,
+    make_optimizer,
+    make_setup,
+    make_time_law,
+)
 from diffem_jax.config import flatten
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.denoisers import Denoiser, drawn_noise
@@ -135,7 +144,7 @@ def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, A
     path = workdir.prior / "final"
     if path.exists():
         return setup, edm(setup, None), checkpoints.load(path)["ema_params"]
-    if config.method in (*UNCONDITIONAL, "ambient") or config.m_step.condition_dropout > 0:
+    if is_unconditional(config) or config.method == "ambient" or config.m_step.condition_dropout > 0:
         model = make_model(setup, load_start(workdir))
         return setup, model.denoiser, checkpoints.load(workdir.last_round())["ema_params"]
     raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import checkpoints, starts
-from diffem_jax.build import Setup, is_linear
+from diffem_jax.build import Setup, is_linear, lookup
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
-from diffem_jax.types import Observation, stream_key
+from diffem_jax.types import Observation, UserError, stream_key
 from diffem_jax.workdir import Workdir
 
 Say = Callable[[str], None]
@@ -51,26 +52,49 @@ def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool = F
         UserError: the corruption is not linear and the start needs it.
     """
     config = setup.config.start
-    if not is_linear(setup.corruption):
+    plugged = config.name not in starts.STARTS
+    if not plugged and not is_linear(setup.corruption):
         say("start: the corruption is not linear, so round 0 draws from N(0, I) about what the observation shows")
         return standard_normal(setup.shape)
     count = len(observations.y)
     used = min(config.num_examples or count, count)
     subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
-    components = config.components if config.name == "mixture" else 1
-    total = config.iterations * (1 if components == 1 else 2)
+    fit = lookup("start.name", config.name, starts.STARTS)
+    total = config.iterations * (1 if config.components == 1 or config.name == "gaussian" else 2)
+    options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
     with Progress("start", total, "iterations", quiet=quiet) as progress:
-        return starts.fit(
-            stream_key(setup.config.seed, "start"),
-            setup.corruption,  # type: ignore[arg-type]
-            subset,
-            rank=config.rank,
-            components=components,
-            iterations=config.iterations,
-            tolerance=config.tolerance,
-            variance_floor=config.variance_floor,
-            report=lambda i, n, value: progress.advance(1, f"log-likelihood {value:.4f}"),
-        ).mixture
+        options["report"] = lambda i, n, value: progress.advance(1, f"log-likelihood {value:.4f}")
+        key = stream_key(setup.config.seed, "start")
+        if not plugged:
+            return fit(key, setup.corruption, subset, **options)
+        accepted = inspect.signature(fit).parameters.values()
+        every = any(p.kind is p.VAR_KEYWORD for p in accepted)
+        given = {name: value for name, value in options.items() if every or name in {p.name for p in accepted}}
+        return accept_start(config.name, fit(key, setup.corruption, subset, **given), setup.shape)
+
+
+def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:
+    """A start from outside as a mixture that a checkpoint can hold.
+
+    Raises:
+        UserError: it is no mixture for this shape, or has an entry that is not finite.
+    """
+    try:
+        weights, (mean, variance, factor) = found
+        fits = mean.shape == (len(weights), *shape) and factor.shape == (len(weights), factor.shape[1], *shape)
+        fits = fits and variance.shape in ((len(weights),), mean.shape)
+        fits = fits and all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+    except Exception as error:
+        fits, found = False, f"{type(found).__name__}, {type(error).__name__}: {error}"
+    if not fits:
+        what = found if isinstance(found, str) else jax.tree.map(np.shape, found)
+        raise UserError(
+            f"config.start.name: {name!r} returned {what}; expected a finite diffem_jax.Mixture with log_weights [K], mean "
+            f"[K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]; see diffem_jax.testing.check_start"
+        )
+    # A checkpoint holds no empty array.
+    factor = factor if factor.shape[1] else jnp.zeros((len(weights), 1, *shape))
+    return Mixture(weights, Gaussian(mean, variance, factor))
 
 
 def standard_normal(shape: tuple[int, ...]) -> Mixture:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +152,10 @@ def make_em_iteration(
     return jax.jit(iteration)
 
 
+Report = Callable[[int, int, float], None]
+"""(iteration, iterations in all, log-likelihood) -> None."""
+
+
 class Fit(NamedTuple):
     """A fitted start and its course: the mean observed log-likelihood before each iteration."""
 
@@ -221,6 +225,23 @@ def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Mixture, Obs
     return lambda key, mixture, observation: sample_posterior(key, corruption, mixture, observation)
 
 
+def gaussian_start(
+    key: Key, corruption: LinearCorruption, observations: Observation, *, rank: int, **options: Any
+) -> Mixture:
+    """One Gaussian fitted by ``fit``; options as there."""
+    options.pop("components", None)
+    return fit(key, corruption, observations, rank=rank, **options).mixture
+
+
+def mixture_start(key: Key, corruption: LinearCorruption, observations: Observation, **options: Any) -> Mixture:
+    """A mixture of factor analysers fitted by ``fit``; options as there."""
+    return fit(key, corruption, observations, **options).mixture
+
+
+STARTS: dict[str, Callable[..., Mixture]] = {"gaussian": gaussian_start, "mixture": mixture_start}
+"""Starts by name. One of your own is a function (key, corruption, observations [N, ...], fields of the section) -> Mixture."""
+
+
 def fit(
     key: Key,
     corruption: LinearCorruption,
@@ -232,7 +253,7 @@ def fit(
     tolerance: float = 1e-4,
     variance_floor: float = 1e-4,
     batch_size: int = 0,
-    report: Callable[[int, int, float], None] | None = None,
+    report: Report | None = None,
 ) -> Fit:
     """Fits the start to observations: a Gaussian first, then, for components > 1, a mixture seeded by its draws.
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffem_jax import announce, checkpoints, prior, warm
+from diffem_jax import announce, checkpoints, plugged, prior, warm
 from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.evaluate import make_measures
 from diffem_jax.guards import NonFinite, Preempted
@@ -105,6 +105,7 @@ def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str
         raise UserError(
             f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)}); correct its fields"
         ) from error
+    plugged.check(setup, engine.model)
     check_writers(config)
     warm.check(problem, folder, parameters)
     return make_measures(problem), parameters

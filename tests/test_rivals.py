@@ -355,8 +355,8 @@ def test_every_transform_is_a_method():
     from diffem_jax.posteriors import POSTERIORS
     from diffem_jax.round_zero import standard_normal
 
-    assert {f"em_{name}" for name in POSTERIORS} == set(build.UNCONDITIONAL)
-    for method in build.UNCONDITIONAL:
+    assert {f"em_{name}" for name in POSTERIORS} == set(build.METHODS)
+    for method in build.METHODS:
         c = config.default()
         c.method, c.dps.step = method, 0.5
         config.validate(c)

@@ -1,4 +1,4 @@
-"""Contract tests that anyone can call on a corruption of their own."""
+"""The contract of corruptions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffem_jax.testing.base import require
 from diffem_jax.types import Corruption, Observation, PyTree
 
 
@@ -44,11 +45,6 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
         _check_dense(corruption, observation.operator, rng)
 
 
-def _require(holds: Any, what: str) -> None:
-    if not holds:
-        raise AssertionError(what)
-
-
 def _is_linear(corruption: Any) -> bool:
     return hasattr(corruption, "adjoint") and hasattr(corruption, "solve_gram")
 
@@ -69,7 +65,7 @@ class _Draw(NamedTuple):
 def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -> Observation:
     """All that can be seen from draws of observations; yields one of them."""
     twin = copy.copy(corruption)
-    _require(len({twin, corruption}) == 1, "equal instances must hash and compare equal")
+    require(len({twin, corruption}) == 1, "equal instances must hash and compare equal")
 
     def draw(key: jax.Array, x: jax.Array) -> _Draw:
         observation = corruption.sample(key, x)
@@ -96,10 +92,10 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
         batched = jax.jit(jax.vmap(draw, (0, None)))
         batch, again = (jax.tree.map(np.asarray, batched(keys, x)) for _ in range(2))
         one = jax.tree.map(np.asarray, single(keys[0], x))
-        _require(_equal(batch, again), "the same keys must draw the same observations")
+        require(_equal(batch, again), "the same keys must draw the same observations")
         for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
-            _require(a[0].shape == b.shape, f"vmap changes a shape: {a[0].shape}, {b.shape}")
-            _require(np.allclose(a[0], b, atol=1e-4), "vmap and a single call must draw the same observation")
+            require(a[0].shape == b.shape, f"vmap changes a shape: {a[0].shape}, {b.shape}")
+            require(np.allclose(a[0], b, atol=1e-4), "vmap and a single call must draw the same observation")
         _check_shapes(corruption, batch)
         _check_noise(batch)
         spoil = None
@@ -115,14 +111,14 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
 def _check_shapes(corruption: Any, batch: _Draw) -> None:
     observation, condition = batch.observation, batch.condition
     y, clean = observation.y, batch.clean
-    _require(y.dtype == np.float32, f"y must be float32, is {y.dtype}")
-    _require(clean.shape == y.shape, f"forward yields {clean.shape[1:]}, sample {y.shape[1:]}")
+    require(y.dtype == np.float32, f"y must be float32, is {y.dtype}")
+    require(clean.shape == y.shape, f"forward yields {clean.shape[1:]}, sample {y.shape[1:]}")
     operators = jax.tree.leaves(observation.operator)
     if operators and getattr(corruption, "random_operator", True):
-        _require(any(not np.array_equal(a[0], b) for a in operators for b in a[1:]), "all keys draw the same operator")
-    _require(bool(np.isfinite(condition).all()), "the condition must be finite")
+        require(any(not np.array_equal(a[0], b) for a in operators for b in a[1:]), "all keys draw the same operator")
+    require(bool(np.isfinite(condition).all()), "the condition must be finite")
     spatial, rank = corruption.shape[:-1], len(corruption.shape)
-    _require(
+    require(
         condition.ndim == rank + 1 and condition.shape[1:-1] == spatial,
         f"the condition's shape {condition.shape[1:]} must be {spatial} and channels",
     )
@@ -131,25 +127,25 @@ def _check_shapes(corruption: Any, batch: _Draw) -> None:
 def _check_noise(batch: _Draw) -> None:
     """Mean, variance and correlation of y - A x, scaled by the stated standard deviation."""
     rest, variance = batch.observation.y - batch.clean, batch.variance
-    _require(not rest[~batch.observed].any(), "y must be 0 where nothing is observed")
+    require(not rest[~batch.observed].any(), "y must be 0 where nothing is observed")
     if not (variance > 0).any():
-        _require(np.abs(rest).max() < 1e-5, "without noise y must be A(x)")
+        require(np.abs(rest).max() < 1e-5, "without noise y must be A(x)")
         return
     samples, seen = len(rest), batch.observed.reshape(len(rest), -1)
     scaled = np.where(batch.observed, rest.astype(float) / np.sqrt(variance.astype(float)), 0.0).reshape(samples, -1)
     count = seen.sum()
-    _require(count > 0, "nothing is ever observed")
+    require(count > 0, "nothing is ever observed")
     mean, second = scaled.sum() / count, (scaled**2).sum() / count
     spread = max(2.0, (scaled**4).sum() / count - second**2)
-    _require(abs(mean) < 5 / np.sqrt(count), f"the mean of y - A x is {mean:.4f} standard deviations, not 0")
-    _require(
+    require(abs(mean) < 5 / np.sqrt(count), f"the mean of y - A x is {mean:.4f} standard deviations, not 0")
+    require(
         abs(second - 1) < 5 * np.sqrt(spread / count) + 1e-3, f"the variance of y is {second:.4f} times the stated one"
     )
     for lag in {1, rest.shape[-1], rest.shape[-1] * (rest.shape[-2] if rest.ndim > 2 else 1)}:
         if 0 < lag < scaled.shape[1]:
             both = (seen[:, lag:] & seen[:, :-lag]).sum()
             product = (scaled[:, lag:] * scaled[:, :-lag]).sum() / max(both, 1)
-            _require(both == 0 or abs(product) < 5 / np.sqrt(both) + 1e-3, f"noise {lag} entries apart is correlated")
+            require(both == 0 or abs(product) < 5 / np.sqrt(both) + 1e-3, f"noise {lag} entries apart is correlated")
 
 
 def _check_leaks(corruption: Any, one: _Draw, spoil: Any) -> None:
@@ -172,12 +168,12 @@ def _check_leaks(corruption: Any, one: _Draw, spoil: Any) -> None:
         probe = np.random.default_rng(0).standard_normal(missing.shape, np.float32)
         hidden = np.asarray(use(probe, observation.operator)["the adjoint"]) == 0
         if hidden.any():
-            _require(_equal(spoil(hidden), observation), "hidden entries of x leak into the observation")
+            require(_equal(spoil(hidden), observation), "hidden entries of x leak into the observation")
     if missing.any():
         right = use(*observation)
         spoiled = use(np.where(missing, np.float32(np.nan), observation.y), observation.operator)
         for name in right:
-            _require(_equal(right[name], spoiled[name]), f"unmeasured entries of y leak into {name}")
+            require(_equal(right[name], spoiled[name]), f"unmeasured entries of y leak into {name}")
 
 
 def _check_linear(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
@@ -191,17 +187,17 @@ def _check_linear(corruption: Any, operator: PyTree, rng: np.random.Generator) -
         return jax.vmap(lambda x: corruption.forward(x, operator))(images), corruption.adjoint(y, operator)
 
     (ax, az, both), back = map(np.asarray, run(x, z, y, operator))
-    _require(back.shape == corruption.shape, f"the adjoint's shape is {back.shape}, not {corruption.shape}")
-    _require(np.allclose(both, ax + 2 * az, atol=1e-4), "forward must be linear")
+    require(back.shape == corruption.shape, f"the adjoint's shape is {back.shape}, not {corruption.shape}")
+    require(np.allclose(both, ax + 2 * az, atol=1e-4), "forward must be linear")
     left, right = np.vdot(ax, y), np.vdot(x, back)
-    _require(
+    require(
         abs(left - right) < 1e-5 * np.linalg.norm(x) * np.linalg.norm(y), f"<A x, y> = {left} but <x, A^T y> = {right}"
     )
     if null is not None:
         drawn, empty = jax.tree.map(np.shape, operator), jax.tree.map(np.shape, null)
-        _require(drawn == empty, f"the null operator's shapes {empty} must be those of a drawn one, {drawn}")
+        require(drawn == empty, f"the null operator's shapes {empty} must be those of a drawn one, {drawn}")
         seen, back = run(x, z, y, null)
-        _require(not (np.asarray(seen).any() or np.asarray(back).any()), "the null operator must observe nothing")
+        require(not (np.asarray(seen).any() or np.asarray(back).any()), "the null operator must observe nothing")
 
 
 def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
@@ -238,10 +234,10 @@ def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) ->
         truth = np.zeros(flat.size)
         truth[flat] = np.linalg.solve(gram, r.reshape(-1)[flat])
         error = np.linalg.norm(np.asarray(solutions[name]).reshape(-1) - truth) / np.linalg.norm(truth)
-        _require(error < 1e-3, f"solve_gram for {name} v is off by {error:.1e} of the dense solution")
+        require(error < 1e-3, f"solve_gram for {name} v is off by {error:.1e} of the dense solution")
         if log_dets:
             log_det, dense = float(log_dets[name]), np.linalg.slogdet(gram)[1]
-            _require(
+            require(
                 abs(log_det - dense) < 1e-4 * (len(a) + abs(dense)),
                 f"log_det_gram for {name} v is {log_det}, the dense matrix has {dense}",
             )

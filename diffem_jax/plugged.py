@@ -1,0 +1,55 @@
+"""Objects from outside, named as 'module:name', traced once before any compute."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax import samplers, starts
+from diffem_jax.build import Model, Setup, lookup
+from diffem_jax.types import Key, UserError, stream_key
+
+
+def check(setup: Setup, model: Model) -> None:
+    """Traces one draw of objects from outside, which may not keep their contract.
+
+    Raises:
+        UserError: the field, the object and what went wrong.
+    """
+    config = setup.config
+    fields = {
+        "start.name": config.start.name,
+        "schedule.name": config.schedule.name,
+        "corruption.name": config.corruption.name,
+        "e_step.sampler": config.e_step.sampler,
+        "network.name": config.network.name,
+        "method": config.method,
+    }
+    plugged = {field: name for field, name in fields.items() if ":" in name}
+    if "start.name" in plugged:
+        lookup("start.name", config.start.name, starts.STARTS)
+    if not plugged:
+        return
+
+    def use(key: Key) -> Array:
+        params = model.denoiser.init(key)
+        x = jnp.zeros(setup.shape)
+        denoise = model.bind(params, setup.corruption.sample(key, x))
+        if denoise(x, jnp.ones(())).shape != setup.shape:
+            raise ValueError(f"the denoiser yields {denoise(x, jnp.ones(())).shape} for x of {setup.shape}")
+        return samplers.sample(key, setup.sampler, denoise, setup.times, setup.shape)
+
+    try:
+        with jax.debug_key_reuse(False):
+            drawn = jax.eval_shape(use, stream_key(config.seed, "init"))
+        if drawn.shape != setup.shape:
+            raise ValueError(f"a draw has shape {drawn.shape}, x has {setup.shape}")
+    except UserError:
+        raise
+    except Exception as error:
+        said = ", ".join(f"config.{field}: {name!r}" for field, name in plugged.items())
+        raise UserError(
+            f"{said}: cannot be traced ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}); expected objects that keep their "
+            "contract; try them by the checks of diffem_jax.testing"
+        ) from error

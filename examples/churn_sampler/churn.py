@@ -1,0 +1,32 @@
+"""A sampler: Euler steps on the probability flow, each after a little fresh noise.
+
+    diffem --config=digits --workdir=runs/churn --config.e_step.sampler=churn:churn
+
+Source: Karras et al. 2022, arXiv 2206.00364, algorithm 2, without its second-order correction.
+"""
+
+import jax
+import jax.numpy as jnp
+
+import diffem_jax as dx
+
+
+def churn(schedule, data_std=1.0, amount=0.3):
+    """A sampler that raises the noise level by the factor 1 + amount s / r before a step from r to s, r = sigma / alpha."""
+
+    def init(key, t, shape):
+        alpha, sigma = schedule(t)
+        return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * jax.random.normal(key, shape)
+
+    def step(key, x, t, s, denoise):
+        (alpha, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        now, then = sigma / alpha, sigma_s / alpha_s
+        # Never above the level at which t = 1 starts: the denoiser was not trained there.
+        alpha_1, sigma_1 = schedule(jnp.ones_like(t))
+        raised = jnp.minimum(now * (1 + amount * then / now), sigma_1 / alpha_1)
+        noisier = x / alpha + jnp.sqrt(raised**2 - now**2) * jax.random.normal(key, x.shape)
+        u = schedule.time(raised)
+        clean = denoise(schedule(u)[0] * noisier, u)
+        return alpha_s * (clean + (then / raised) * (noisier - clean)), {"denoised": clean}
+
+    return dx.Sampler(init, step, lambda x, t: x / schedule(t)[0])

@@ -1,0 +1,30 @@
+"""A noise schedule: alpha_t and sigma_t are cosine and sine of an angle that is linear in t.
+
+    diffem --config=digits --workdir=runs/cosine --config.schedule.name=cosine:Cosine
+
+Source: Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2, with ends set by the config.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """alpha_t = cos a, sigma_t = sin a with the angle a linear in t from atan(sigma_min) to atan(sigma_max)."""
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 100.0
+
+    def __call__(self, t):
+        """(alpha_t, sigma_t)."""
+        low, high = math.atan(self.sigma_min), math.atan(self.sigma_max)
+        angle = low + (high - low) * t
+        return jnp.cos(angle), jnp.sin(angle)
+
+    def time(self, sigma):
+        """The t at which sigma_t / alpha_t = sigma; the karras grid and the log_normal law of t need it."""
+        low, high = math.atan(self.sigma_min), math.atan(self.sigma_max)
+        return (jnp.arctan(sigma) - low) / (high - low)
