@@ -24,7 +24,7 @@ def churn(schedule, data_std=1.0, amount=0.3):
         # Never above the level at which t = 1 starts: the denoiser was not trained there.
         alpha_1, sigma_1 = schedule(jnp.ones_like(t))
         raised = jnp.minimum(now * (1 + amount * then / now), sigma_1 / alpha_1)
-        noisier = x / alpha + jnp.sqrt(raised**2 - now**2) * jax.random.normal(key, x.shape)
+        noisier = x / alpha + jnp.sqrt(jnp.maximum(raised**2 - now**2, 0.0)) * jax.random.normal(key, x.shape)
         u = schedule.time(raised)
         clean = denoise(schedule(u)[0] * noisier, u)
         return alpha_s * (clean + (then / raised) * (noisier - clean)), {"denoised": clean}
