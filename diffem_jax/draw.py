@@ -10,10 +10,11 @@ import numpy as np
 
 from diffem_jax import ambient, checkpoints, denoisers, em, plots
 from diffem_jax.build import Setup, make_sampler
+from diffem_jax.data import tables
 from diffem_jax.evaluate import shown_observations
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.prior import load_prior
-from diffem_jax.problem import Problem, load_own, rows, stored_config
+from diffem_jax.problem import Problem, load_own, rows, stored_columns, stored_config
 from diffem_jax.progress import Progress
 from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_start, start_draw
@@ -38,7 +39,7 @@ def posterior_draws(
     config = stored_config(workdir)
     with config.unlocked():
         config.data.shape = tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
-    problem = load_own(config, observations)
+    problem = load_own(config, observations, columns=stored_columns(workdir))
     number = chosen_round(workdir, round)
     parallel = make_parallel(config.parallel)
     step, params = round_step(workdir, problem.setup, parallel, number)
@@ -104,10 +105,15 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
     return x
 
 
-def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
-    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture."""
+def write_draws(output: Path, x: np.ndarray, problem: Problem | None, columns: Any = None) -> Path:
+    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
+
+    With the ``columns`` of a table all of them are in its own units.
+    """
     arrays = {"x": x}
-    if problem is not None:
+    if columns is not None:
+        arrays = tables.summarise(columns, x) if problem is not None else {"x": tables.decode(columns, x)}
+    elif problem is not None:
         arrays |= {"mean": x.mean(axis=0), "std": x.std(axis=0)}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
