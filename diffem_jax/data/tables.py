@@ -183,7 +183,8 @@ def encode(columns: Columns, names: tuple[str, ...], cells: Cells, where: str = 
             part = ((cell - columns.offset[i]) / columns.scale[i])[:, None]
         parts.append(np.where(seen[:, None], part, 0.0))
         masks.append(np.repeat(seen[:, None], part.shape[1], 1))
-    return Observation(np.concatenate(parts, 1).astype(np.float32), np.concatenate(masks, 1).astype(np.float32))
+    y, mask = (np.concatenate(arrays, 1).astype(np.float32) for arrays in (parts, masks))
+    return Observation(y, mask)  # type: ignore[arg-type]
 
 
 def decode(columns: Columns, x: np.ndarray) -> np.ndarray:
