@@ -120,7 +120,8 @@ def mmps(
         def matvec(u: Array) -> Array:
             return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
 
-        return conjugate_gradient(matvec, r, iterations)
+        # A V A^T + noise I exceeds noise; just below it, for rounding.
+        return conjugate_gradient(matvec, r, iterations, least=0.99 * noise)
 
     return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
 
