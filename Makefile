@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TFDS := .venv-tfds
+OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-tfds lint bench colabs soak clean
+.PHONY: demo test test-slow test-oldest test-tfds lint bench colabs soak dist clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -19,6 +20,18 @@ test-slow: $(VENV)/.dev
 # An environment of its own, so that TensorFlow never enters the one that runs everything else.
 test-tfds: $(TFDS)/.tfds
 	$(TFDS)/bin/python -m pytest tests/tfds
+
+# The oldest supported versions of everything the package needs, in an environment of their own.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m 'slow or not slow' tests/test_em.py tests/test_samplers.py tests/test_checkpoints.py tests/test_main.py
+
+$(OLDEST)/.installed: setup.py tests/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/oldest.txt -e . pytest hypothesis
+	touch $@
+
+dist: $(VENV)/.dev
+	$(BIN)/python -m build --outdir dist .
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -50,4 +63,4 @@ $(TFDS)/.tfds: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TFDS) runs build dist *.egg-info
+	rm -rf $(VENV) $(TFDS) $(OLDEST) runs build dist *.egg-info

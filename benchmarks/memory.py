@@ -67,7 +67,6 @@ def stage(name: str, path: str, count: int, folder: str) -> dict[str, float]:
     """One stage in this process: its seconds, and the peak resident memory of the process in MiB."""
     from diffem_jax.problem import load_problem
     from diffem_jax.rounds import Run
-    from diffem_jax.updates import Course
     from diffem_jax.workdir import Workdir
 
     c = config(path, count)
@@ -80,7 +79,7 @@ def stage(name: str, path: str, count: int, folder: str) -> dict[str, float]:
         if name == "e_step":
             run.e_step(0, run.start, run.start_step)
         else:
-            run.m_step(1, run.fresh_state(), Course())
+            run.m_step(1, run.fresh_state(), 0, (0.0, 0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"peak_mib": round(peak, 1), "seconds": round(time.monotonic() - began, 1)}
 

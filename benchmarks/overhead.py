@@ -21,7 +21,6 @@ from configs import digits, manifold
 from diffem_jax.problem import load_problem, rows
 from diffem_jax.rounds import Run
 from diffem_jax.types import example_keys, stream_key
-from diffem_jax.updates import Course
 from diffem_jax.workdir import Workdir
 
 
@@ -61,7 +60,7 @@ def measure(config: Any, updates: int) -> dict[str, float]:
         key = stream_key(config.seed, "m_step", 1)
         m_times = interleave(
             {
-                "loop": lambda: run.m_step(1, run.fresh_state(), Course()),
+                "loop": lambda: run.m_step(1, run.fresh_state(), 0, (0.0, 0)),
                 "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
             }
         )

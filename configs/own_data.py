@@ -2,7 +2,6 @@
 
     diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
     diffem --config=own_data:images --config.data.path=obs.npz --workdir=runs/mine     # a U-Net, for larger images
-    diffem --config=own_data:table --config.data.path=table.csv --workdir=runs/mine    # a table with empty cells
 
 ``y`` has shape [N, H, W, C] (or [N, D]) with values in [-2, 2], ``mask`` [N, H, W, 1] (or [N, D]) with 1 where y was
 seen. Set config.corruption to what made the data. Hardware: two CPU cores for small images with the MLP.
@@ -14,9 +13,9 @@ from diffem_jax.config import default
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    """'small' (an MLP), 'images' (a U-Net) or 'table' (an MLP for scaled columns)."""
-    if variant not in ("small", "images", "table"):
-        raise ValueError(f"variant {variant!r}; expected small, images or table")
+    """'small' (an MLP) or 'images' (a U-Net)."""
+    if variant not in ("small", "images"):
+        raise ValueError(f"variant {variant!r}; expected small or images")
     c = default()
     with c.unlocked():
         c.rounds = 4
@@ -28,18 +27,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         c.start.rank = 24
         c.start.num_examples = 8192
         c.e_step.batch_size = 512
-        if variant == "table":
-            c.rounds = 2
-            c.data.table = True
-            c.network = ConfigDict({"name": "mlp", "features": (128, 128), "embedding": 32, "normalize": True})
-            c.start.rank = 12
-            c.start.iterations = 100
-            c.start.variance_floor = 1e-3
-            c.m_step.steps = 400
-            c.m_step.batch_size = 256
-            c.m_step.learning_rate = 3e-4
-            c.m_step.ema_decay = 0.99
-        elif variant == "small":
+        if variant == "small":
             c.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
         else:
             c.network = ConfigDict(

@@ -32,6 +32,7 @@ _PUBLIC = {
     "em": ("make_e_step", "make_m_step", "make_state"),
     "starts": ("fit",),
     "parallel": ("make_parallel",),
+    "pretrained": ("export", "load"),
     "train": ("run_em",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -32,7 +32,6 @@ def default() -> ConfigDict:
     c.data.num_examples = 0  # 0 takes all
     c.data.shape = ()  # shape of x: of crops and resized images, or of own data whose y has another shape
     c.data.crop = 0  # side of the centre square cut before resizing; 0 is the largest
-    c.data.table = False  # own observations are a table (.csv or .npz): columns are scaled, categories one-hot
     c.data.cache_dir = ""  # prepared data; '' is $DIFFEM_DATA_DIR or ~/.cache/diffem_jax
 
     c.corruption = ConfigDict(convert_dict=True)

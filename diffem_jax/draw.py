@@ -10,11 +10,10 @@ import numpy as np
 
 from diffem_jax import ambient, checkpoints, denoisers, em, plots
 from diffem_jax.build import Setup, make_sampler
-from diffem_jax.data import tables
 from diffem_jax.evaluate import shown_observations
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.prior import load_prior
-from diffem_jax.problem import Problem, load_own, rows, stored_columns, stored_config
+from diffem_jax.problem import Problem, load_own, rows, stored_config
 from diffem_jax.progress import Progress
 from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_start, start_draw
@@ -22,7 +21,7 @@ from diffem_jax.rounds import make_engine
 from diffem_jax.schedules import TIME_GRIDS
 from diffem_jax.several import check_draws, several_draws
 from diffem_jax.stopping import picked_round
-from diffem_jax.types import UserError, stream_key
+from diffem_jax.types import PyTree, UserError, stream_key
 from diffem_jax.workdir import Workdir
 
 
@@ -39,7 +38,7 @@ def posterior_draws(
     config = stored_config(workdir)
     with config.unlocked():
         config.data.shape = tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
-    problem = load_own(config, observations, columns=stored_columns(workdir))
+    problem = load_own(config, observations)
     number = chosen_round(workdir, round)
     parallel = make_parallel(config.parallel)
     step, params = round_step(workdir, problem.setup, parallel, number)
@@ -79,10 +78,18 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
     """
     config = stored_config(workdir)
     setup, denoiser, params = load_prior(workdir, config)
+    return draws_of_prior(setup, denoiser, params, (workdir.prior / "final").exists(), num_samples, seed)
+
+
+def draws_of_prior(
+    setup: Setup, denoiser: denoisers.Denoiser, params: PyTree, own: bool, num_samples: int, seed: int
+) -> np.ndarray:
+    """num_samples draws with a prior's denoiser, its ``own`` or that of the posterior without an observation."""
+    config = setup.config
     sampler = make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     times = TIME_GRIDS[config.e_step.time_grid](setup.schedule, config.prior.sampler_steps)
     e_step = em.make_e_step(lambda p, _: denoisers.bind(denoiser, p), sampler, times, setup.shape)
-    if config.method == "ambient" and not (workdir.prior / "final").exists():
+    if config.method == "ambient" and not own:
         draw = ambient.prior_draw(denoiser, sampler, times, setup.corruption, config.ambient.further)
         e_step = em.map_examples(draw)
     step = jax.jit(e_step)
@@ -105,15 +112,10 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
     return x
 
 
-def write_draws(output: Path, x: np.ndarray, problem: Problem | None, columns: Any = None) -> Path:
-    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
-
-    With the ``columns`` of a table all of them are in its own units.
-    """
+def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
+    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture."""
     arrays = {"x": x}
-    if columns is not None:
-        arrays = tables.summarise(columns, x) if problem is not None else {"x": tables.decode(columns, x)}
-    elif problem is not None:
+    if problem is not None:
         arrays |= {"mean": x.mean(axis=0), "std": x.std(axis=0)}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,7 @@ from jax import Array
 UNROLL = 8
 
 
-def conjugate_gradient(
-    matvec: Callable[[Array], Array], b: Array, iterations: int, least: Array | float = 0.0
-) -> Array:
+def conjugate_gradient(matvec: Callable[[Array], Array], b: Array, iterations: int) -> Array:
     """Solves A x = b for a symmetric positive definite A by a fixed number of conjugate-gradient iterations.
 
     The step sizes belong to this one example, so that under ``vmap`` the examples do not influence each other (a
@@ -27,8 +25,6 @@ def conjugate_gradient(
         matvec: x -> A x, for arrays of b's shape.
         b: the right-hand side, any shape.
         iterations: how many iterations, at least 1.
-        least: a bound that A's eigenvalues are known to exceed. Where p^T A p falls below it, the matrix at hand is not the
-            one that was meant (a network's Jacobian is not symmetric, nor positive), and the iterate stays where it is.
 
     Returns:
         x of b's shape.
@@ -40,7 +36,7 @@ def conjugate_gradient(
         x, r, p, rr = carry
         ap = matvec(p)
         curvature = jnp.vdot(p, ap)
-        alive = (rr > 0) & (curvature > least * jnp.vdot(p, p))
+        alive = (rr > 0) & (curvature > 0)
         step = jnp.where(alive, rr / jnp.where(alive, curvature, 1.0), 0.0)
         x = x + step * p
         r = r - step * ap

@@ -120,8 +120,7 @@ def mmps(
         def matvec(u: Array) -> Array:
             return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
 
-        # A V A^T + noise I exceeds noise; just below it, for rounding.
-        return conjugate_gradient(matvec, r, iterations, least=0.99 * noise)
+        return conjugate_gradient(matvec, r, iterations)
 
     return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
 

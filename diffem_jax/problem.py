@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import data
 from diffem_jax.build import Setup, make_setup
-from diffem_jax.checkpoints import write_atomically
 from diffem_jax.config import default, validate
-from diffem_jax.corruptions import Mask
-from diffem_jax.data import tables
 from diffem_jax.types import Observation, PyTree, UserError, example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
@@ -31,14 +27,12 @@ class Problem(NamedTuple):
         observations: arrays (possibly memory-mapped) with a leading axis N.
         truth: the hidden x, for measuring only; None for own observations.
         labels: class labels of the truth, for measuring only.
-        columns: how the columns of a user's table were scaled and encoded (``data.tables.Columns``); else None.
     """
 
     setup: Setup
     observations: Observation
     truth: Any
     labels: Any
-    columns: Any = None
 
     @property
     def num_examples(self) -> int:
@@ -112,65 +106,23 @@ def load_problem(config: ConfigDict) -> Problem:
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
 
-def load_own(config: ConfigDict, path: str, count: int | None = None, columns: Any = None) -> Problem:
+def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem:
     """A user's observations under the config's corruption; there is no truth.
-
-    Args:
-        config: the configuration.
-        path: the file or folder.
-        count: use the first so many; None for all.
-        columns: for tables: the training table's columns; None fits them to this one.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit the corruption.
     """
-    if config.data.table:
-        return _load_table(config, path, count, columns)
     shape = tuple(config.data.shape) or None
     if shape is None:
         shape = data.observation_shape(path, config.data.cache_dir or None)
     setup = make_setup(config, shape)
     observations = data.load_observations(path, shape, setup.corruption, config.data.cache_dir or None)
     check_operators(setup, observations, path)
-    return Problem(setup, _first(observations, count, path), None, None)
-
-
-def _first(observations: Observation, count: int | None, path: str) -> Observation:
-    if count is not None and count > len(observations.y):
-        raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
-    return jax.tree.map(lambda a: data.first(a, count), observations)
-
-
-def _load_table(config: ConfigDict, path: str, count: int | None, columns: Any) -> Problem:
-    observations, columns = tables.load_table(path, columns)
-    setup = make_setup(config, observations.y.shape[1:])
-    if not isinstance(setup.corruption, Mask):
-        raise UserError(
-            f"config.corruption.name: {config.corruption.name!r}; expected a mask for a table with missing entries; "
-            "use 'pixel_mask'"
-        )
-    return Problem(setup, _first(observations, count, path), None, None, columns)
-
-
-def save_columns(workdir: Workdir, problem: Problem) -> None:
-    """Keeps how a table was scaled and encoded, for new rows and for draws."""
-    if problem.columns is not None:
-        data = json.dumps(tables.as_json(problem.columns), indent=1)
-        write_atomically(workdir.columns, data + "\n")
-
-
-def stored_columns(workdir: Workdir) -> Any:
-    """The columns of the run's table; None where it was trained on something else.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not workdir.columns.exists():
-        return None
-    try:
-        return tables.from_json(json.loads(workdir.columns.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{workdir.columns}: damaged ({error}); expected what training wrote; restore it") from None
+    if count is not None:
+        if count > len(observations.y):
+            raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
+        observations = jax.tree.map(lambda a: data.first(a, count), observations)
+    return Problem(setup, observations, None, None)
 
 
 def check_operators(setup: Setup, observations: Observation, path: str) -> None:

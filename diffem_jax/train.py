@@ -21,7 +21,7 @@ from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.evaluate import make_measures
 from diffem_jax.guards import NonFinite, Preempted
 from diffem_jax.parallel import barrier, make_parallel, process_index
-from diffem_jax.problem import Problem, load_problem, save_columns
+from diffem_jax.problem import Problem, load_problem
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.rounds import Run, make_engine
 from diffem_jax.types import UserError, stream_key
@@ -60,7 +60,6 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
         with folder.lock() if lead else contextlib.nullcontext():
             if lead:
                 folder.check_config(config, override)
-                save_columns(folder, problem)
             barrier("config")
             for line in announce.beginning(problem, folder, parameters):
                 speak(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -27,6 +28,7 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
   --observations=FILE    sample: .npz of observations
   --num_samples=N        sample: draws per observation, or of the prior
   --output=FILE          sample: the .npz to write; a picture goes beside it
+  --round=N              sample, evaluate: the round; else the one the stopping rule picked, else the last
   --sample_seed=N        sample: seed of the draws
   --reference=FILE       evaluate: .npz with clean x, for measuring only
   --coordinator, --num_processes, --process_id     several processes; --coordinator=auto on a cluster
@@ -43,7 +45,9 @@ _COLOURS = {"strong": "1", "good": "32", "bad": "31"}
 def answered(argv: Sequence[str], configs: Sequence[str]) -> Iterator[None]:
     """Prints ``HELP`` and exits where a command line asks for help; asking is no error, so the exit code is 0."""
     if any(word in ("--help", "-help", "-h", "-?", "help") for word in argv[1:]):
-        print(HELP.format(configs=", ".join(configs)), end="")
+        indent = " " * 25
+        named = textwrap.fill(", ".join(configs), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
+        print(HELP.format(configs=named), end="")
         sys.exit(0)
     try:
         yield

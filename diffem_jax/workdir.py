@@ -29,7 +29,6 @@ class Workdir:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root).expanduser()
         self.config = self.root / "config.json"
-        self.columns = self.root / "columns.json"
         self.metrics = self.root / "metrics.jsonl"
         self.start = self.root / "start"
         self.rounds = self.root / "rounds"

@@ -7,6 +7,7 @@ writer of your own is a function ``(workdir, config, resumed) -> Writer``, named
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,7 +69,7 @@ class WeightsAndBiases:
         del resumed
         self.wandb = _package("wandb", "wandb")
         noted = workdir.root / "wandb_run.json"
-        name = json.loads(noted.read_text())["id"] if noted.exists() else self.wandb.util.generate_id()
+        name = json.loads(noted.read_text())["id"] if noted.exists() else secrets.token_hex(4)
         write_atomically(noted, json.dumps({"id": name}) + "\n")
         self.run = self.wandb.init(
             dir=str(workdir.root), id=name, resume="allow", name=workdir.root.absolute().name, config=flatten(config)

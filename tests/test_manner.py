@@ -171,6 +171,7 @@ def test_the_first_lines_say_what_will_be_done(tmp_path):
         assert word in text, (word, text)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_with_spaces_from_another_one(tmp_path, monkeypatch):
     from faults.harness import arguments
 

@@ -126,8 +126,6 @@ def figure(results: dict[str, Any], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [name for name in ("wine50", "series", "volumes") if name in results]
-    if not shown:
-        return
     figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 3.6), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
         y, mask, truth, drawn = (np.asarray(a) for a in results[name]["picture"])

@@ -21,11 +21,11 @@ METRICS = "('sinkhorn','observation_score','observation_distance')"
 def jobs(quick: bool) -> list[Job]:
     published = ("--config=manifold:published", *fields(eval__metrics=METRICS))
     best = ("--config=manifold:best", *fields(eval__metrics=METRICS))
-    short = fields(rounds=2, m_step__steps=500, e_step__steps=32) if quick else ()
+    short = fields(rounds=2, m_step__steps=1000, e_step__steps=64) if quick else ()
     return [
         Job("DiffEM, best", (*best, *fields(rounds=2 if quick else 4))),
         Job("DiffEM, published", (*published, *short)),
-        Job("EM-MMPS", (*published, *fields(method="em_mmps", rounds=5, e_step__steps=64, mmps__iterations=1), *short)),
+        Job("EM-MMPS", (*published, *fields(method="em_mmps", rounds=5, e_step__steps=64, mmps__iterations=2), *short)),
         Job("oracle", (*published, *fields(method="oracle", rounds=3, m_step__steps=4000, e_step__steps=64), *short)),
     ]
 

@@ -1,0 +1,241 @@
+"""Trained models in one line: ``model = dx.load("digits")``, or ``dx.load(workdir)`` for any run.
+
+An artefact is a folder with model.npz (arrays alone: nothing is executed on load), config.json, checksums.json and a card,
+README.md. ``export`` makes one of a work directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffem_jax import checkpoints, em
+from diffem_jax.build import Setup, edm, is_unconditional, make_model, make_setup
+from diffem_jax.config import nearest
+from diffem_jax.data import load_observations
+from diffem_jax.data.npz import read_arrays
+from diffem_jax.draw import chosen_round, draws_of_prior
+from diffem_jax.gaussians import Mixture
+from diffem_jax.linalg import Gaussian
+from diffem_jax.parallel import Parallel, make_parallel
+from diffem_jax.problem import check_operators, simulate, stored_config
+from diffem_jax.round_zero import load_start, start_draw
+from diffem_jax.rounds import make_engine
+from diffem_jax.several import several_draws
+from diffem_jax.types import Corruption, Observation, PyTree, UserError
+from diffem_jax.workdir import Workdir
+
+SHIPPED = Path(__file__).parent / "artefacts"
+"""The models that come with the package, one a folder."""
+
+_SUMMED = ("model.npz", "config.json")
+
+
+class Pretrained:
+    """A trained model: draws of p(x | y) and of p(x), for arrays in memory.
+
+    Args:
+        config: the configuration it was trained with.
+        parts: 'start' (the fitted start's arrays), 'posterior' and perhaps 'prior' (networks' parameters).
+        card: what is to be known of it.
+    """
+
+    def __init__(self, config: ConfigDict, parts: dict[str, PyTree], card: str = ""):
+        self.config, self.card, self._parts = config, card, parts
+        s = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in parts["start"].items()}
+        self._start = Mixture(s["log_weights"], Gaussian(s["mean"], s["variance"], s["factor"]))
+        self.setup: Setup = make_setup(config, tuple(s["mean"].shape[1:]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one x."""
+        return self.setup.shape
+
+    @property
+    def corruption(self) -> Corruption:
+        """p(y | x), as it was trained with."""
+        return self.setup.corruption
+
+    def observe(self, x: Any, seed: int = 0) -> Observation:
+        """Fresh observations of clean examples, [N, *X] -> y and operators with a leading axis N."""
+        return simulate(self.setup, np.asarray(x, np.float32), seed)
+
+    def posterior_draws(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
+        """Draws of p(x | y), the same as those of the command's --mode=sample.
+
+        Args:
+            observations: an ``Observation`` with a leading axis N, or an .npz file of them.
+            num_samples: draws per observation.
+            seed: of the draws.
+
+        Returns:
+            [num_samples, N, *X].
+
+        Raises:
+            UserError: observations that do not fit the corruption.
+        """
+        return self._draws(self._posterior_step, self._parts["posterior"], observations, num_samples, seed)
+
+    def start_draws(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
+        """Draws of the fitted start given the observations: what the network improved on; [num_samples, N, *X]."""
+        return self._draws(self._start_step, self._start, observations, num_samples, seed)
+
+    def prior_draws(self, num_samples: int = 1, seed: int = 0) -> np.ndarray:
+        """Draws of p(x), [num_samples, *X].
+
+        Raises:
+            UserError: the model has no prior.
+        """
+        own = "prior" in self._parts
+        if own:
+            denoiser, params = edm(self.setup, None), self._parts["prior"]
+        else:
+            denoiser, params = make_model(self.setup, self._start).denoiser, self._parts["posterior"]
+            c = self.config
+            if not (is_unconditional(c) or c.method == "ambient" or c.m_step.condition_dropout > 0):
+                raise UserError(
+                    "this model has no prior; expected one trained with config.prior.steps > 0 or "
+                    "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
+                )
+        return draws_of_prior(self.setup, denoiser, params, own, num_samples, seed)
+
+    def _draws(
+        self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int
+    ) -> np.ndarray:
+        where = "observations"
+        if isinstance(observations, str | os.PathLike):
+            where = str(observations)
+            observations = load_observations(where, self.shape, self.corruption)
+        check_operators(self.setup, observations, where)
+        options: dict[str, Any] = {"seed": seed, "stream": "sample", "batch": self.config.e_step.batch_size}
+        return several_draws(step, self._parallel, params, observations, num_samples, quiet=True, **options)
+
+    @functools.cached_property
+    def _parallel(self) -> Parallel:
+        return make_parallel("jit", jax.local_devices()[:1])
+
+    @functools.cached_property
+    def _posterior_step(self) -> Callable[..., Any]:
+        return make_engine(self.setup, self._parallel, self._start).e_step
+
+    @functools.cached_property
+    def _start_step(self) -> Callable[..., Any]:
+        return self._parallel.map_e_step(em.map_examples(start_draw(self.setup)))
+
+
+def load(name: str | os.PathLike[str]) -> Pretrained:
+    """A model that ships with the package, an exported one, or a work directory (the round its stopping rule picked, else the last).
+
+    Args:
+        name: the name of a shipped model ('digits'), or a folder (write './digits' for a folder of that name).
+
+    Raises:
+        UserError: no such model, or a damaged one.
+    """
+    folder = SHIPPED / name if isinstance(name, str) and name in shipped() else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{name}: neither a run's or exported model's folder nor a model of the package; {nearest(str(name), shipped())}"
+        )
+    if not (folder / "model.npz").is_file():
+        return _of_run(Workdir(folder))
+    _check(folder)
+    card = folder / "README.md"
+    flat = read_arrays(folder / "model.npz")
+    parts = _nested({key: np.asarray(leaf, np.float32) for key, leaf in flat.items()})
+    return Pretrained(stored_config(Workdir(folder)), parts, card.read_text(encoding="utf-8") if card.is_file() else "")
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model.npz"))
+
+
+def _of_run(workdir: Workdir) -> Pretrained:
+    start, number = load_start(workdir), chosen_round(workdir)
+    if number == 0:
+        raise UserError(
+            f"{workdir.root}: the chosen round is the start itself, which has no network; train more rounds"
+        )
+    parts: dict[str, PyTree] = {
+        "start": {"log_weights": start.log_weights, **start.components._asdict()},
+        "posterior": checkpoints.load(workdir.round_checkpoint(number))["ema_params"],
+    }
+    if (workdir.prior / "final").exists():
+        parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]
+    return Pretrained(stored_config(workdir), parts)
+
+
+def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:
+    """Writes the chosen round of a work directory as a small model: no optimiser, 16-bit parameters, checksums.
+
+    Args:
+        workdir: a trained run.
+        folder: where to; made if it is not there.
+        card: its README.md: data, settings, figures, licence, limits.
+
+    Returns:
+        the folder.
+
+    Raises:
+        UserError: the run has no finished round, or a parameter does not fit 16 bits.
+    """
+    model, target = _of_run(Workdir(workdir)), Path(folder)
+    arrays = _flat(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model._parts))
+    for key, leaf in arrays.items():
+        if not key.startswith("start."):  # the start's covariances span more than 16 bits hold
+            arrays[key] = leaf.astype(np.float16)
+        if not np.isfinite(arrays[key]).all():
+            raise UserError(f"{workdir}: {key} does not fit 16 bits; expected parameters below 65504")
+    target.mkdir(parents=True, exist_ok=True)
+    np.savez(target / "model.npz", **arrays)  # type: ignore[arg-type]
+    (target / "config.json").write_text(json.dumps(Workdir(workdir).stored_config(), indent=1) + "\n")
+    (target / "README.md").write_text(card, encoding="utf-8")
+    (target / "checksums.json").write_text(
+        json.dumps({name: _digest(target / name) for name in _SUMMED}, indent=1) + "\n"
+    )
+    return target
+
+
+def _check(folder: Path) -> None:
+    try:
+        expected = json.loads((folder / "checksums.json").read_text())
+        wrong = [name for name in _SUMMED if _digest(folder / name) != expected[name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: checksums.json cannot be used ({error}); export or install the model again"
+        ) from None
+    if wrong:
+        raise UserError(f"{folder / wrong[0]}: differs from its checksum; expected the file as exported; copy it again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    if not hasattr(tree, "items"):
+        return {prefix[:-1]: tree}
+    return {k: leaf for name, sub in tree.items() for k, leaf in _flat(sub, f"{prefix}{name}.").items()}
+
+
+def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, leaf in flat.items():
+        *parents, last = key.split(".")
+        at = tree
+        for name in parents:
+            at = at.setdefault(name, {})
+        at[last] = leaf
+    return tree
