@@ -75,7 +75,11 @@ def run_jobs(name: str, jobs: Sequence[Job], options: argparse.Namespace) -> lis
             for stage in ([j for j in wanted if not j.before], [j for j in wanted if j.before]):
                 tasks = [pool.submit(_run, job, work, seed) for seed in range(options.seeds) for job in stage]
                 for task in concurrent.futures.as_completed(tasks):
-                    task.result()
+                    # One run that fails does not end the others; it is missing from the tables, and done again next time.
+                    try:
+                        task.result()
+                    except (subprocess.CalledProcessError, OSError) as error:
+                        print(f"FAILED: {error}", file=sys.stderr, flush=True)
     rows = [row for job in jobs for seed in range(options.seeds) if (row := collect(job, work, seed)) is not None]
     place = ROOT / "experiments" / name / ("results_quick.json" if options.quick else "results.json")
     place.write_text(json.dumps(rows, indent=1) + "\n")
