@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffem_jax.redraw import not_finite
 from diffem_jax.types import EMState, UserError
 
 PRIOR = "prior"
@@ -47,14 +46,3 @@ def check_state(state: EMState, number: int, done: int, label: str, first_step: 
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
         where = f"update {done}, step {first_step + done} of the run"
         raise NonFinite(f"{label}: parameters are NaN or infinite after {where}", number, prior=label == PRIOR)
-
-
-def check_finite(x: np.ndarray, number: int) -> None:
-    """Raises ``NonFinite`` for draws that are NaN or infinite."""
-    bad = not_finite(x)
-    if len(bad):
-        raise NonFinite(
-            f"E-step {number}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn (first: row {bad[0]})",
-            number,
-            draws=True,
-        )

@@ -21,13 +21,14 @@ from diffem_jax.announce import Estimate
 from diffem_jax.build import Model, Setup, make_model, make_time_law
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.denoisers import drawn_noise
+from diffem_jax.diagnose import broken_step
 from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
-from diffem_jax.guards import NonFinite, Preempted, check_finite, write_shard
+from diffem_jax.guards import NonFinite, Preempted, parallel_host, write_shard
 from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, most, process_count, process_index
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
-from diffem_jax.redraw import redraw
+from diffem_jax.redraw import not_finite, redraw
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
 from diffem_jax.updates import Course, Updates, largest_divisor, raise_together
@@ -132,7 +133,7 @@ class Run:
                 indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
                 size = max(len(stored.indices(int(s))) for s in group)
                 x = self.draw(step, stream, params, indices, size, local_batch, progress, len(group))
-                trouble = self._keep(stored, shard, x, number) if me < len(group) else None
+                trouble = self._keep(stored, shard, x, number, indices, params) if me < len(group) else None
                 raise_together(trouble, label, number)
                 self._check_signal()
         barrier("drawn")
@@ -164,12 +165,24 @@ class Run:
         self.redrawn += count
         return x
 
-    def _keep(self, stored: Any, shard: int, x: np.ndarray, number: int) -> NonFinite | UserError | None:
+    def _keep(
+        self, stored: Any, shard: int, x: np.ndarray, number: int, indices: np.ndarray, params: Any
+    ) -> NonFinite | UserError | None:
         """Writes a shard; what went wrong is returned, so that all processes can stop."""
+        bad = indices[not_finite(x)]
+        if len(bad):
+            where = "of the start"
+            if number:
+                key = jax.random.fold_in(stream_key(self.config.seed, "e_step", number), bad[0])
+                observation = jax.tree.map(lambda a: a[0], rows(self.problem.observations, bad[:1]))
+                host = jax.tree.map(parallel_host, params)
+                where = broken_step(self.setup, self.engine.model, key, host, observation)
+            step = f"step {number * self.config.m_step.steps} of the run"
+            message = f"E-step {number}, {step}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
+            return NonFinite(f"{message}; the first is that of example {bad[0]}, {where}", number, draws=True)
         try:
-            check_finite(x, number)
             write_shard(stored, shard, x)
-        except (NonFinite, UserError) as error:
+        except UserError as error:
             return error
         return None
 

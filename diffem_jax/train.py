@@ -114,7 +114,7 @@ def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str
 @contextlib.contextmanager
 def writers(run: Run, lead: bool) -> Iterator[None]:
     """Opens the config's writers for a run, and closes them whatever ends it."""
-    last = checkpoints.latest(run.workdir.rounds) if run.workdir.rounds.exists() else None
+    last = checkpoints.latest(run.workdir.rounds)
     done = checkpoints.metadata(last)["step"] if last else 0
     run.writers = Writers(run.workdir, run.config, done, lead)
     try:
@@ -147,7 +147,7 @@ def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int
     barrier("gone back")
     # Out of attempts, the person may also go on from inside the round; a new attempt begins the round again.
     inside = folder.prior if error.prior else folder.latest
-    folders = [folder.rounds] if attempt <= config.recover else [inside, folder.rounds]
+    folders = [folder.rounds, folder.start] if attempt <= config.recover else [inside, folder.rounds, folder.start]
     last = next(filter(None, (checkpoints.latest(f) for f in folders)), None)
     place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
     if attempt > config.recover:

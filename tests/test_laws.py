@@ -143,7 +143,8 @@ def _mixture():
 def _draw_mixture(law, count, seed):
     rng = np.random.default_rng(seed)
     parts = jax.tree.map(lambda a: np.asarray(a, np.float64), law)
-    which = rng.choice(3, count, p=np.exp(parts.log_weights))
+    weights = np.exp(parts.log_weights)
+    which = rng.choice(3, count, p=weights / weights.sum())
     z, e = rng.normal(size=(count, 1)), rng.normal(size=(count, 2))
     mean, variance, factor = (leaf[which] for leaf in parts.components)
     return (mean + np.einsum("nr,nrd->nd", z, factor) + np.sqrt(variance) * e).astype(np.float32)

@@ -1,6 +1,8 @@
 """The whole loop through the command on a tiny configuration: train, sample, the prior, evaluate, own data."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -150,6 +152,9 @@ def test_evaluate_measures_the_last_round(run, tmp_path):
     assert any(r["kind"] == "evaluation" and "accuracy" in r for r in records)
     x = np.asarray(ReconstructionStore(run / "reconstructions").round(2).open())
     np.savez(tmp_path / "clean.npz", x=x)
+    # Every pixel is seen by half of the observations.
+    seen = next(r for r in records if r["kind"] == "identifiability")
+    assert seen["unseen"] == 0 and seen["dimensions"] == 64 and "warning" not in ended.err
     better = _run("--mode=evaluate", f"--workdir={run}", f"--reference={tmp_path / 'clean.npz'}")
     assert (
         float(dict(line.split(": ") for line in better.out.splitlines() if ": " in line)["psnr"])
@@ -157,6 +162,23 @@ def test_evaluate_measures_the_last_round(run, tmp_path):
     )
     np.savez(tmp_path / "wrong.npz", x=x[:3])
     refused(command("--mode=evaluate", f"--workdir={run}", f"--reference={tmp_path / 'wrong.npz'}"), "--reference")
+
+
+def test_evaluate_warns_of_directions_that_no_observation_sees(run, tmp_path):
+    """The same run under a box that hides the same pixels always: told from the operators alone."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config = {k: v for k, v in config.items() if not k.startswith("corruption.")}
+    box = {"corruption.name": "box_mask", "corruption.noise_std": 0.01, "corruption.box": [4, 4]}
+    (workdir / "config.json").write_text(json.dumps(config | box))
+    ended = _run("--mode=evaluate", f"--workdir={workdir}")
+    assert "warning, 16 of 64 directions of x are seen by none of 200" in ended.err, ended.err
+    record = next(r for r in Workdir(workdir).records() if r["kind"] == "identifiability")
+    assert record["unseen"] == 16 and record["method"] == "counts"
+    arrays = np.load(workdir / "identifiability.npz")
+    assert arrays["directions"].shape == (16, 8, 8, 1) and (arrays["seen"] == 0).sum() == 16
+    assert not arrays["seen"][2:6, 2:6].any()
 
 
 def test_training_never_reads_the_truth(run, own, tmp_path):
@@ -173,7 +195,11 @@ def test_training_never_reads_the_truth(run, own, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_recovered_from(tmp_path):
     sgd = {"m_step__optimizer": "sgd", "m_step__clip_norm": 0.0, "m_step__learning_rate": 10.0}
     wild = [*arguments(e_step__batch_size=100, eval__metrics="()", rounds=1, **sgd), f"--workdir={tmp_path / 'run'}"]
-    refused(command(*wild), "M-step 1", "at update", "last good checkpoint", "round_00001_update_", "learning_rate")
+    ended = command(*wild)
+    refused(
+        ended, "M-step 1", "at update", "of the run", "last good checkpoint", "round_00001_update_", "learning_rate"
+    )
+    assert re.search(r"at noise level [0-9.e+-]+ \(of ", ended.err), ended.err
     ended = _run(*wild, "--config.recover=8")
     assert "going back" in ended.out and "done:" in ended.out
     records = Workdir(tmp_path / "run").records()
