@@ -79,7 +79,7 @@ def stage(name: str, path: str, count: int, folder: str) -> dict[str, float]:
         if name == "e_step":
             run.e_step(0, run.start, run.start_step)
         else:
-            run.m_step(1, run.fresh_state(), 0, (0.0, 0))
+            run.m_step(1, run.fresh_state())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"peak_mib": round(peak, 1), "seconds": round(time.monotonic() - began, 1)}
 

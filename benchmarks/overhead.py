@@ -60,7 +60,7 @@ def measure(config: Any, updates: int) -> dict[str, float]:
         key = stream_key(config.seed, "m_step", 1)
         m_times = interleave(
             {
-                "loop": lambda: run.m_step(1, run.fresh_state(), 0, (0.0, 0)),
+                "loop": lambda: run.m_step(1, run.fresh_state()),
                 "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
             }
         )

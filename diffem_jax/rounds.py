@@ -218,9 +218,9 @@ class Run:
 
     # M-step ----------------------------------------------------------------------------------------------------------
 
-    def m_step(self, number: int, state: EMState, course: Course) -> tuple[EMState, float, float]:
+    def m_step(self, number: int, state: EMState, course: Course | None = None) -> tuple[EMState, float, float]:
         """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
-        m, began = self.config.m_step, time.monotonic()
+        m, began, course = self.config.m_step, time.monotonic(), course or Course()
         updates = Updates(
             label=f"M-step {number}",
             number=number,

@@ -220,6 +220,7 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     from configs import own_data
     from diffem_jax.problem import load_problem, rows
     from diffem_jax.rounds import Run
+    from diffem_jax.updates import Course
 
     rng = np.random.default_rng(0)
     own, config = tmp_path / "own.npz", own_data.get_config()
@@ -244,9 +245,9 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
             return run_step(key, state, data, slots)
 
         run_step, run.engine = run.engine.m_step, run.engine._replace(m_step=spy)
-        run.m_step(1, run.fresh_state(), 0, (0.0, 0))
+        run.m_step(1, run.fresh_state())
         again, met = met, []
-        run.m_step(1, run.fresh_state(), 2, (0.0, 0))
+        run.m_step(1, run.fresh_state(), Course(2))
     assert len(again) == 2 and len(met) == 1
     # An interrupted M-step goes on with the operators that it would have met.
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(met[0]), strict=True))

@@ -22,6 +22,8 @@ from diffem_jax.data import ReconstructionStore
 from diffem_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
+STARTED: list[subprocess.Popen[str]] = []
+"""Processes that may still run; whoever gives up early ends them."""
 TINY = {
     "data.num_examples": 200,
     "network.features": "(16,)",
@@ -83,7 +85,9 @@ class Harness:
         """Starts the command; ``before`` runs in the child first."""
         command = [sys.executable, "-m", "diffem_jax.main", f"--workdir={workdir}", *self.flags, *extra]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=self.root, env=self.environment, preexec_fn=before, **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, cwd=self.root, env=self.environment, preexec_fn=before, **pipes)  # type: ignore[call-overload]
+        STARTED[:] = [*(p for p in STARTED if p.returncode is None), process]
+        return process
 
     def finish(self, workdir: Path, *extra: str, code: int = 0, before: Callable[[], None] | None = None) -> str:
         """Runs the command to its end; its output. Asserts the exit code."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import collections
 import random
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.harness import Harness, after, appeared, arguments, assert_same, result
+from tests.faults.harness import STARTED, Harness, after, appeared, arguments, assert_same, result
 
 PATTERNS = (
     "start/fit*",
@@ -36,6 +37,32 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0)
     options = parser.parse_args()
+    # The bound holds whatever is being waited for.
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, max(60 * options.minutes, 0.01))
+    try:
+        return soak(options)
+    except OutOfTime:
+        print(f"FAILED: out of time after {options.minutes:g} minutes", flush=True)
+        return 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for process in STARTED:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+class OutOfTime(BaseException):
+    """The bound is reached."""
+
+
+def _out_of_time(number: int, frame: object) -> None:
+    raise OutOfTime
+
+
+def soak(options: argparse.Namespace) -> int:
+    """Kills, restarts and compares until enough were killed."""
     rng, began = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="diffem_soak_") as scratch:
         root, flags = Path(scratch), arguments(**RUN)
@@ -55,9 +82,6 @@ def main() -> int:
         while kills < options.kills:
             workdir = root / f"run_{runs}"
             while True:
-                if time.monotonic() - began > 60 * options.minutes:
-                    print(f"FAILED: out of time after {kills} kills")
-                    return 1
                 if kills >= options.kills:
                     break
                 by_time = rng.random() < 0.5

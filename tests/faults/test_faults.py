@@ -10,10 +10,16 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from .harness import Harness, appeared, arguments, assert_same, copy, result, wait
+from diffem_jax import checkpoints
+from diffem_jax.workdir import Workdir
+
+from .harness import ROOT, Harness, appeared, arguments, assert_same, copy, leaves, result, wait
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +148,17 @@ def _truncate(checkpoint):
     file.write_bytes(file.read_bytes()[:-7])
 
 
+def test_the_soak_stops_at_its_bound(tmp_path):
+    """With a run under way: exit code 1, at once, and no process is left."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.faults.soak", "--kills=1000", "--minutes=0.02"]
+    began = time.monotonic()
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 1 and "out of time after 0.02 minutes" in ended.stdout, ended
+    assert "kill 1" not in ended.stdout and time.monotonic() - began < 120
+    assert not list(tmp_path.glob("diffem_soak_*"))
+
+
 def test_the_comparison_can_fail(harness, whole, expected):
     """One changed bit in a shard is seen."""
     workdir = copy(whole, harness.root / "changed")
@@ -149,3 +166,62 @@ def test_the_comparison_can_fail(harness, whole, expected):
     (workdir / "rounds" / "round_00001.checksums.json").unlink()
     with pytest.raises(AssertionError, match="round_00001"):
         assert_same(workdir, expected)
+
+
+# The slow ones: every phase preempted, and the prior killed. A rerun ends with the same bits.
+
+PRIOR = ("--config.prior.steps=60", "--config.prior.sampler_steps=4")
+
+
+@pytest.fixture(scope="module")
+def expected_prior(harness, whole):
+    workdir = copy(whole, harness.root / "with_prior")
+    harness.finish(workdir, *PRIOR)
+    return prior_of(workdir)
+
+
+def prior_of(workdir):
+    folder = Workdir(workdir).prior
+    assert [p.name for p in checkpoints.written(folder)] == ["final"]
+    return {name: leaf.tobytes() for name, leaf in leaves(checkpoints.load(folder / "final"))}
+
+
+@pytest.mark.slow
+def test_sigterm_during_the_starts_fit_and_during_an_e_step(harness, expected):
+    workdir = harness.root / "early"
+    ended = harness.kill(workdir, appeared(workdir, "config.json"), signal.SIGTERM, delay=0.5)
+    assert ended.code == 143 and "SIGTERM" in ended.output and "Traceback" not in ended.output, ended.output
+    assert not list((workdir / "start").glob("fit.checksums.json")), ended.output
+    moment = appeared(workdir, "reconstructions/round_00000/shard-00000-of-00004.json")
+    ended = harness.kill(workdir, moment, signal.SIGTERM)
+    assert ended.code == 143 and "SIGTERM: saved" in ended.output and "Traceback" not in ended.output, ended.output
+    whole_ones = list((workdir / "reconstructions" / "round_00000").glob("shard-*.json"))
+    assert 1 <= len(whole_ones) < 4 or not (workdir / "rounds").exists()
+    harness.finish(workdir)
+    assert_same(workdir, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_prior_training_stopped_goes_on_from_its_checkpoint(harness, whole, expected_prior, number):
+    workdir = copy(whole, harness.root / f"prior_{number}")
+    moment = appeared(workdir, "prior/round_00002_update_000000020.checksums.json")
+    ended = harness.kill(workdir, moment, number, extra=PRIOR)
+    assert ended.alive and ended.code == (143 if number == signal.SIGTERM else -number), ended.output
+    assert not (workdir / "prior" / "final").exists()
+    output = harness.finish(workdir, *PRIOR)
+    assert "prior: continuing from update" in output
+    assert prior_of(workdir) == expected_prior
+
+
+@pytest.mark.slow
+def test_a_stale_prior_is_trained_anew(harness, whole, expected_prior):
+    """More rounds, or more updates: what it was trained on is noted, and differs. The same command again: nothing."""
+    workdir = copy(whole, harness.root / "stale")
+    harness.finish(workdir, *PRIOR)
+    assert "prior: trained" not in harness.finish(workdir, *PRIOR)
+    output = harness.finish(workdir, *PRIOR, "--config.prior.steps=20")
+    assert "training it anew" in output and prior_of(workdir) != expected_prior
+    output = harness.finish(workdir, *PRIOR, "--config.rounds=3")
+    assert "is of round 2" in output and "training it anew" in output
+    assert checkpoints.metadata(workdir / "prior" / "final")["round"] == 3
