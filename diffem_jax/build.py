@@ -279,7 +279,10 @@ def make_model(setup: Setup, base: Mixture) -> Model:
         denoiser = edm(setup, c)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        return denoisers.bind(denoiser, params, observation, config.e_step.guidance)
+        denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
+        if not config.e_step.consistency:
+            return denoise
+        return posteriors.consistent(denoise, setup.schedule, c, observation, iterations=config.e_step.consistency)
 
     return Model(denoiser, bind, make_loss(setup, denoiser, c))
 

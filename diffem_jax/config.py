@@ -70,6 +70,9 @@ def default() -> ConfigDict:
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
     c.e_step.guidance = 1.0
+    c.e_step.consistency = (
+        0  # gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear
+    )
 
     c.m_step = ConfigDict()
     c.m_step.steps = 1000  # updates a round
@@ -177,6 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "e_step.batch_size": (1, 2**24),
     "e_step.shard_size": (0, 2**32),
     "e_step.guidance": (0, 100),
+    "e_step.consistency": (0, 1000),
     "m_step.steps": (1, 10**9),
     "m_step.batch_size": (1, 2**24),
     "m_step.learning_rate": (1e-12, 10),

@@ -210,6 +210,40 @@ def dps(
     return posterior
 
 
+def consistent(
+    denoise: DenoiseFn, schedule: Schedule, corruption: Corruption, observation: Observation, *, iterations: int = 4
+) -> DenoiseFn:
+    """x-hat moved until it agrees with y to within the noise: x-hat + J^T w r, r = y - A(x-hat), J = dA / dx, again and again.
+
+    The weight w = max(0, 1 - M noise_std^2 / |r|^2), M the number of entries of y, lets the steps end where the misfit
+    is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions, made for a denoiser that
+    has seen y already; steps of length one suit an A that does not stretch, as all that ship.
+
+    Args:
+        denoise: (x_t, t) -> E[x | x_t, y].
+        schedule: unused; here so that all transforms are called alike.
+        corruption: any corruption with a derivative.
+        observation: y and its operator.
+        iterations: steps an evaluation.
+
+    Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
+    """
+    del schedule
+    variance = _noise_variance(corruption, observation.operator)
+
+    def posterior(x_t: Array, t: Array) -> Array:
+        def step(_: int, x_hat: Array) -> Array:
+            r, pull = jax.vjp(lambda x: _residual(corruption, observation, x), x_hat)
+            square = jnp.sum(r**2)
+            weight = jnp.maximum(0.0, 1.0 - r.size * variance / jnp.where(square > 0, square, 1.0))
+            # The residual is y - A(x), so its derivative points the other way.
+            return x_hat - pull(jnp.where(square > 0, weight, 0.0) * r)[0]
+
+        return jax.lax.fori_loop(0, iterations, step, denoise(x_t, t))
+
+    return posterior
+
+
 POSTERIORS: dict[str, Callable[..., DenoiseFn]] = {"mmps": mmps, "dps": dps, "pigdm": pigdm}
 
 

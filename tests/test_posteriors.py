@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffem_jax.corruptions import Clipping, PixelMask, Projection, VaryingNoise
+from diffem_jax.corruptions import CORRUPTIONS, Clipping, PixelMask, Projection, VaryingNoise
 from diffem_jax.denoisers import gaussian_denoiser
 from diffem_jax.gaussians import Mixture, condition_on_observation, sample_gaussian
 from diffem_jax.linalg import Gaussian
-from diffem_jax.posteriors import COVARIANCES, POSTERIORS, dps, mmps, pigdm, single_gaussian
+from diffem_jax.posteriors import COVARIANCES, POSTERIORS, consistent, dps, mmps, pigdm, single_gaussian
 from diffem_jax.samplers import ddpm, sample
-from diffem_jax.schedules import SCHEDULES, karras_grid
+from diffem_jax.schedules import SCHEDULES, VarianceExploding, karras_grid
 from diffem_jax.types import Observation, UserError
 
 SIGMAS = (0.02, 0.3, 1.0, 20.0)
@@ -325,3 +325,24 @@ def test_mistakes_about_the_corruption_are_named():
     noiseless = dataclasses.replace(CASES["projection"], shape=(6,), noise_std=0.0)
     with pytest.raises(UserError, match="noise_std"):
         mmps(prior, schedule, noiseless, observe(noiseless, law)[0], covariance="zeros")
+
+
+@pytest.mark.parametrize(("name", "fields"), [("jpeg", {"quality": 20}), ("phase", {"offset": 2.0}), ("clipping", {})])
+def test_consistent_estimates_agree_with_y_to_within_the_noise_and_no_further(name, fields):
+    """An estimate far off is moved until its misfit is the noise's; one within the noise is left alone."""
+    corruption = CORRUPTIONS[name](shape=(8, 8, 1), noise_std=0.05, **fields)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.clip(jax.random.normal(keys[0], corruption.shape), -2, 2)
+    observation = corruption.sample(keys[1], x)
+    off = x + 0.6 * jax.random.normal(keys[2], x.shape)
+
+    def misfit(estimate):
+        return float(jnp.sqrt(jnp.mean((observation.y - corruption.forward(estimate, ())) ** 2)))
+
+    def moved(estimate):
+        transform = consistent(lambda x_t, t: x_t, VarianceExploding(), corruption, observation, iterations=30)
+        return jax.jit(transform)(estimate, jnp.asarray(0.5))
+
+    assert 0.03 < misfit(moved(off)) < min(0.075, 0.5 * misfit(off))
+    close = moved(off)
+    np.testing.assert_allclose(moved(close), close, atol=0.05)
