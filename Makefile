@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TFDS := .venv-tfds
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-slow test-oldest test-tfds lint bench colabs soak dist clean
+.PHONY: demo test test-slow test-oldest test-tfds lint bench colabs soak docs dist clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -44,6 +44,10 @@ bench: $(VENV)/.dev
 colabs: $(VENV)/.dev
 	$(BIN)/python -m colabs.build --execute
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
+
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.soak --kills 30
 
@@ -55,6 +59,10 @@ $(VENV)/.base: setup.py
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 $(TFDS)/.tfds: setup.py

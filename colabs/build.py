@@ -8,6 +8,7 @@ python -m colabs.build --execute 01 04       # only these
 from __future__ import annotations
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -69,7 +70,11 @@ def main() -> None:
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
         script.with_suffix(".ipynb").write_text(text(script))
         if arguments.execute:
-            print(f"{script.stem}: {execute(script, arguments.output):.0f} s", flush=True)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = execute(script, arguments.output)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            print(f"{script.stem}: {seconds:.0f} s, {used:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":

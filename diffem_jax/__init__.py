@@ -13,7 +13,15 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "types": ("Corruption", "EMState", "LinearCorruption", "Observation", "Sampler", "UserError", "stream_key"),
-    "schedules": ("VarianceExploding", "VariancePreserving", "RectifiedFlow", "log_uniform_grid", "karras_grid"),
+    "schedules": (
+        "VarianceExploding",
+        "VariancePreserving",
+        "RectifiedFlow",
+        "log_uniform_grid",
+        "karras_grid",
+        "BetaMixture",
+        "snr_weight",
+    ),
     "linalg": ("Gaussian", "conjugate_gradient"),
     "gaussians": ("Mixture", "mixture_posterior_mean", "sample_posterior"),
     "networks": ("MLP", "UNet"),

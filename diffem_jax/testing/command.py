@@ -60,11 +60,9 @@ def check_command(*flags: str, folder: Path, source: Path | None = None) -> None
     said = run("stopped", 2)
     require("continuing after round 1" in said, f"the second command did not go on from the first: {said}")
     run("straight", 2)
-    rows = (
-        ReconstructionStore(Workdir(folder / name).reconstructions)
-        .round(2)
-        .open()
-        .rows(np.arange(TINY["data.num_examples"]))
+    indices = np.arange(int(TINY["data.num_examples"]))
+    stopped, straight = (
+        ReconstructionStore(Workdir(folder / name).reconstructions).round(2).open().rows(indices)
         for name in ("stopped", "straight")
     )
-    require(np.array_equal(*rows), "a prolonged run must leave the same draws as one in one go")
+    require(np.array_equal(stopped, straight), "a prolonged run must leave the same draws as one in one go")

@@ -35,7 +35,7 @@ def check_start(start: Callable[..., Mixture], *, seed: int = 0, **fields: Any) 
         AssertionError: naming what does not hold.
     """
     shape = (6,)
-    corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.1)
+    corruption: Any = PixelMask(shape=shape, rate=0.5, noise_std=0.1)
     key, rng, gaussian = jax.random.key(seed), np.random.default_rng(seed), law(6)
     shared, own = rng.normal(size=(2 * COUNT, 1)), rng.normal(size=(2 * COUNT, 6))
     x = np.asarray(gaussian.mean) + shared * np.asarray(gaussian.factor) + own * np.sqrt(np.asarray(gaussian.variance))

@@ -73,7 +73,7 @@ def check_sampler(
     Raises:
         AssertionError: naming what does not hold.
     """
-    mean, variance = np.float32([-1.0, 0.0, 1.5]), np.float32([0.1, 0.6, 2.0])
+    mean, variance = np.array([-1.0, 0.0, 1.5], np.float32), np.array([0.1, 0.6, 2.0], np.float32)
     shape, std = mean.shape, np.sqrt(variance)
     keys = jax.random.split(jax.random.key(seed), samples)
     for schedule in (VarianceExploding(1e-2, 40.0), VariancePreserving(1e-2, 40.0)):
@@ -145,7 +145,7 @@ def check_posterior(
         AssertionError: naming what does not hold.
     """
     shape = (4, 4, 1)
-    corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
+    corruption: Any = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
     prior = Gaussian(jnp.zeros(shape), jnp.ones(shape), jnp.zeros((0, *shape)))
     for schedule in (VarianceExploding(1e-2, 40.0), VariancePreserving(1e-2, 40.0)):
         free = gaussian_denoiser(schedule, prior)
@@ -239,7 +239,8 @@ def check_network(
 
     def loss(params: Any, key: Any) -> Any:
         rngs = {"dropout": key} if dropout else {}
-        return jnp.sum((network.apply(params, x, noise, condition, True, rngs=rngs) - x) ** 2)
+        out: Any = network.apply(params, x, noise, condition, True, rngs=rngs)
+        return jnp.sum((out - x) ** 2)
 
     try:
         gradient = jax.jit(jax.grad(loss))(params, jax.random.key(seed))

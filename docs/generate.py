@@ -1,0 +1,249 @@
+"""Pages of the documentation that are made, not typed: fields of the configuration, results, API, messages.
+
+A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the same pages to a folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "diffem_jax"
+
+
+def comments() -> dict[str, str]:
+    """'section.field' -> the comment behind its default in diffem_jax/config.py."""
+    source = (PACKAGE / "config.py").read_text()
+    found = {}
+    for name, meaning in re.findall(r"^    c\.([\w.]+) = [^#\n]*?(?:  # (.*))?$", source, re.MULTILINE):
+        found[name] = meaning
+    return found
+
+
+def config_page() -> str:
+    """Every field: default, meaning, what it may be."""
+    from diffem_jax import config
+
+    meanings = comments()
+    rows: dict[str, list[str]] = {}
+    for name, value in config.flatten(config.default()).items():
+        section = name.rpartition(".")[0]
+        allowed = ""
+        if name in config.CHOICES:
+            allowed = ", ".join(f"`{choice}`" for choice in config.CHOICES[name])
+            allowed += ", `module:name`" if name in config.PLUGGABLE else ""
+        elif name in config.RANGES:
+            allowed = "{:g} to {:g}".format(*config.RANGES[name])
+        meaning = meanings.get(name, "").replace("|", "&#124;")
+        shown = tuple(map(_tuple, value)) if isinstance(value, list) else value
+        rows.setdefault(section, []).append(f"| `{name}` | `{shown!r}` | {meaning} | {allowed} |")
+    lines = [
+        "# Every field of the configuration",
+        "",
+        "Made from diffem_jax/config.py. Each is a flag, `--config.FIELD=VALUE`; `corruption` and `network` take further",
+        "fields, those of the class that their `name` chooses ([API](api.md)), where the config file has them.",
+    ]
+    for section, entries in rows.items():
+        lines += [
+            "",
+            f"## {section or 'top'}",
+            "",
+            "| field | default | meaning | allowed |",
+            "|---|---|---|---|",
+            *entries,
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _tuple(value: object) -> object:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def results_page() -> str:
+    """What the experiments and benchmarks printed: their READMEs and docs/performance.md, with headings one level lower."""
+    parts = ["# Results", "", "Made from experiments/*/README.md and benchmarks/results/; no number is typed here."]
+    files = sorted((ROOT / "experiments").glob("*/README.md"))
+    for file in [*files, ROOT / "docs" / "performance.md"]:
+        text = re.sub(r"!\[.*?\]\(.*?\)|<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
+        text = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+        parts += ["", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
+    return "\n".join(parts) + "\n"
+
+
+def public() -> dict[str, object]:
+    """Full name -> object, of everything that an outside program is meant to import."""
+    import diffem_jax as dx
+
+    names = {f"diffem_jax.{dx._HOME[name]}.{name}": getattr(dx, name) for name in dx.__all__}
+    for module in ("diffem_jax.testing", "diffem_jax.corruptions", "diffem_jax.metrics"):
+        loaded = importlib.import_module(module)
+        names |= {f"{module}.{name}": getattr(loaded, name) for name in loaded.__all__}
+    return names
+
+
+def undocumented(names: dict[str, object]) -> list[str]:
+    """Public names, and public methods of public classes, without a docstring of their own."""
+    missing = []
+    for full, thing in names.items():
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            continue
+        said = inspect.getdoc(thing) or ""
+        # A dataclass or named tuple without a docstring is given its signature for one.
+        if not said or said.startswith(f"{thing.__name__}("):
+            missing.append(full)
+        if inspect.isclass(thing):
+            for name, member in vars(thing).items():
+                member = member.fget if isinstance(member, property) else member
+                if not name.startswith("_") and inspect.isfunction(member) and not inspect.getdoc(member):
+                    missing.append(f"{full}.{name}")
+    return missing
+
+
+def api_page() -> str:
+    """The public surface, from its docstrings.
+
+    Raises:
+        ValueError: a public name is not documented.
+    """
+    names = public()
+    if missing := undocumented(names):
+        raise ValueError(f"public names without a docstring: {', '.join(missing)}")
+    lines = [
+        "# API",
+        "",
+        "`import diffem_jax as dx` has the names of the first part; the rest is imported from its module.",
+    ]
+    section = ""
+    for full in sorted(names, key=lambda name: (not _short(name), name)):
+        head = "import diffem_jax as dx" if _short(full) else full.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines += ["", f"## {head}", ""]
+        thing = names[full]
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            lines += ["", f"::: {thing.__module__}.{thing.__qualname__}"]
+    return "\n".join(lines) + "\n"
+
+
+def _short(full: str) -> bool:
+    return not full.startswith(("diffem_jax.testing.", "diffem_jax.metrics.", "diffem_jax.corruptions."))
+
+
+def messages() -> list[tuple[str, str]]:
+    """(place, text) of every UserError in the source, with '...' for what is filled in."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError" and node.args:
+                text = _template(node.args[0])
+                if re.search(r"[a-z]{4}", text.replace("...", "")):
+                    found.append((f"{file.relative_to(ROOT)}:{node.lineno}", text))
+    return found
+
+
+def _template(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
+    return "..."
+
+
+def covered(text: str, phrases: list[str]) -> bool:
+    """Whether a phrase of the page occurs in a message; '...' on either side stands for anything."""
+    for phrase in phrases:
+        pieces = [re.escape(piece.strip()) for piece in phrase.split("...") if piece.strip()]
+        if pieces and len("".join(pieces)) >= 8 and re.search(".*".join(pieces), text, re.DOTALL):
+            return True
+    return False
+
+
+def phrases() -> list[str]:
+    """What docs/troubleshooting.md quotes in the first columns of its tables."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    return [phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)]
+
+
+def cure(text: str) -> str:
+    """What a message itself says to do, its last clause; '' where it only says what was expected."""
+    head, _, last = re.sub(r"\s+", " ", text).rpartition("; ")
+    if head and last == "...":
+        return "as the message suggests"
+    return last if head and last.strip(". ") and not last.startswith(("expected", "see")) else ""
+
+
+def without_cure() -> list[tuple[str, str]]:
+    """Messages that neither say what to do nor are in docs/troubleshooting.md."""
+    known = phrases()
+    return [(place, text) for place, text in messages() if not cure(text) and not covered(text, known)]
+
+
+def messages_page() -> str:
+    """Every message of exit code 2 and its cure.
+
+    Raises:
+        ValueError: a message without one.
+    """
+    if missing := without_cure():
+        raise ValueError(f"messages without a cure, for docs/troubleshooting.md: {missing}")
+    lines = [
+        "# Every message",
+        "",
+        "Made from the source. `...` stands for what is filled in; [troubleshooting](troubleshooting.md) has more on the",
+        "common ones, and the cure of those whose last column is empty.",
+    ]
+    section = ""
+    for place, text in messages():
+        module = place.partition(":")[0]
+        if module != section:
+            section = module
+            lines += ["", f"## {module}", "", "| message | cure |", "|---|---|"]
+        said, remedy = (
+            re.sub(r"\s+", " ", part).replace("|", "&#124;").replace("`", "'") for part in (text, cure(text))
+        )
+        lines.append(
+            f"| `{said.removesuffix('; ' + remedy).removesuffix('; ...') if remedy else said}` | {remedy.replace('[', '&#91;')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"messages.md": messages_page, "config.md": config_page, "results.md": results_page, "api.md": api_page}
+
+
+def on_config(config):  # type: ignore[no-untyped-def]
+    """Pages that mkdocs.yml does not name come last, so that a new file is never left out."""
+    named = {path for entry in config.nav for path in entry.values()}
+    for file in sorted((ROOT / "docs").glob("*.md")):
+        if file.name not in named:
+            config.nav.append({file.stem.replace("_", " ").capitalize(): file.name})
+    return config
+
+
+def on_page_markdown(markdown, **rest):  # type: ignore[no-untyped-def]
+    """Links to files outside docs/ serve readers of the repository; here they are text."""
+    return re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
+
+
+def on_files(files, config):  # type: ignore[no-untyped-def]
+    """Adds the pages to mkdocs' own."""
+    from mkdocs.structure.files import File
+
+    sys.path.insert(0, str(ROOT))
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in PAGES.items():
+        (folder / name).write_text(make())

@@ -1,0 +1,185 @@
+"""The documentation: made pages are whole, its code runs, the site builds, pictures and pages that it names exist."""
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffem_jax import config
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+FENCE = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load("generate")
+
+
+def blocks(page, language):
+    """The blocks that are to run, with included files in place."""
+
+    def included(match):
+        return (ROOT / match.group(1)).read_text()
+
+    found = FENCE.findall(page.read_text())
+    return [
+        re.sub(r'^--8<-- "(.*?)"$', included, code, flags=re.M)
+        for skip, kind, code in found
+        if kind == language and not skip
+    ]
+
+
+def test_every_field_is_on_the_page():
+    page = generate.config_page()
+    for name, value in config.flatten(config.default()).items():
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` ")), None)
+        assert row is not None, name
+        assert row.count("|") == 5, row
+        if not isinstance(value, list):
+            assert f"| `{value!r}` |" in row, row
+        for choice in config.CHOICES.get(name, ()):
+            assert f"`{choice}`" in row
+        assert name not in config.RANGES or name in config.CHOICES or f"{config.RANGES[name][1]:g}" in row
+
+
+def test_a_comment_reaches_its_field():
+    assert generate.comments()["m_step.clip_norm"] == "0 does not clip"
+    assert "every stream of randomness" in generate.comments()["seed"]
+
+
+def test_public_names_are_documented():
+    names = generate.public()
+    assert len(names) > 80
+    assert not generate.undocumented(names)
+
+
+def test_an_undocumented_name_stops_the_build(monkeypatch):
+    class Bare:
+        """Has a docstring."""
+
+        def method(self):
+            return 1
+
+    def bare():
+        return 1
+
+    assert generate.undocumented({"a.bare": bare, "a.Bare": Bare, "a.join": os.path.join}) == [
+        "a.bare",
+        "a.Bare.method",
+    ]
+    monkeypatch.setattr(generate, "public", lambda: {"a.bare": bare})
+    with pytest.raises(ValueError, match=r"a\.bare"):
+        generate.api_page()
+
+
+def test_every_message_has_a_cure():
+    found = generate.messages()
+    assert len(found) > 150
+    assert not generate.without_cure(), "say what to do in the message, or add it to docs/troubleshooting.md"
+
+
+def test_a_message_without_a_cure_is_seen(monkeypatch):
+    monkeypatch.setattr(generate, "messages", lambda: [("a.py:1", "config....: ...; expected a unicorn")])
+    assert len(generate.without_cure()) == 1
+    with pytest.raises(ValueError, match="unicorn"):
+        generate.messages_page()
+    monkeypatch.setattr(generate, "messages", lambda: [("a.py:1", "x: ...; expected a unicorn; bring one")])
+    assert not generate.without_cure()
+
+
+def test_results_are_those_of_the_experiments():
+    page = generate.results_page()
+    for readme in (ROOT / "experiments").glob("*/README.md"):
+        assert readme.read_text().splitlines()[0].lstrip("# ") in page
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.stem)
+def test_python_blocks_run(page, monkeypatch):
+    for folder in (ROOT / "examples").iterdir():
+        monkeypatch.syspath_prepend(folder)
+    names = {"__name__": page.stem}
+    for code in blocks(page, "python"):
+        if "ROUNDS, STEPS" not in code:
+            exec(compile(code, page.name, "exec"), names)
+
+
+def test_shell_blocks_are_run_or_marked():
+    """Those that are to run are few, and run here; nothing is in a language that no test knows."""
+    for page in DOCS:
+        kinds = {kind for _, kind, _ in FENCE.findall(page.read_text())}
+        assert kinds <= {"python", "sh"}, (page.name, kinds)
+        for code in blocks(page, "sh"):
+            for line in code.splitlines():
+                command = line.replace("diffem ", f"{sys.executable} -m diffem_jax.main ", 1)
+                done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+                assert done.returncode in (0, 1) if "--help" in line else done.returncode == 0, done.stderr
+
+
+def test_there_are_blocks():
+    assert sum(len(blocks(page, "python")) for page in DOCS) >= 9
+
+
+@pytest.mark.slow
+def test_the_script():
+    """Under 30 lines; it trains, and what it draws comes closer to what nobody showed it."""
+    script = ROOT / "examples" / "script.py"
+    assert len(script.read_text().splitlines()) < 30
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    errors = [float(value) for value in re.findall(r"error ([\d.]+)", done.stdout)]
+    assert len(errors) == 2 and max(errors) < 1.2, done.stdout
+
+
+def test_links_and_pictures_exist():
+    made = set(generate.PAGES)
+    for page in DOCS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert target in made or (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_pages_of_the_site_are_named():
+    named = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    for name in named:
+        assert name in generate.PAGES or (ROOT / "docs" / name).exists(), name
+    assert {page.name for page in DOCS} - set(named) <= {"scaling.md"}
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-d", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "config.html").exists()
+
+
+def test_figures_are_drawn(tmp_path):
+    load("figures").architecture(tmp_path / "architecture.png")
+    load("figures").round_flow(tmp_path / "round.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("architecture.png", "round.png"))
+
+
+def test_the_public_surface_is_small():
+    import diffem_jax as dx
+
+    assert len(dx.__all__) <= 60
+    assert all(not name.startswith("_") and getattr(dx, name) is not None for name in dx.__all__)
+    assert all(not inspect.ismodule(getattr(dx, name)) for name in dx.__all__)
