@@ -111,7 +111,7 @@ def default() -> ConfigDict:
 
     c.ambient = ConfigDict()
     c.ambient.further = 0.1  # probability that a seen entry is hidden from the network in training
-    c.ambient.reconstruction = "dps"  # dps (posterior draws) | restoration (one call, E[x | y], not a draw)
+    c.ambient.reconstruction = "restoration"  # restoration (one call, E[x | y], not a draw) | dps (posterior draws)
 
     c.stop = ConfigDict()
     c.stop.rule = "none"  # none | observation_score | observation_distance: picks the round to keep without clean data

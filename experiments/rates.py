@@ -10,7 +10,7 @@ from experiments import common, figures
 from experiments.common import Job, Row, fields
 
 RATES = (0.25, 0.5, 0.75, 0.9)
-GUIDANCE = 3.0
+GUIDANCE = 10.0
 """DPS strength of the ambient draws (config.dps.step)."""
 
 
