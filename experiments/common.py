@@ -191,8 +191,9 @@ def table(
     return "\n".join(out)
 
 
-def write_readme(name: str, text: str) -> None:
-    """Puts the tables between the markers of the experiment's README."""
+def write_readme(name: str, text: str, quick: bool = False) -> None:
+    """Puts the tables between the markers of the experiment's README; those of a small budget say so."""
+    text = f"Of `--quick` runs, whose budget is too small for a verdict.\n\n{text}" if quick else text
     path = ROOT / "experiments" / name / "README.md"
     begin, end = "<!-- results: begin -->", "<!-- results: end -->"
     page = path.read_text()

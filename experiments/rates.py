@@ -53,7 +53,7 @@ def report(name: str, rows: list[Row], quick: bool) -> None:
     calls = common.table(rows, lambda r: r["rounds"][-1]["network_calls"] / 1e6, digits=1)
     parts.append(f"Millions of network calls (a forward pass, a backward pass, a product count one each):\n\n{calls}")
     parts.append(f"![Methods against rates](rates{'_quick' if quick else ''}.png)")
-    common.write_readme(name, "\n\n".join(parts))
+    common.write_readme(name, "\n\n".join(parts), quick)
     methods = dict.fromkeys(row["method"] for row in rows)
     seeds = sorted({row["seed"] for row in rows})
     panels = []

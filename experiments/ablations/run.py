@@ -86,7 +86,7 @@ def report(rows: list[Row], quick: bool) -> None:
         parts.append(f"### {group}\n\n{common.table(lines, lambda r: r['value'], across='what')}")
     end = "_quick" if quick else ""
     parts.append(f"![Sampler steps, noise, assumed rate](settings{end}.png)\n\n![Over rounds](rounds{end}.png)")
-    common.write_readme(NAME, "\n\n".join(parts))
+    common.write_readme(NAME, "\n\n".join(parts), quick)
     place = common.ROOT / "experiments" / NAME
     seeds = sorted({row["seed"] for row in rows})
 

@@ -75,7 +75,7 @@ def report(rows: list[Row], quick: bool) -> None:
         )
         text += common.table(measured, lambda r: r["evaluation"].get(r["group"]), digits=3)
     text += f"\n\n![Divergence](divergence{'_quick' if quick else ''}.png)\n"
-    common.write_readme(NAME, text)
+    common.write_readme(NAME, text, quick)
 
 
 def corners(options: object, quick: bool) -> None:

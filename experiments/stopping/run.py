@@ -96,7 +96,7 @@ def report(rows: list[Row], quick: bool) -> None:
         table = "\n".join(lines)
         parts.append(f"`{rule}`: within 5% of the best round in {within} of {len(rows)} runs.\n\n{table}")
     parts.append(f"![Rules and truth](stopping{'_quick' if quick else ''}.png)")
-    common.write_readme(NAME, "\n\n".join(parts))
+    common.write_readme(NAME, "\n\n".join(parts), quick)
     panels = []
     for group, method in dict.fromkeys((row["group"], row["method"]) for row in rows):
         found = [row for row in rows if (row["group"], row["method"]) == (group, method)]
