@@ -9,14 +9,20 @@
 # the .ipynb at colab.research.google.com. About a minute on two CPU cores.
 
 # %%
-# Installs the package where it is missing: from the checkout that this notebook lies in, else from the package index.
+# Installs the package where it is missing: from the checkout that this notebook lies in, else from the repository.
 import importlib.util
 from pathlib import Path
+
+REPOSITORY = (
+    "https://github.com/OWNER/diffem_jax"  # where it is published; python -m colabs.build --repository=URL fills it in
+)
 
 if importlib.util.find_spec("diffem_jax") is None:
     from IPython import get_ipython
 
-    package = ".." if Path("../setup.py").exists() else "diffem-jax"
+    package = ".." if Path("../setup.py").exists() else f"git+{REPOSITORY}"
+    if "OWNER" in package:
+        raise SystemExit("set REPOSITORY to the address that you cloned from")
     get_ipython().run_line_magic("pip", f"install -q {package}")
 
 # %%

@@ -3,6 +3,7 @@
 python -m colabs.build                       # writes the .ipynb, without outputs
 python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
 python -m colabs.build --execute 01 04       # only these
+python -m colabs.build --repository=https://github.com/NAME/diffem_jax    # with that address and "Open in Colab" badges
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import nbformat
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 SECONDS_A_CELL = 1200
+PLACEHOLDER = "https://github.com/OWNER/diffem_jax"
 
 
 def notebook(script: Path) -> nbformat.NotebookNode:
@@ -36,9 +38,17 @@ def notebook(script: Path) -> nbformat.NotebookNode:
     return node
 
 
-def text(script: Path) -> str:
-    """What belongs in the .ipynb."""
-    return nbformat.writes(notebook(script)).rstrip("\n") + "\n"
+def text(script: Path, repository: str = "") -> str:
+    """What belongs in the .ipynb; with the address of a repository, its install cell and a badge lead there."""
+    node = notebook(script)
+    if repository:
+        address = repository.rstrip("/")
+        for cell in node.cells:
+            cell["source"] = cell["source"].replace(PLACEHOLDER, address)
+        link = f"https://colab.research.google.com/github/{address.split('github.com/')[-1]}/blob/main/colabs/{script.stem}.ipynb"
+        badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+        node.cells[0]["source"] = f"{badge}\n\n{node.cells[0]['source']}"
+    return nbformat.writes(node).rstrip("\n") + "\n"
 
 
 def execute(script: Path, output: Path | None) -> float:
@@ -64,11 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run every notebook")
     parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("--repository", default="", help="where the project is published")
     parser.add_argument("names", nargs="*", help="beginnings of the names of those wanted; all without")
     arguments = parser.parse_args()
     wanted = tuple(arguments.names) or ("",)
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
-        script.with_suffix(".ipynb").write_text(text(script))
+        script.with_suffix(".ipynb").write_text(text(script, arguments.repository))
         if arguments.execute:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds = execute(script, arguments.output)

@@ -9,14 +9,28 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupytext", reason="notebooks are made by jupytext, an extra of the tests")
-from colabs.build import SCRIPTS, text
+from colabs.build import PLACEHOLDER, SCRIPTS, text
 
 ROOT = Path(__file__).parent.parent
 each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 
 
 def test_there_are_notebooks():
-    assert len(SCRIPTS) >= 5
+    assert len(SCRIPTS) >= 6
+
+
+def test_all_install_alike_and_get_badges():
+    cells = {script.read_text().split("# %%\n")[1] for script in SCRIPTS}
+    assert len(cells) == 1
+    address = "https://github.com/somebody/diffem_jax"
+    for script in SCRIPTS:
+        assert PLACEHOLDER in text(script)
+        published = text(script, address + "/")
+        assert PLACEHOLDER not in published and f'REPOSITORY = \\"{address}\\"' in published
+        assert (
+            f"colab.research.google.com/github/somebody/diffem_jax/blob/main/colabs/{script.name[:-3]}.ipynb"
+            in published
+        )
 
 
 @each

@@ -1,0 +1,162 @@
+# %% [markdown]
+# # TPU and several devices: the CIFAR-10 config
+#
+# `cifar10:mask75` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 58 million
+# parameters, 21 rounds of 50,000 updates. The same cells run it on a TPU or GPU runtime (Runtime, Change runtime type), and on
+# a CPU a shrunken config on two pretended devices, so that every step below can be seen at work anywhere.
+#
+# Nobody has run this config at full size on a TPU or GPU yet: what follows says how to measure, and promises no figure.
+#
+# To open this notebook: `make colabs` runs it; `jupyter lab colabs/06_devices.ipynb` in a checkout shows it; or upload
+# the .ipynb at colab.research.google.com. A few minutes on two CPU cores.
+
+# %%
+# Installs the package where it is missing: from the checkout that this notebook lies in, else from the repository.
+import importlib.util
+from pathlib import Path
+
+REPOSITORY = (
+    "https://github.com/OWNER/diffem_jax"  # where it is published; python -m colabs.build --repository=URL fills it in
+)
+
+if importlib.util.find_spec("diffem_jax") is None:
+    from IPython import get_ipython
+
+    package = ".." if Path("../setup.py").exists() else f"git+{REPOSITORY}"
+    if "OWNER" in package:
+        raise SystemExit("set REPOSITORY to the address that you cloned from")
+    get_ipython().run_line_magic("pip", f"install -q {package}")
+
+# %%
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+
+import jax
+from IPython.display import Image, display
+
+# Before JAX looks for devices: a CPU pretends to be two. TPUs and GPUs do not mind.
+jax.config.update("jax_num_cpu_devices", 2)
+
+from diffem_jax import run_em
+from diffem_jax.commands import find_config
+from diffem_jax.data import ReconstructionStore
+from diffem_jax.workdir import Workdir
+
+QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
+FULL = os.environ.get("DIFFEM_COLAB_FULL") == "1"
+ACCELERATOR = jax.default_backend() != "cpu"
+DEVICES = jax.local_device_count()
+workdir = Path(tempfile.mkdtemp()) / "devices"
+print(f"{DEVICES} devices: {jax.devices()[0].device_kind}")
+
+# %% [markdown]
+# ## The data
+#
+# CIFAR-10 is prepared once, by TensorFlow; training never imports it. The folder that this writes can be copied to machines
+# without a network. On the CPU the embedded 8x8 digits stand in.
+
+# %%
+if ACCELERATOR:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True)
+    subprocess.run([sys.executable, "-m", "diffem_jax.prepare", "cifar10"], check=True)
+
+# %% [markdown]
+# ## What to change
+#
+# | field | why |
+# |---|---|
+# | `e_step.batch_size`, `m_step.batch_size` | over *all* devices, and a multiple of their number; larger E-step batches fill a TPU |
+# | `parallel` | `pmap` or `jit`: the same numbers to round-off; use the faster one |
+# | `m_step.updates_per_dispatch` | updates in one call: more hides the host, fewer answer sooner |
+# | `network.dtype`, `network.remat` | from Python: `jnp.bfloat16` halves the activations, `remat` recomputes them |
+# | `m_step.accumulate` | splits a batch that does not fit |
+# | `denoiser.preconditioning` | `posterior` instead of the published `edm`: with it y is met from the first round on |
+# | `checkpoint.every_steps` | runtimes are taken away; the same command goes on to the same bits |
+#
+# What stays: learning rate and number of updates belong to the batch size of 256. The noise of every example depends on its index
+# alone, so the number of devices changes nothing but round-off.
+
+# %%
+_, path = find_config(["--config=cifar10"])[0].split("=")
+config = runpy.run_path(path)["get_config"]("mask75")
+full = config.copy_and_resolve_references()
+with config.unlocked():
+    config.checkpoint.every_steps = 500
+    if ACCELERATOR and not FULL:
+        # An hour or two rather than days: a look at the first rounds.
+        config.rounds, config.m_step.steps, config.prior.steps = 2, 5000, 0
+        config.e_step.steps = 64
+    if not ACCELERATOR:
+        config.data.name, config.data.split, config.data.num_examples = "digits", "all", 512
+        config.network.channels, config.network.blocks, config.network.heads = (16, 32), 1, ()
+        config.network.embedding, config.network.dropout = 32, 0.0
+        config.start.rank, config.start.num_examples = 16, 0
+        config.rounds, config.m_step.steps, config.m_step.batch_size = 2, 300, 64
+        config.m_step.ema_decay, config.m_step.learning_rate = 0.99, 1e-3
+        config.m_step.augment = ()  # hue and saturation need colours
+        config.e_step.steps, config.e_step.batch_size = 32, 256
+        config.prior.steps = 0
+    if QUICK:
+        config.data.num_examples, config.rounds, config.m_step.steps, config.m_step.batch_size = 64, 1, 10, 16
+        config.network.channels, config.e_step.steps, config.e_step.batch_size = (4, 4), 4, 64
+        config.start.iterations, config.start.rank = 2, 1
+    config.eval.num_examples = 0 if not ACCELERATOR else config.eval.num_examples
+for name in ("e_step", "m_step"):
+    assert config[name].batch_size % DEVICES == 0, f"{name}.batch_size must be a multiple of {DEVICES}"
+
+# %% [markdown]
+# ## Training by `pmap`
+
+# %%
+run_em(config, workdir)
+for picture in sorted((workdir / "samples").glob("round_*.png")):
+    display(Image(filename=str(picture)))
+
+# %% [markdown]
+# ## What to expect of the whole config
+#
+# Seconds an update and a draw, from this run's own lines. The first round's seconds contain compilation (`compile_seconds`).
+# Multiplied by the counts of the published config they say how long *these* updates would take there; on a CPU, where network and data are
+# shrunken, that is no estimate of anything but the arithmetic of it.
+
+# %%
+rounds = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+rounds = [record for record in rounds if record.get("kind") == "round" and record["round"] > 0]
+last = rounds[-1]
+per_update = last["m_step_seconds"] / config.m_step.steps
+count = len(ReconstructionStore(Workdir(workdir).reconstructions).round(last["round"]).open())
+per_draw = last["e_step_seconds"] / count / config.e_step.steps
+hours = full.rounds * (full.m_step.steps * per_update + full.data.num_examples * full.e_step.steps * per_draw) / 3600
+print(f"{1e3 * per_update:.1f} ms an update, {1e6 * per_draw:.0f} us a draw and sampler step on {DEVICES} devices")
+print(f"with these, {full.rounds} rounds of {full.m_step.steps} updates: {hours:.1f} h")
+
+# %% [markdown]
+# ## `jit` gives the same numbers
+#
+# The same run with `parallel = "jit"` (arrays sharded over a mesh). Noise is bit-equal; sums over
+# devices are taken in another order, and training magnifies that a little.
+
+# %%
+other = config.copy_and_resolve_references()
+other.parallel, other.rounds = "jit", 1
+run_em(other, workdir.with_name("jit"))
+records = [json.loads(line) for line in (workdir.with_name("jit") / "metrics.jsonl").read_text().splitlines()]
+first = next(record for record in records if record.get("kind") == "round" and record["round"] == 1)
+mine = rounds[0]
+print(f"PSNR after round 1: {mine['psnr']:.4f} dB by pmap, {first['psnr']:.4f} dB by jit")
+print(
+    f"seconds of the M-step: {mine['m_step_seconds']:.1f} by pmap, {first['m_step_seconds']:.1f} by jit, compilation included"
+)
+
+# %% [markdown]
+# ## Several hosts
+#
+# A TPU pod slice or several GPU machines: the same command on each, one work directory that all see.
+#
+#     diffem --config=cifar10:mask75 --workdir=/shared/cifar10 --coordinator=auto
+#
+# `docs/multihost.md` has Slurm, GCP and by hand.
