@@ -55,7 +55,10 @@ def test_one_fixed_projection_leaves_its_null_space():
     assert report.unseen == 0 and report.least > 0.3 and not report.warnings()
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "grayscale", "box_downsampling", "pixel_mask"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("grayscale", "box_downsampling", "pixel_mask")]
+
+
+@pytest.mark.parametrize("name", ["gaussian_blur", *SLOW])
 def test_lanczos_counts_what_the_matrix_shows(monkeypatch, name):
     shape = (8, 8, 3)
     corruption = CORRUPTIONS[name](shape=shape)

@@ -146,12 +146,12 @@ def test_noise_is_bit_equal_and_updates_agree_over_processes(harness):
 
 
 def test_two_processes_train_as_one(harness):
-    """Each writes its shards, one writes metrics, and the noise is the same."""
-    workdir, one = harness.root / "two", harness.root / "short"
-    processes = [harness.start(one, "--config.rounds=1"), *begin(harness, workdir, "--config.rounds=1")]
-    outputs = [wait(process) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    _, lead, other = outputs
+    """2 x 1 and 1 x 2: each process writes its shards, one writes metrics, and the results are those of one process."""
+    workdir, one = harness.root / "two", harness.root / "one_of_two_devices"
+    processes = begin(harness, workdir, "--config.rounds=1")
+    ended = command(*harness.flags, f"--workdir={one}", "--config.rounds=1")  # in this process, on its two devices
+    assert ended.code == 0 and len(jax.devices()) == 2, ended
+    lead, other = end(processes)
     assert "round 1: " in lead and "round" not in other
     manifest = json.loads((workdir / "reconstructions/round_00001/manifest.json").read_text())
     assert [entry["process"] for entry in manifest["shards"]] == [0, 1, 0, 1]
