@@ -1,5 +1,8 @@
 """Samplers against the exact solution for Gaussians."""
 
+import itertools
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +81,57 @@ def test_order_of_convergence(name, order, schedule):
             errors.append(float(jnp.abs(x - (law.mean + shrink * (start - law.mean))).max()))
     assert errors[1] < 0.05
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.3, errors
+
+
+def exact_variance(name, schedule, variance, steps):
+    """The variance of a sampler's draws for N(0, variance): a draw is linear in its noises, so no sampling is needed."""
+    sampler, times = SAMPLERS[name](schedule), log_uniform_grid(schedule, steps)
+
+    def denoise(x, t):
+        alpha, sigma = schedule(t)
+        return alpha * variance * x / (alpha**2 * variance + sigma**2)
+
+    def draw(noises):
+        left = list(noises)
+        with mock.patch.object(jax.random, "normal", lambda key, shape=(): left.pop(0).reshape(shape)):
+            state = sampler.init(jax.random.key(0), times[0], ())
+            for t, s in itertools.pairwise(times):
+                state, _ = sampler.step(jax.random.key(0), state, t, s, denoise)
+        assert not left
+        return sampler.final(state, times[-1])
+
+    return float(jnp.sum(jax.jit(jax.grad(draw))(jnp.zeros(steps + 1)) ** 2))
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddpm", 1), ("dpmpp_2m_sde", 2)])
+def test_weak_order_of_convergence(name, order):
+    """Halving the step divides the error of the law by 2^order."""
+    schedule = VarianceExploding(0.05, 20.0)
+    with jax.debug_key_reuse(False):
+        errors = [exact_variance(name, schedule, 0.5, steps) - 0.5 - 0.05**2 for steps in (40, 80)]
+    assert abs(errors[0]) < 0.1
+    assert abs(np.log2(errors[0] / errors[1]) - order) < 0.15, errors
+
+
+def test_predictor_corrector_comes_closer_with_steps():
+    """Its corrections take steps of a fixed size, so that there is no order to hold it to."""
+    schedule = VarianceExploding(0.05, 20.0)
+    with jax.debug_key_reuse(False):
+        errors = [abs(exact_variance("pc", schedule, 0.5, steps) - 0.5 - 0.05**2) for steps in (10, 40)]
+    assert errors[1] < 0.2 * errors[0] and errors[1] < 0.02, errors
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "dpmpp_2m_sde" else pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS]
+)
+def test_two_runs_are_bit_equal(name):
+    schedule = VarianceExploding(0.05, 20.0)
+    runs = [
+        draw(SAMPLERS[name](schedule), gaussian_denoiser(schedule, LAW), log_uniform_grid(schedule, 4), 8)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*runs)
+    assert len(np.unique(runs[0])) == runs[0].size
 
 
 def test_stochastic_errors_fall_with_steps():
