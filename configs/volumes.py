@@ -18,16 +18,16 @@ def get_config(variant: str = "mask50") -> ConfigDict:
     with c.unlocked():
         c.rounds = 1
         c.data.name = "volumes"
-        c.data.num_examples = 1024
+        c.data.num_examples = 512
         c.data.shape = (8, 8, 8, 1)
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.05})
         c.network = ConfigDict(
             {"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32, "dropout": 0.0}
         )
-        c.start.rank = 24
+        c.start.rank = 16
         c.e_step.steps = 8
         c.e_step.batch_size = 128
-        c.m_step.steps = 400
+        c.m_step.steps = 200
         c.m_step.batch_size = 32
         c.eval.metrics = ("psnr",)
     return c

@@ -34,6 +34,7 @@ KINDS: dict[str, Any] = {
     "volumes": (volumes, "mask50"),
 }
 DRAWS = {"series": 32, "volumes": 16}
+"""Draws an observation; 64 for tables."""
 ROWS = {"series": 512, "volumes": 128}
 HEADS = ("missing", "draws' mean", "start's mean", "classical", "coverage 80 %", "coverage 95 %", "seconds")
 
@@ -161,12 +162,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names, separated by commas; the others keep their stored numbers")
     parser.add_argument("--runs", default="runs/kinds")
     arguments = parser.parse_args()
-    file = HERE / "results.json"
-    stored = json.loads(file.read_text()) if file.exists() and arguments.only else {}
-    chosen = arguments.only.split(",") if arguments.only else list(KINDS)
-    for name in chosen:
-        stored[name] = measure(name, pathlib.Path(arguments.runs))
-        print(table({name: stored[name]}).splitlines()[-1], flush=True)
+    file, measured = HERE / "results.json", {}
+    for name in arguments.only.split(",") if arguments.only else KINDS:
+        measured[name] = measure(name, pathlib.Path(arguments.runs))
+        print(table({name: measured[name]}).splitlines()[-1], flush=True)
+    stored = {**(json.loads(file.read_text()) if file.exists() else {}), **measured}
     results = {name: stored[name] for name in KINDS if name in stored}
     figure(results, HERE / "kinds.png")
     for r in results.values():
