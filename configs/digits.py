@@ -3,7 +3,7 @@
     diffem --config=digits --workdir=runs/digits
 
 Variants: mask50 (the default), mask75, projection (16 random measurements of 64), and two that are not linear: jpeg
-(quality 20) and phase (magnitudes of the Fourier transform).
+(quality 20) and phase (magnitudes of the Fourier transform; experiments/nonlinear/README.md).
 Hardware: two CPU cores, about three minutes. Expect of mask50 posterior draws of PSNR >= 16.7 dB against the hidden
 truth and classifier accuracy >= 0.88, where draws of the Gaussian start have about 14.8 and 0.83.
 """
@@ -39,5 +39,9 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.e_step.batch_size = 600
         c.m_step.steps = 1000
         c.m_step.batch_size = 512
+        if variant == "phase":
+            c.network.features = (256, 256, 256)
+            c.e_step.steps = 16
+            c.m_step.steps = 300
         c.eval.metrics = ("psnr", "accuracy")
     return c

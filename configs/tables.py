@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax.config import default
 
-TABLES = {"breast_cancer": 6, "wine": 3}
+TABLES = {"breast_cancer": 15, "wine": 3}
 """The table and the rank of its start."""
 VARIANTS = tuple(f"{name}{percent}" for name in TABLES for percent in (30, 50))
 

@@ -86,6 +86,10 @@ class Rows:
     def __getitem__(self, index: Any) -> np.ndarray:
         if isinstance(index, tuple):
             raise TypeError("Rows are indexed along the first axis alone")
+        if isinstance(index, np.ndarray) and index.dtype.kind in "iu" and index.ndim == 1:
+            parts = list(row_parts(len(index), self.nbytes // max(1, len(self))))
+            if len(parts) > 1:
+                return np.concatenate([self[index[part]] for part in parts])
         rows = np.asarray(self.stored[index]).astype(np.float32)
         if self.scale != 1.0 or self.offset != 0.0:
             rows = rows * np.float32(self.scale) + np.float32(self.offset)
@@ -128,6 +132,13 @@ def as_rows(stored: np.ndarray, mask: np.ndarray | Rows | None = None) -> ArrayL
     grey = stored.dtype == np.uint8
     rows = Rows(stored, GREY_SCALE if grey else 1.0, GREY_OFFSET if grey else 0.0, mask)
     return np.asarray(rows) if rows.nbytes <= IN_MEMORY_BYTES else rows
+
+
+def row_parts(count: int, row_bytes: int) -> Iterator[slice]:
+    """Slices of ``count`` scattered rows, each few enough that their pages fit into ``RELEASE_BYTES``."""
+    step = max(1, RELEASE_BYTES // (row_bytes + PAGES_BYTES))
+    for start in range(0, count, step):
+        yield slice(start, min(count, start + step))
 
 
 def chunks(count: int, row_bytes: int) -> Iterator[slice]:

@@ -8,6 +8,7 @@ shards of one round: no two files are written by two hosts, apart from the plan,
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffem_jax.data.files import PAGES_BYTES, RELEASE_BYTES, checksum, release, write_atomic
+from diffem_jax.data.files import PAGES_BYTES, RELEASE_BYTES, checksum, release, row_parts, write_atomic
 from diffem_jax.types import UserError
 
 FORMAT = "diffem_jax reconstructions 1"
@@ -63,16 +64,19 @@ class RowReader:
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices {wanted.min()} to {wanted.max()}; expected 0 to {len(self) - 1}")
-        out = np.empty((*wanted.shape, *self.shape[1:]), np.float32)
-        shard, row = np.divmod(wanted, self._shard_size)
-        for i in np.unique(shard):
-            out[shard == i] = self._shards[i][row[shard == i]]
-        self._read += out.nbytes + PAGES_BYTES * wanted.size
-        if self._read > RELEASE_BYTES:
-            self._read = 0
-            for mapped in self._shards:
-                release(mapped)
-        return out
+        flat = wanted.reshape(-1)
+        out = np.empty((len(flat), *self.shape[1:]), np.float32)
+        # A few at a time: a row maps pages around it too, and many at once would map all of a large file.
+        for part in row_parts(len(flat), math.prod(self.shape[1:]) * 4):
+            shard, row = np.divmod(flat[part], self._shard_size)
+            for i in np.unique(shard):
+                out[part][shard == i] = self._shards[i][row[shard == i]]
+            self._read += out[part].nbytes + PAGES_BYTES * len(row)
+            if self._read > RELEASE_BYTES:
+                self._read = 0
+                for mapped in self._shards:
+                    release(mapped)
+        return out.reshape(*wanted.shape, *self.shape[1:])
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if isinstance(index, slice):
