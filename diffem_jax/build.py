@@ -271,10 +271,12 @@ def make_model(setup: Setup, base: Mixture) -> Model:
                 f"config.denoiser.preconditioning: 'posterior' needs a linear corruption, not {config.corruption.name!r}; "
                 "use 'edm'"
             )
+        linear = cast(LinearCorruption, c)
         prior = base if config.denoiser.base == "start" else denoisers.isotropic_base(base)
-        denoiser = denoisers.posterior_denoiser(
-            setup.network, setup.schedule, cast(LinearCorruption, c), setup.shape, prior
-        )
+        if config.denoiser.base == "start_moments":
+            denoiser = denoisers.moments_denoiser(setup.network, setup.schedule, linear, setup.shape, base)
+        else:
+            denoiser = denoisers.posterior_denoiser(setup.network, setup.schedule, linear, setup.shape, prior)
     else:
         denoiser = edm(setup, c)
 
@@ -345,12 +347,17 @@ def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
 def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None) -> em.Loss:
     """The denoising loss with the config's law of t, weight and augmentations."""
     m = setup.config.m_step
+    if m.loss_weight == "base" and denoiser.open_variance is None:
+        raise UserError(
+            "config.m_step.loss_weight: 'base'; expected with denoiser.preconditioning='posterior' and "
+            "denoiser.base='start_moments' or 'isotropic'; use 'snr'"
+        )
     return denoisers.denoising_loss(
         denoiser,
         setup.schedule,
         corruption,
         make_time_law(setup.config, setup.schedule),
-        schedules.LOSS_WEIGHTS[m.loss_weight],
+        schedules.LOSS_WEIGHTS.get(m.loss_weight),
         condition_dropout=m.condition_dropout,
         data_std=setup.config.denoiser.sigma_data,
         dropout=getattr(setup.network, "dropout", 0.0) > 0,

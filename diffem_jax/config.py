@@ -44,7 +44,9 @@ def default() -> ConfigDict:
 
     c.denoiser = ConfigDict()
     c.denoiser.preconditioning = "posterior"  # posterior | edm
-    c.denoiser.base = "start"  # base prior of 'posterior': start (the fitted start itself) | isotropic (its mean and average variance)
+    # Base of 'posterior': start (the fitted start, exact at every step), start_moments (its posterior mean and variance
+    # given y, once a draw) or isotropic (its overall mean and average variance).
+    c.denoiser.base = "start"
     c.denoiser.sigma_data = 1.0
 
     c.schedule = ConfigDict()
@@ -59,6 +61,7 @@ def default() -> ConfigDict:
     c.start.iterations = 40  # EM iterations at most
     c.start.tolerance = 1e-4  # log-likelihood gain a coordinate below which a fit ends
     c.start.variance_floor = 1e-4
+    c.start.minibatch = 0  # observations an M-step of the fit; 0 takes all, fewer is stepwise EM
     c.start.num_examples = 0  # observations used for fitting; 0 takes all
     c.start.checkpoint = ""  # an earlier run's work directory to begin from (a warm start)
     c.start.take = "reconstructions"  # reconstructions | parameters | both: what is taken from it
@@ -90,7 +93,7 @@ def default() -> ConfigDict:
     c.m_step.time_law = "beta"  # uniform | beta | log_normal
     c.m_step.time_law_beta = ((3.0, 3.0),)
     c.m_step.time_law_log_normal = (-1.2, 1.2)
-    c.m_step.loss_weight = "snr"  # snr | min_snr
+    c.m_step.loss_weight = "snr"  # snr | min_snr | base (by what the base of the denoiser leaves open)
     c.m_step.condition_dropout = 0.0  # > 0 trains the prior with the same network
     c.m_step.operators = "law"  # of the fresh y': law (as the corruption draws them) | data (those of the observations)
     c.m_step.augment = ()  # any of flip, shift, hue, saturation, by name
@@ -144,7 +147,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("diffem", "em_mmps", "em_pigdm", "em_dps", "ambient", "oracle"),
     "parallel": ("pmap", "jit"),
     "denoiser.preconditioning": ("posterior", "edm"),
-    "denoiser.base": ("isotropic", "start"),
+    "denoiser.base": ("start", "start_moments", "isotropic"),
     "schedule.name": ("ve", "vp", "rectified_flow"),
     "start.name": ("gaussian", "mixture"),
     "e_step.time_grid": ("log_uniform", "karras"),
@@ -152,7 +155,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.optimizer": ("adam", "adamw", "sgd"),
     "m_step.carry": ("all", "params", "nothing"),
     "m_step.time_law": ("uniform", "beta", "log_normal"),
-    "m_step.loss_weight": ("snr", "min_snr"),
+    "m_step.loss_weight": ("snr", "min_snr", "base"),
     "m_step.operators": ("law", "data"),
     "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
     "ambient.reconstruction": ("dps", "restoration"),
@@ -175,6 +178,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "start.iterations": (1, 100_000),
     "start.tolerance": (0, 1e6),
     "start.variance_floor": (1e-12, 1e3),
+    "start.minibatch": (0, 2**32),
     "start.num_examples": (0, 2**40),
     "e_step.steps": (1, 100_000),
     "e_step.batch_size": (1, 2**24),

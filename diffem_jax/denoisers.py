@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.gaussians import Mixture, mixture_posterior_mean, overall_moments
+from diffem_jax.gaussians import Mixture, mixture_posterior_mean, overall_moments, posterior_moments
 from diffem_jax.linalg import Gaussian
 from diffem_jax.types import Corruption, DenoiseFn, Key, LinearCorruption, Observation, PyTree, Schedule, TimeLaw
 
@@ -34,12 +34,16 @@ class Denoiser(NamedTuple):
 
     Attributes:
         init: key -> params.
-        apply: (params, x_t, t, observation or None, keep, dropout_key or None) -> x-hat, for one example. ``keep`` is
-            1.0, or 0.0 to ignore the observation (the prior).
+        apply: (params, x_t, t, context or None, keep, dropout_key or None) -> x-hat, for one example. ``keep`` is 1.0,
+            or 0.0 to ignore the observation (the prior).
+        prepare: observation -> context, what ``apply`` needs of it: done once a draw, not at every sampler step.
+        open_variance: (t, context) -> the average variance that the base leaves for the network to explain, [], or None.
     """
 
     init: Callable[[Key], PyTree]
     apply: Callable[..., Array]
+    prepare: Callable[[Observation], PyTree] = lambda observation: observation
+    open_variance: Callable[[Array, PyTree], Array] | None = None
 
 
 def bind(
@@ -53,14 +57,15 @@ def bind(
         observation: y and its operator; None for the prior.
         guidance: w in prior + w (posterior - prior), for networks trained with condition dropout; 1 is the posterior.
     """
+    context = None if observation is None else denoiser.prepare(observation)
 
     def denoise(x_t: Array, t: Array) -> Array:
-        if observation is None:
+        if context is None:
             return denoiser.apply(params, x_t, t, None, 0.0, None)
-        conditional = denoiser.apply(params, x_t, t, observation, 1.0, None)
+        conditional = denoiser.apply(params, x_t, t, context, 1.0, None)
         if guidance == 1.0:
             return conditional
-        free = denoiser.apply(params, x_t, t, observation, 0.0, None)
+        free = denoiser.apply(params, x_t, t, context, 0.0, None)
         return free + guidance * (conditional - free)
 
     return denoise
@@ -168,6 +173,66 @@ def posterior_denoiser(
     return Denoiser(initializer(network, shape, blank), apply)
 
 
+class Moments(NamedTuple):
+    """What ``moments_denoiser`` keeps of one observation: y, its condition array, and the start's mean and variance of x."""
+
+    observation: Observation
+    condition: Array
+    mean: Array
+    variance: Array
+
+
+def moments_denoiser(
+    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], start: Mixture
+) -> Denoiser:
+    """A preconditioning that solves with the start once a draw: N(E[x | y], diag Var[x | y]) under the start as the base.
+
+    With mean m_y and variance d of the start's exact posterior given y, coordinate by coordinate, v = 1 / (1/d + 1/sigma^2):
+
+        m = v (m_y / d + x_t / sigma^2),  x-hat = m + sqrt(v) F(c_in x_t, m, m_y, log sigma, condition)
+
+    At large noise the network corrects the start's posterior mean, at small noise x_t itself, by as much as the start
+    leaves open at each coordinate: an observed pixel's d is the noise's variance.
+
+    Args:
+        network: a batched network.
+        schedule: the noise schedule.
+        corruption: a linear corruption with ``solve_gram``.
+        shape: the shape of x.
+        start: the fitted start.
+    """
+    call = _network_call(network)
+    prior_mean, spread = overall_moments(start)
+    blank = jnp.zeros(_attached_shape(corruption, shape, 2))
+    empty: Array = _blank_condition(corruption, shape)  # type: ignore[assignment]
+
+    def prepare(observation: Observation) -> Moments:
+        mean, variance = posterior_moments(corruption, start, observation)
+        return Moments(observation, corruption.condition(observation), mean, variance)
+
+    def apply(
+        params: PyTree, x_t: Array, t: Array, context: Moments | None, keep: Array | float, dropout: Key | None
+    ) -> Array:
+        alpha, sigma = schedule(t)
+        ratio = sigma / alpha
+        x = x_t / alpha
+        mean, variance, condition = prior_mean, jnp.broadcast_to(spread, shape), empty
+        if context is not None:
+            seen = jnp.asarray(keep) > 0
+            mean, variance = jnp.where(seen, context.mean, mean), jnp.where(seen, context.variance, variance)
+            condition = jnp.where(seen, context.condition, condition)
+        v = variance * ratio**2 / (variance + ratio**2)
+        m = mean + (variance / (variance + ratio**2)) * (x - mean)
+        out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, mean, condition), dropout)
+        return m + jnp.sqrt(v) * out
+
+    def open_variance(t: Array, context: Moments) -> Array:
+        alpha, sigma = schedule(t)
+        return jnp.mean(1 / (1 / context.variance + (alpha / sigma) ** 2))
+
+    return Denoiser(_initializer(network, shape, blank), apply, prepare, open_variance)
+
+
 def isotropic_base(mixture: Mixture) -> Mixture:
     """N(mu, s^2 I) with the mixture's mean and average variance: the plain base of 'posterior' preconditioning."""
     mean, variance = overall_moments(mixture)
@@ -204,7 +269,7 @@ def denoising_loss(
     schedule: Schedule,
     corruption: Corruption | None,
     time_law: TimeLaw,
-    weight: Callable[[Array, float], Array],
+    weight: Callable[[Array, float], Array] | None,
     *,
     condition_dropout: float = 0.0,
     data_std: float = 1.0,
@@ -219,7 +284,8 @@ def denoising_loss(
         schedule: the noise schedule.
         corruption: p(y | x), drawn anew at every call; None trains an unconditional denoiser.
         time_law: the law of t.
-        weight: (sigma / alpha, data_std) -> weight.
+        weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.open_variance``, so that every noise
+            level counts by what the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
         data_std: the data's standard deviation.
         dropout: whether the network draws dropout masks.
@@ -250,8 +316,14 @@ def denoising_loss(
         keep: Array | float = 1.0
         if condition_dropout > 0:
             keep = jax.random.bernoulli(keys[3], 1 - condition_dropout).astype(jnp.float32)
-        x_hat = denoiser.apply(params, x_t, t, observation, keep, keys[4] if dropout else None)
-        return weight(sigma / alpha, data_std) * jnp.mean((x_hat - x) ** 2)
+        context = None if observation is None else denoiser.prepare(observation)
+        x_hat = denoiser.apply(params, x_t, t, context, keep, keys[4] if dropout else None)
+        if weight is not None:
+            scale = weight(sigma / alpha, data_std)
+        else:
+            assert denoiser.open_variance is not None
+            scale = 1 / denoiser.open_variance(t, context)
+        return scale * jnp.mean((x_hat - x) ** 2)
 
     return loss
 
@@ -277,9 +349,9 @@ def _blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> A
     return jnp.zeros(jax.eval_shape(draw).shape)
 
 
-def _attached_shape(corruption: Corruption, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _attached_shape(corruption: Corruption, shape: tuple[int, ...], images: int = 1) -> tuple[int, ...]:
     blank = _blank_condition(corruption, shape)
-    return jax.eval_shape(lambda: _attach(jnp.zeros(shape), blank)).shape  # type: ignore[arg-type]
+    return jax.eval_shape(lambda: _attach(*[jnp.zeros(shape)] * images, blank)).shape  # type: ignore[arg-type]
 
 
 def initializer(network: nn.Module, shape: tuple[int, ...], condition: Array | None) -> Callable[[Key], PyTree]:

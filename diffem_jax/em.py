@@ -126,6 +126,10 @@ def make_m_step(
                 info |= {"broken": broken, "noise": jnp.exp(mean_level)}
             return state, info
 
+        if slots.shape[0] == 1:
+            # One update needs no loop, in which XLA's CPU backend has no fast convolutions.
+            state, info = update(state, jax.tree.map(lambda a: a[0], (x, slots)))
+            return state, jax.tree.map(lambda a: a[None], info)
         return jax.lax.scan(update, state, (x, slots))
 
     return m_step

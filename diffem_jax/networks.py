@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 
 def sinusoidal_embedding(noise: Array, features: int) -> Array:
@@ -68,6 +70,93 @@ class MLP(nn.Module):
         return nn.Dense(size, kernel_init=nn.initializers.zeros)(h).reshape(shape)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
+    """A 'SAME' convolution whose kernel gradient is a sum of matrix products: [B, *S, I], [*K, I, O] -> [B, *S', O].
+
+    XLA's CPU backend runs the kernel gradient of a native convolution inside a loop (the M-step's scan) some 25 times
+    slower than outside it; one matrix product per entry of the window has no such trap (docs/performance.md).
+
+    Args:
+        x: channels last, one to three spatial axes.
+        kernel: the window, then input and output channels.
+        strides: one a spatial axis.
+    """
+    axes = "DHW"[-len(strides) :]
+    layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+
+
+def _shifted_products(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
+    """The same convolution as products of shifted inputs, the last axis' shifts side by side in one product."""
+    *window, features_in, features = kernel.shape
+    pads = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, "SAME")
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], window, strides, strict=True)]
+
+    def shifted(a: Array, axis: int, offset: int) -> Array:
+        return jax.lax.slice_in_dim(a, offset, offset + (sizes[axis] - 1) * strides[axis] + 1, strides[axis], axis + 1)
+
+    last = len(window) - 1
+    wide = jnp.concatenate([shifted(x, last, j) for j in range(window[last])], axis=-1)
+    out = jnp.zeros((x.shape[0], *sizes, features), x.dtype)
+    for offsets in itertools.product(*map(range, window[:last])):
+        part = wide
+        for axis, offset in enumerate(offsets):
+            part = shifted(part, axis, offset)
+        out = out + part @ kernel[offsets].reshape(window[last] * features_in, features)
+    return out
+
+
+def _convolve_for_transpose(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
+    """The same convolution, written so that its transpose in x is an ordinary convolution with an ordinary kernel."""
+    spatial = tuple(range(len(strides)))
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(jax.lax.rev(kernel, spatial), -1, -2))
+    axes = "DHW"[-len(strides) :]
+    layout = (f"N{axes}C", f"{axes}OI", f"N{axes}C")
+    return jax.lax.conv_general_dilated(x, jax.lax.rev(turned, spatial), strides, "SAME", dimension_numbers=layout)
+
+
+@partial(convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(strides: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    out = convolve(x, kernel, strides)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(x_dot, SymbolicZero):
+        out_dot = _convolve_for_transpose(x_dot, kernel, strides)
+    if not isinstance(kernel_dot, SymbolicZero):
+        out_dot = out_dot + _shifted_products(x, kernel_dot, strides)
+    return out, out_dot
+
+
+class Conv(nn.Module):
+    """A 'SAME' convolution by ``convolve``; parameters as of ``flax.linen.Conv``.
+
+    Attributes:
+        features: output channels.
+        window: sides of the kernel, one a spatial axis.
+        strides: one a spatial axis; empty for 1.
+        native_gradient: XLA's own kernel gradient, the right choice on accelerators.
+    """
+
+    features: int
+    window: Sequence[int]
+    strides: Sequence[int] = ()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+    native_gradient: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, *S, C] -> [B, *ceil(S / strides), features]."""
+        strides = tuple(self.strides) or (1,) * len(self.window)
+        kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        function = convolve.fun if self.native_gradient else convolve
+        return function(x, kernel, strides) + bias
+
+
 class ResBlock(nn.Module):
     """x + gate * conv(silu(conv((1 + scale) norm(x) + shift))), modulated by the noise embedding.
 
@@ -79,6 +168,7 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
     spatial: int = 2
     dtype: jnp.dtype = jnp.float32
+    native_gradient: bool = False
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
@@ -89,13 +179,15 @@ class ResBlock(nn.Module):
         scale, shift = jnp.split(modulation.reshape(x.shape[0], *ones, -1), 2, axis=-1)
         gate = nn.Dense(self.channels, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
         gate = gate.reshape(x.shape[0], *ones, -1)
-        window = (self.kernel,) * self.spatial
+        conv = partial(
+            Conv, window=(self.kernel,) * self.spatial, dtype=self.dtype, native_gradient=self.native_gradient
+        )
         y = (1 + scale) * nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(x) + shift
-        y = nn.silu(nn.Conv(self.channels, window, dtype=self.dtype)(y))
+        y = nn.silu(conv(self.channels)(y))
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
-        y = nn.Conv(self.channels, window, dtype=self.dtype)(y)
+        y = conv(self.channels)(y)
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, window, dtype=self.dtype)(x)
+            x = conv(self.channels)(x)
         return (x + (1 + gate) * y) * (0.5**0.5)
 
 
@@ -127,6 +219,7 @@ class UNet(nn.Module):
         dropout: dropout rate inside the blocks during training.
         dtype: compute dtype; parameters stay float32.
         remat: recompute the blocks' activations in the backward pass.
+        native_gradient: XLA's own kernel gradient of convolutions; the config's runs set it on accelerators (see ``Conv``).
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 2006.11239; settings of Rozet et al. 2024
     and Hosseintabar et al. 2025, arXiv 2510.12691, appendix.
@@ -139,6 +232,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    native_gradient: bool = False
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, condition: Array | None = None, train: bool = False) -> Array:
@@ -151,7 +245,13 @@ class UNet(nn.Module):
         names = (f"ResBlock_{i}" for i in itertools.count())
 
         def block(h: Array, width: int, level: int) -> Array:
-            module = block_type(width, dropout=self.dropout, spatial=spatial, dtype=self.dtype, name=next(names))
+            options = {
+                "dropout": self.dropout,
+                "spatial": spatial,
+                "dtype": self.dtype,
+                "native_gradient": self.native_gradient,
+            }
+            module = block_type(width, **options, name=next(names))
             h = module(h, embedding, train)
             return Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
 
@@ -160,12 +260,12 @@ class UNet(nn.Module):
         embedding = nn.Dense(self.embedding, dtype=self.dtype)(embedding)
         out_channels = x.shape[-1]
         h = x if condition is None else jnp.concatenate([x, condition], axis=-1)
-        window, strides = (3,) * spatial, (2,) * spatial
-        h = nn.Conv(self.channels[0], window, dtype=self.dtype)(h.astype(self.dtype))
+        conv = partial(Conv, window=(3,) * spatial, dtype=self.dtype, native_gradient=self.native_gradient)
+        h = conv(self.channels[0])(h.astype(self.dtype))
         skips = []
         for level, width in enumerate(self.channels):
             if level > 0:
-                h = nn.Conv(width, window, strides=strides, dtype=self.dtype)(h)
+                h = conv(width, strides=(2,) * spatial)(h)
             for _ in range(self.blocks):
                 h = block(h, width, level)
             skips.append(h)
@@ -177,9 +277,9 @@ class UNet(nn.Module):
             if level > 0:
                 size = skips[level - 1].shape[1:-1]
                 h = jax.image.resize(h, (h.shape[0], *size, h.shape[-1]), "nearest")
-                h = nn.Conv(self.channels[level - 1], window, dtype=self.dtype)(h)
+                h = conv(self.channels[level - 1])(h)
         h = nn.silu(nn.LayerNorm(dtype=self.dtype)(h))
-        last = nn.Conv(out_channels, window, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        last = conv(out_channels, kernel_init=nn.initializers.zeros)
         return last(h).astype(jnp.float32)
 
 

@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.gaussians import Mixture, condition_on_observation, sample_posterior
+from diffem_jax.gaussians import (
+    Mixture,
+    condition_on_observation,
+    gram_diagonal,
+    has_exact_diagonal,
+    sample_posterior,
+)
 from diffem_jax.linalg import Gaussian, cholesky, expand, solve_lower, solve_psd
-from diffem_jax.types import Key, LinearCorruption, Observation, PyTree, example_keys
-
-# Coordinates up to which the diagonal of A^T G^-1 A is exact; above it one random sign vector an example estimates it.
-EXACT_DIAGONAL = 32
+from diffem_jax.types import Key, LinearCorruption, Observation, example_keys
 
 
 class Sums(NamedTuple):
@@ -46,54 +49,51 @@ class Sums(NamedTuple):
     log_prob: Array
 
 
-def _gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key: Key) -> Array:
-    """diag(A^T G^-1 A) of shape [*X]: exact for few coordinates and for masks, unbiased otherwise."""
-
-    def apply(u: Array) -> Array:
-        return corruption.adjoint(corruption.solve_gram(corruption.forward(u, operator), operator, v), operator)
-
-    size = math.prod(corruption.shape)
-    if size <= EXACT_DIAGONAL:
-        basis = jnp.eye(size).reshape(size, *corruption.shape)
-        return jnp.sum(jax.vmap(apply)(basis) * basis, axis=0)
-    signs = jax.random.rademacher(key, corruption.shape, jnp.float32)
-    return signs * apply(signs)
-
-
-def _example_sums(
-    corruption: LinearCorruption, mixture: Mixture, key: Key, observation: Observation, present: Array
+def _batch_sums(
+    corruption: LinearCorruption, mixture: Mixture, keys: Key, observations: Observation, present: Array
 ) -> Sums:
-    """The E-step of one example: posterior moments of (z, e) under every component, weighted by responsibility."""
+    """The E-step of a batch: posterior moments of (z, e) under every component, weighted by responsibility, summed."""
+    rank = mixture.components.factor.shape[1]
+    shape, size = corruption.shape, math.prod(corruption.shape)
 
-    def one(component: Gaussian) -> tuple[Array, Array, Array, Array]:
+    def moments(key: Key, observation: Observation, component: Gaussian) -> tuple[Array, ...]:
         post = condition_on_observation(corruption, component, observation)
-        rank = component.factor.shape[0]
+        hidden = post.hidden.reshape(rank, size)
         inverse_root = solve_lower(post.root, jnp.eye(rank)) if rank else post.root
-        z_cov = inverse_root.T @ inverse_root
         z1 = jnp.concatenate([post.z, jnp.ones((1,))])
-        pulled = (z_cov @ post.hidden.reshape(rank, math.prod(corruption.shape))).reshape(post.hidden.shape)
-        # The blocks are put together by padding: updates in place are slow scatters under vmap.
-        zz = jnp.outer(z1, z1) + jnp.pad(z_cov, ((0, 1), (0, 1)))
-        ez = jnp.outer(z1, post.residual.reshape(-1)).reshape(rank + 1, *corruption.shape)
-        ez = ez - jnp.pad(pulled, ((0, 1), *((0, 0),) * len(corruption.shape)))
-        seen = _gram_diagonal(corruption, observation.operator, component.variance, key)
-        own = component.variance - component.variance**2 * seen + jnp.sum(post.hidden * pulled, axis=0)
-        return zz, ez, post.residual**2 + own, post.log_prob
+        seen = gram_diagonal(corruption, observation.operator, component.variance, key)
+        own = component.variance - component.variance**2 * seen
+        own = own.reshape(size) + jnp.sum((inverse_root @ hidden) ** 2, axis=0)
+        residual = post.residual.reshape(size)
+        return z1, inverse_root.T @ inverse_root, hidden, residual, residual**2 + own, post.log_prob
 
-    zz, ez, ee, log_probs = jax.vmap(one)(mixture.components)
+    by_component = jax.vmap(moments, (None, None, 0))
+    z1, z_cov, hidden, residual, square, log_probs = jax.vmap(by_component, (0, 0, None))(
+        keys, observations, mixture.components
+    )
     joint = mixture.log_weights + log_probs
-    weight = present * jax.nn.softmax(joint)
-    zz = weight[:, None, None] * zz
-    ez = weight.reshape(-1, *(1,) * (ez.ndim - 1)) * ez
-    ee = weight.reshape(-1, *(1,) * (ee.ndim - 1)) * ee
-    return Sums(weight, zz, ez, ee, present * jax.nn.logsumexp(joint))
+    weight = present[:, None] * jax.nn.softmax(joint)
+    # Sums over the batch are matrix products: the loadings' terms of single examples, [R + 1, *X] each, never exist.
+    z1_weighted = weight[:, :, None] * z1
+    z_cov = weight[:, :, None, None] * z_cov
+    zz = jnp.einsum("bkr,bks->krs", z1_weighted, z1) + jnp.pad(jnp.sum(z_cov, axis=0), ((0, 0), (0, 1), (0, 1)))
+    pulled = jnp.einsum("bkrs,bksd->krd", z_cov, hidden)
+    ez = jnp.einsum("bkr,bkd->krd", z1_weighted, residual) - jnp.pad(pulled, ((0, 0), (0, 1), (0, 0)))
+    ee = jnp.einsum("bk,bkd->kd", weight, square)
+    count = len(log_probs[0])
+    log_prob = jnp.sum(present * jax.nn.logsumexp(joint, axis=1))
+    return Sums(jnp.sum(weight, axis=0), zz, ez.reshape(count, rank + 1, *shape), ee.reshape(count, *shape), log_prob)
 
 
-def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
-    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised."""
+def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixture, Sums]:
+    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised.
+
+    Returns:
+        the new mixture, and the same sums in its coordinates: with e and z of the new loading.
+    """
     scalar_variance = mixture.components.variance.ndim == 1
 
-    def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> Gaussian:
+    def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> tuple[Gaussian, tuple[Array, ...]]:
         rank = component.factor.shape[0]
         # Pseudo-observations of weight 1e-3 that say 'as before' keep a component that lost its examples.
         ridge = zz + 1e-3 * jnp.eye(rank + 1)
@@ -103,51 +103,80 @@ def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
         rest = jnp.mean(rest) if scalar_variance else rest
         variance = jnp.maximum((rest + 1e-3 * component.variance) / (weight + 1e-3), variance_floor)
         mean, factor = loading[rank], loading[:rank]
+        moved = expand(zz, shift)
+        ee = ee + jnp.sum(shift * (moved - 2 * ez), axis=0)
+        ez = ez - moved
         if rank:
             # Parameter expansion (Liu, Rubin and Wu 1998): absorb the mean and covariance that z has acquired.
             z_mean = zz[rank, :rank] / (weight + 1e-3)
             z_cov = (zz[:rank, :rank] + 1e-3 * jnp.eye(rank)) / (weight + 1e-3) - jnp.outer(z_mean, z_mean)
             z_cov = z_cov + 1e-6 * jnp.eye(rank)
             mean = mean + expand(z_mean, factor)
-            factor = (cholesky(z_cov).T @ factor.reshape(rank, -1)).reshape(factor.shape)
-        return Gaussian(mean, variance, factor)
+            root = cholesky(z_cov)
+            factor = (root.T @ factor.reshape(rank, -1)).reshape(factor.shape)
+            # z = z_mean + root z'.
+            back = jnp.pad(
+                solve_lower(root, jnp.concatenate([jnp.eye(rank), -z_mean[:, None]], axis=1)), ((0, 1), (0, 0))
+            )
+            back = back + jnp.diag(jnp.concatenate([jnp.zeros(rank), jnp.ones(1)]))
+            zz, ez = back @ zz @ back.T, expand(back.T, ez)
+        return Gaussian(mean, variance, factor), (zz, ez, ee)
 
-    components = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
+    components, (zz, ez, ee) = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
     weights = (sums.weight + 1.0) / jnp.sum(sums.weight + 1.0)
-    return Mixture(jnp.log(weights), components)
+    return Mixture(jnp.log(weights), components), Sums(sums.weight, zz, ez, ee, sums.log_prob)
+
+
+def zero_sums(mixture: Mixture) -> Sums:
+    """Sums over no example."""
+    k, r, *shape = mixture.components.factor.shape
+    return Sums(
+        jnp.zeros(k), jnp.zeros((k, r + 1, r + 1)), jnp.zeros((k, r + 1, *shape)), jnp.zeros((k, *shape)), jnp.zeros(())
+    )
 
 
 def make_em_iteration(
     corruption: LinearCorruption, variance_floor: float, batch_size: int
-) -> Callable[[Key, Mixture, Observation, Array], tuple[Mixture, Array]]:
-    """One EM iteration over all observations: (key, mixture, observations [N, ...], present [N]) -> (mixture, log-likelihood).
+) -> Callable[[Key, Mixture, Sums, Array, Observation, Array, Array], tuple[Mixture, Sums, Array]]:
+    """One EM iteration over some observations, the whole set or a minibatch of it.
+
+        (key, mixture, sums, step_size, observations [N, ...], indices [N], present [N])
+            -> (mixture, sums, log-likelihood)
+
+    The M-step takes (1 - step_size) sums + step_size (the sums of these observations): step_size 1 is EM over them,
+    smaller ones are stepwise EM, which moves many times in a pass over the data.
 
     Args:
         corruption: the linear corruption.
         variance_floor: the least variance of a coordinate, which keeps float32 factorisations sound.
         batch_size: examples in memory at once; N must be a multiple of it (pad, and give the padding present = 0).
+            ``present`` may hold a common weight other than 1, by which a minibatch stands for the set.
 
     Returns:
         the jitted function; the log-likelihood is that of the mixture that came in, a mean over examples.
+
+    Source: Cappe and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
     """
 
-    def iteration(key: Key, mixture: Mixture, observations: Observation, present: Array) -> tuple[Mixture, Array]:
-        count = present.shape[0]
-        batches = jax.tree.map(lambda a: a.reshape(count // batch_size, batch_size, *a.shape[1:]), observations)
-        indices = jnp.arange(count).reshape(-1, batch_size)
-        masks = present.reshape(-1, batch_size)
+    def iteration(
+        key: Key,
+        mixture: Mixture,
+        sums: Sums,
+        step_size: Array,
+        observations: Observation,
+        indices: Array,
+        present: Array,
+    ) -> tuple[Mixture, Sums, Array]:
+        whole = (example_keys(key, indices), observations, present)
+        batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), whole)
 
-        def body(sums: Sums, batch: tuple[Observation, Array, Array]) -> tuple[Sums, None]:
-            observation, index, mask = batch
-            keys = example_keys(key, index)
-            each = jax.vmap(lambda k, o, m: _example_sums(corruption, mixture, k, o, m))(keys, observation, mask)
-            added = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.lax.optimization_barrier(each))
-            return jax.tree.map(jnp.add, sums, added), None
+        def body(total: Sums, batch: tuple[Key, Observation, Array]) -> tuple[Sums, None]:
+            return jax.tree.map(jnp.add, total, _batch_sums(corruption, mixture, *batch)), None
 
-        first = jax.tree.map(lambda a: a[0, 0], batches)
-        zeros = jax.eval_shape(lambda: _example_sums(corruption, mixture, key, first, jnp.ones(())))
-        sums, _ = jax.lax.scan(body, jax.tree.map(lambda s: jnp.zeros(s.shape), zeros), (batches, indices, masks))
-        return _maximize(mixture, sums, variance_floor), sums.log_prob / jnp.sum(present)
+        new, _ = jax.lax.scan(body, zero_sums(mixture), batches)
+        log_likelihood = new.log_prob / jnp.sum(present)
+        mixed = jax.tree.map(lambda old, now: old + step_size * (now - old), sums, new)
+        return *_maximize(mixture, mixed, variance_floor), log_likelihood
 
     return jax.jit(iteration)
 
@@ -253,6 +282,7 @@ def fit(
     tolerance: float = 1e-4,
     variance_floor: float = 1e-4,
     batch_size: int = 0,
+    minibatch: int = 0,
     report: Report | None = None,
 ) -> Fit:
     """Fits the start to observations: a Gaussian first, then, for components > 1, a mixture seeded by its draws.
@@ -268,6 +298,8 @@ def fit(
             coordinates in an iteration.
         variance_floor: the least variance of a coordinate given z.
         batch_size: examples in memory at once; 0 chooses by the model's size.
+        minibatch: examples an M-step; 0 takes all of them (EM), fewer is stepwise EM with the step sizes
+            (k + 2)^-0.6 at M-step k, and an iteration is then a pass over the data.
         report: called with (iteration, iterations in all, log-likelihood).
 
     Returns:
@@ -277,7 +309,7 @@ def fit(
     rank = min(rank, size)
     count = len(observations.y)
     # A variance a coordinate where the solves with it are exact: diagonal ones, and small ones.
-    scalar = not (hasattr(corruption, "gram_diagonal") or size <= EXACT_DIAGONAL)
+    scalar = not has_exact_diagonal(corruption)
     sample_rows = np.linspace(0, count - 1, min(count, 2048)).astype(int)
     subset = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[sample_rows]), observations)
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
@@ -286,17 +318,33 @@ def fit(
 
     def run(mixture: Mixture, offset: int) -> Fit:
         k, r = mixture.components.factor.shape[:2]
-        rows = batch_size or int(np.clip(2**23 // (k * (r + 1) * size), 1, min(count, 1024)))
-        padded = -(-count // rows) * rows
-        present = jnp.asarray((np.arange(padded) < count).astype(np.float32))
-        wrapped = jax.tree.map(
-            lambda a: jnp.asarray(np.take(np.asarray(a), np.arange(padded) % count, 0)), observations
-        )
+        part = min(minibatch or count, count)
+        rows = batch_size or int(np.clip(2**22 // (k * (r + 1) * size), 1, min(part, 1024)))
+        part = -(-part // rows) * rows
+        steps = -(-count // part)
+        # In a fixed random order, so that a minibatch looks like the set; EM over all keeps the order as it is.
+        order = np.arange(count) if steps == 1 else np.random.Generator(np.random.Philox(count)).permutation(count)
+        chosen = order[np.arange(steps * part) % count]
         iterate = make_em_iteration(corruption, variance_floor, rows)
-        values: list[float] = []
+        sums, step, values = zero_sums(mixture), 0, []
         for i in range(iterations):
-            mixture, value = iterate(jax.random.fold_in(key, offset + i), mixture, wrapped, present)
-            values.append(float(value))
+            total_value = 0.0
+            for first in range(0, steps * part, part):
+                index = chosen[first : first + part]
+                taken = jax.tree.map(lambda a, index=index: jnp.asarray(np.asarray(a)[index]), observations)
+                present = np.arange(first, first + part) < (count if steps == 1 else steps * part)
+                size_step = 1.0 if step == 0 or steps == 1 else (step + 2) ** -0.6
+                mixture, sums, value = iterate(
+                    jax.random.fold_in(key, offset + i),
+                    mixture,
+                    sums,
+                    jnp.float32(size_step),
+                    taken,
+                    jnp.asarray(index),
+                    jnp.asarray(present * (count / part if steps > 1 else 1.0), jnp.float32),
+                )
+                total_value, step = total_value + float(value), step + 1
+            values.append(total_value / steps)
             if report is not None:
                 report(offset + i + 1, total, values[-1])
             if i > 2 and values[-1] - values[-2] < tolerance * size:
