@@ -32,15 +32,24 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.network = ConfigDict(
             {"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64, "dropout": 0.0}
         )
-        c.denoiser.preconditioning = "edm" if variant == "jpeg" else "posterior"
+        # On the CPU a single update a dispatch runs its convolutions outside of any loop, twice as fast.
+        c.network.native_gradient = True
+        c.m_step.updates_per_dispatch = 1
+        c.denoiser.base = "start_moments"
         c.start.rank = 64
-        c.start.iterations = 10
+        c.start.iterations = 8
         c.start.num_examples = 4096
         c.e_step.steps = 16
-        c.e_step.batch_size = 512
+        c.e_step.batch_size = 256
         c.m_step.steps = 1500
         c.m_step.batch_size = 64
+        c.m_step.learning_rate = 2e-3
+        c.m_step.loss_weight = "base"
+        c.m_step.time_law_beta = ((4.0, 2.5),)
         c.m_step.augment = ("flip",)
+        if variant == "jpeg":
+            c.denoiser.preconditioning = "edm"
+            c.m_step.loss_weight = "snr"
         c.eval.metrics = ("psnr",)
         c.eval.num_examples = 2048
     return c

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.gaussians import Mixture, mixture_posterior_mean, overall_moments, posterior_moments
+from diffem_jax.gaussians import Mixture, has_exact_diagonal, mixture_posterior_mean, overall_moments, posterior_moments
 from diffem_jax.linalg import Gaussian
 from diffem_jax.types import Corruption, DenoiseFn, Key, LinearCorruption, Observation, PyTree, Schedule, TimeLaw
 
@@ -164,10 +164,7 @@ def posterior_denoiser(
             condition = jnp.zeros_like(_blank_condition(corruption, shape))  # type: ignore[arg-type]
         out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, condition), dropout)
         if observation is not None:
-            operator = observation.operator
-            solved = corruption.solve_gram(corruption.forward(out, operator), operator, v)
-            open_part = out - v * corruption.adjoint(solved, operator)
-            out = jnp.where(jnp.asarray(keep) > 0, open_part, out)
+            out = jnp.where(jnp.asarray(keep) > 0, _open_part(corruption, observation.operator, v, out), out)
         return m + jnp.sqrt(v) * out
 
     return Denoiser(initializer(network, shape, blank), apply)
@@ -185,14 +182,16 @@ class Moments(NamedTuple):
 def moments_denoiser(
     network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], start: Mixture
 ) -> Denoiser:
-    """A preconditioning that solves with the start once a draw: N(E[x | y], diag Var[x | y]) under the start as the base.
+    """A preconditioning that solves with the start once a draw, not at every sampler step.
 
-    With mean m_y and variance d of the start's exact posterior given y, coordinate by coordinate, v = 1 / (1/d + 1/sigma^2):
+    With the mean m_y and the variances d of the start's exact posterior given y (by coordinate, or their average where
+    the corruption has its closed forms for that) and v = 1 / (1/d + 1/sigma^2),
 
-        m = v (m_y / d + x_t / sigma^2),  x-hat = m + sqrt(v) F(c_in x_t, m, m_y, log sigma, condition)
+        m0 = v (m_y / d + x_t / sigma^2),  m = m0 + v A^T (v A A^T + noise_std^2 I)^-1 (y - A m0)
+        x-hat = m + sqrt(v) P F(c_in x_t, m, m_y, log sigma, condition),  P as in ``posterior_denoiser``
 
     At large noise the network corrects the start's posterior mean, at small noise x_t itself, by as much as the start
-    leaves open at each coordinate: an observed pixel's d is the noise's variance.
+    leaves open; what y says is used up exactly at every noise level.
 
     Args:
         network: a batched network.
@@ -205,9 +204,11 @@ def moments_denoiser(
     prior_mean, spread = overall_moments(start)
     blank = jnp.zeros(_attached_shape(corruption, shape, 2))
     empty: Array = _blank_condition(corruption, shape)  # type: ignore[assignment]
+    by_coordinate = has_exact_diagonal(corruption)
 
     def prepare(observation: Observation) -> Moments:
         mean, variance = posterior_moments(corruption, start, observation)
+        variance = variance if by_coordinate else jnp.mean(variance)
         return Moments(observation, corruption.condition(observation), mean, variance)
 
     def apply(
@@ -216,14 +217,21 @@ def moments_denoiser(
         alpha, sigma = schedule(t)
         ratio = sigma / alpha
         x = x_t / alpha
-        mean, variance, condition = prior_mean, jnp.broadcast_to(spread, shape), empty
+        seen = jnp.asarray(keep) > 0
+        mean, variance, condition = prior_mean, spread, empty
         if context is not None:
-            seen = jnp.asarray(keep) > 0
-            mean, variance = jnp.where(seen, context.mean, mean), jnp.where(seen, context.variance, variance)
+            mean = jnp.where(seen, context.mean, mean)
+            variance = jnp.where(seen, context.variance, variance)
             condition = jnp.where(seen, context.condition, condition)
         v = variance * ratio**2 / (variance + ratio**2)
         m = mean + (variance / (variance + ratio**2)) * (x - mean)
+        if context is not None:
+            y, operator = context.observation
+            solved = corruption.solve_gram(y - corruption.forward(m, operator), operator, v)
+            m = jnp.where(seen, m + v * corruption.adjoint(solved, operator), m)
         out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, mean, condition), dropout)
+        if context is not None:
+            out = jnp.where(seen, _open_part(corruption, context.observation.operator, v, out), out)
         return m + jnp.sqrt(v) * out
 
     def open_variance(t: Array, context: Moments) -> Array:
@@ -231,6 +239,11 @@ def moments_denoiser(
         return jnp.mean(1 / (1 / context.variance + (alpha / sigma) ** 2))
 
     return Denoiser(_initializer(network, shape, blank), apply, prepare, open_variance)
+
+
+def _open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array) -> Array:
+    """P r = r - v A^T (v A A^T + noise_std^2 I)^-1 A r: what an observation leaves open of r."""
+    return r - v * corruption.adjoint(corruption.solve_gram(corruption.forward(r, operator), operator, v), operator)
 
 
 def isotropic_base(mixture: Mixture) -> Mixture:
