@@ -187,11 +187,12 @@ def moments_denoiser(
     With the mean m_y and the variances d of the start's exact posterior given y (by coordinate, or their average where
     the corruption has its closed forms for that) and v = 1 / (1/d + 1/sigma^2),
 
-        m0 = v (m_y / d + x_t / sigma^2),  m = m0 + v A^T (v A A^T + noise_std^2 I)^-1 (y - A m0)
-        x-hat = m + sqrt(v) P F(c_in x_t, m, m_y, log sigma, condition),  P as in ``posterior_denoiser``
+        m = v (m_y / d + x_t / sigma^2),  x-hat = m + sqrt(v) F(c_in x_t, m, m_y, log sigma, condition)
 
     At large noise the network corrects the start's posterior mean, at small noise x_t itself, by as much as the start
-    leaves open; what y says is used up exactly at every noise level.
+    leaves open: an observed pixel's d is the noise's variance. Where A A^T is not diagonal (blurs, projections) the d of
+    single coordinates do not say which directions are seen; there m takes up y once more and the network's output is
+    projected, as in ``posterior_denoiser``.
 
     Args:
         network: a batched network.
@@ -200,11 +201,12 @@ def moments_denoiser(
         shape: the shape of x.
         start: the fitted start.
     """
-    call = _network_call(network)
+    call = network_call(network)
     prior_mean, spread = overall_moments(start)
     blank = jnp.zeros(_attached_shape(corruption, shape, 2))
     empty: Array = _blank_condition(corruption, shape)  # type: ignore[assignment]
     by_coordinate = has_exact_diagonal(corruption)
+    separate = hasattr(corruption, "gram_diagonal")
 
     def prepare(observation: Observation) -> Moments:
         mean, variance = posterior_moments(corruption, start, observation)
@@ -225,12 +227,12 @@ def moments_denoiser(
             condition = jnp.where(seen, context.condition, condition)
         v = variance * ratio**2 / (variance + ratio**2)
         m = mean + (variance / (variance + ratio**2)) * (x - mean)
-        if context is not None:
+        if context is not None and not separate:
             y, operator = context.observation
             solved = corruption.solve_gram(y - corruption.forward(m, operator), operator, v)
             m = jnp.where(seen, m + v * corruption.adjoint(solved, operator), m)
         out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, mean, condition), dropout)
-        if context is not None:
+        if context is not None and not separate:
             out = jnp.where(seen, _open_part(corruption, context.observation.operator, v, out), out)
         return m + jnp.sqrt(v) * out
 
@@ -238,7 +240,7 @@ def moments_denoiser(
         alpha, sigma = schedule(t)
         return jnp.mean(1 / (1 / context.variance + (alpha / sigma) ** 2))
 
-    return Denoiser(_initializer(network, shape, blank), apply, prepare, open_variance)
+    return Denoiser(initializer(network, shape, blank), apply, prepare, open_variance)
 
 
 def _open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array) -> Array:

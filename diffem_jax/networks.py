@@ -154,7 +154,7 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         function = convolve.fun if self.native_gradient else convolve
-        return function(x, kernel, strides) + bias
+        return function(x, kernel, strides) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class ResBlock(nn.Module):

@@ -71,7 +71,7 @@ def _batch_sums(
     z1, z_cov, hidden, residual, square, log_probs = jax.vmap(by_component, (0, 0, None))(
         keys, observations, mixture.components
     )
-    joint = mixture.log_weights + log_probs
+    joint = mixture.log_weights[None] + log_probs
     weight = present[:, None] * jax.nn.softmax(joint)
     # Sums over the batch are matrix products: the loadings' terms of single examples, [R + 1, *X] each, never exist.
     z1_weighted = weight[:, :, None] * z1

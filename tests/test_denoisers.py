@@ -15,9 +15,10 @@ from diffem_jax.denoisers import (
     gaussian_denoiser,
     isotropic_base,
     mixture_denoiser,
+    moments_denoiser,
     posterior_denoiser,
 )
-from diffem_jax.gaussians import Mixture
+from diffem_jax.gaussians import Mixture, posterior_moments, sample_posterior
 from diffem_jax.linalg import Gaussian
 from diffem_jax.networks import MLP
 from diffem_jax.schedules import SCHEDULES, Uniform, snr_weight
@@ -223,3 +224,70 @@ def test_condition_dropout_and_network_dropout_reach_the_denoiser():
     kept = jax.jit(jax.vmap(lambda key: loss(None, key, jnp.zeros(D))))(jax.random.split(jax.random.key(0), 4096))
     assert set(np.unique(kept).tolist()) == {0.0, 1.0}
     assert abs(float(jnp.mean(kept)) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4096)
+
+
+@pytest.mark.parametrize("name", ["mask", "blur"])
+def test_posterior_moments_are_those_of_exact_draws(name):
+    """Mean and variance of a mixture's posterior against its own draws; a blur has one average variance."""
+    shape = (D,) if name == "mask" else (6, 6, 1)
+    corruption = CORRUPTION if name == "mask" else GaussianBlur(shape=shape, std=1.0, noise_std=0.1)
+    keys = jax.random.split(jax.random.key(8), 4)
+    factor = 0.5 * jax.random.normal(keys[0], (2, 2, *shape))
+    variance = jnp.full((2, *shape) if name == "mask" else (2,), 0.2)
+    law = Mixture(jnp.log(jnp.array([0.4, 0.6])), Gaussian(jax.random.normal(keys[1], (2, *shape)), variance, factor))
+    observation = corruption.sample(keys[2], jnp.full(shape, 0.5))
+    mean, var = jax.jit(lambda o: posterior_moments(corruption, law, o))(observation)
+    draw = jax.vmap(lambda k: sample_posterior(k, corruption, law, observation))
+    draws = np.asarray(jax.jit(draw)(jax.random.split(keys[3], 20_000)))
+    np.testing.assert_allclose(mean, draws.mean(0), atol=0.04)
+    found = draws.var(0)
+    if name == "mask":
+        np.testing.assert_allclose(var, found, rtol=0.08, atol=1e-3)
+    else:
+        np.testing.assert_allclose(np.mean(var), found.mean(), rtol=0.3)
+
+
+def test_moments_base_without_a_network_is_the_starts_answer():
+    """At large noise its posterior mean, at small noise x_t where nothing is seen; exact for independent coordinates."""
+    schedule = schedule_of()
+    law = two_components()
+    fresh = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    params = fresh.init(jax.random.key(0))
+    mean, _ = posterior_moments(CORRUPTION, law, OBSERVATION)
+    np.testing.assert_allclose(bind(fresh, params, OBSERVATION)(jnp.full(D, 9.0), jnp.float32(1.0)), mean, atol=0.05)
+    small = bind(fresh, params, OBSERVATION)(jnp.full(D, 0.7), jnp.float32(0.0))
+    np.testing.assert_allclose(small[1], 0.7, atol=0.02)
+    plain = base()
+    plain = plain._replace(components=plain.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
+    alone = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), plain)
+    truth = mixture_denoiser(schedule, plain, CORRUPTION, OBSERVATION)
+    for t in map(jnp.float32, TIMES):
+        x_t = jnp.array([0.4, -0.8, 0.1])
+        np.testing.assert_allclose(bind(alone, params, OBSERVATION)(x_t, t), truth(x_t, t), atol=1e-4)
+
+
+def test_moments_base_hidden_values_do_not_leak_and_the_prior_ignores_y():
+    schedule = schedule_of()
+    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), two_components())
+    params = jax.tree.map(lambda a: a + 0.1, denoiser.init(jax.random.key(0)))
+    x_t, t = jnp.array([0.4, -0.8, 0.1]), jnp.float32(0.6)
+    spoiled = OBSERVATION._replace(y=OBSERVATION.y.at[1].set(jnp.nan))
+    seen = bind(denoiser, params, OBSERVATION)(x_t, t)
+    np.testing.assert_array_equal(bind(denoiser, params, spoiled)(x_t, t), seen)
+    prior = bind(denoiser, params)(x_t, t)
+    ignored = denoiser.apply(params, x_t, t, denoiser.prepare(OBSERVATION), 0.0, None)
+    np.testing.assert_allclose(ignored, prior, atol=1e-6)
+    assert float(jnp.abs(prior - seen).max()) > 0.05
+
+
+def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
+    """The squared error over what the base leaves open averages to one at every noise level."""
+    law = base()
+    law = law._replace(components=law.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
+    schedule = schedule_of()
+    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    params = denoiser.init(jax.random.key(0))
+    x = BASE_MEAN + BASE_VARIANCE**0.5 * jax.random.normal(jax.random.key(1), (20_000, D))
+    loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), None)
+    values = jax.jit(jax.vmap(loss, (None, 0, 0)))(params, jax.random.split(jax.random.key(2), len(x)), x)
+    np.testing.assert_allclose(np.mean(values), 1.0, atol=0.03)

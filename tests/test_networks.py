@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffem_jax.networks import MLP, NETWORKS, ResBlock, UNet, parameter_count, sinusoidal_embedding
+from diffem_jax.networks import MLP, NETWORKS, ResBlock, UNet, convolve, parameter_count, sinusoidal_embedding
 
 SMALL = {"channels": (4, 8), "blocks": 1, "heads": ((1, 2),), "embedding": 8, "dropout": 0.0}
 PLAIN = {**SMALL, "heads": ()}
@@ -131,3 +131,33 @@ def test_embedding_tells_noise_levels_apart():
     assert embedded.shape == (64, 32)
     gaps = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1) + 10 * np.eye(64)
     assert gaps.min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("sides", "window", "stride"),
+    [((9,), (3,), 1), ((8, 7), (3, 3), 1), ((8, 6), (3, 3), 2), ((4, 5, 4), (3, 1, 3), 2)],
+)
+def test_convolution_and_its_gradients_are_xlas_own(sides, window, stride):
+    """Alone, under vmap, and its gradient inside a loop; the tangent too."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, *sides, 3))
+    kernel = jax.random.normal(keys[1], (*window, 3, 4))
+    strides = (stride,) * len(sides)
+    cotangent = jax.random.normal(keys[2], jax.eval_shape(lambda: convolve.fun(x, kernel, strides)).shape)
+
+    def scalar(function, x, kernel):
+        each = jax.vmap(lambda one, c: jnp.sum(function(one[None], kernel, strides)[0] * c))
+        return jnp.sum(each(x, cotangent))
+
+    def looped(function):
+        def body(total, _):
+            return jax.tree.map(jnp.add, total, jax.grad(scalar, (1, 2))(function, x, kernel)), None
+
+        return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, (x, kernel)), None, length=2)[0]
+
+    np.testing.assert_allclose(scalar(convolve, x, kernel), scalar(convolve.fun, x, kernel), rtol=1e-5)
+    for own, native in zip(jax.jit(looped, static_argnums=0)(convolve), looped(convolve.fun), strict=True):
+        np.testing.assert_allclose(own, native, atol=1e-4)
+    moved = jax.random.normal(keys[3], x.shape)
+    tangent = [jax.jvp(lambda a, f=f: f(a, kernel, strides), (x,), (moved,))[1] for f in (convolve, convolve.fun)]
+    np.testing.assert_allclose(*tangent, atol=1e-4)
