@@ -18,6 +18,7 @@ from diffem_jax import ambient, augment, corruptions, denoisers, em, networks, p
 from diffem_jax.config import nearest
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.gaussians import Mixture
+from diffem_jax.parallel import accelerated
 from diffem_jax.types import (
     Corruption,
     DenoiseFn,
@@ -219,13 +220,14 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
     schedule = make_schedule(config)
     grid = schedules.TIME_GRIDS[config.e_step.time_grid](schedule, config.e_step.steps)
+    native = {} if "native_gradient" in config.network else {"native_gradient": accelerated()}
     return Setup(
         config=config,
         shape=shape,
         corruption=corruption,
         data_corruption=data_corruption,
         schedule=schedule,
-        network=construct("network", config.network, networks.NETWORKS),
+        network=construct("network", config.network, networks.NETWORKS, **native),
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
         times=grid,
         optimizer=make_optimizer(config.m_step, config.m_step.steps),
