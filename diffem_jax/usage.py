@@ -34,7 +34,8 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
   --coordinator, --num_processes, --process_id     several processes; --coordinator=auto on a cluster
 
 Exit codes: 0 done; 2 a mistake, with its cure in one message; 130 Ctrl-C; 143 SIGTERM with the work saved;
-1 a fault of the program. After 130 and 143 the same command goes on where it stopped.
+75 another process of the run was lost; 1 a fault of the program.
+After 130, 143 and 75 the same command goes on where it stopped.
 NO_COLOR=1 turns colour off. --helpfull lists every flag; diffem_jax/config.py describes every field.
 """
 

@@ -68,7 +68,10 @@ def test_the_workflow_is_the_ci_script():
 def installed(*command, cwd, timeout=170):
     """A command's output, in an environment that knows nothing of the checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environment = kept | {"JAX_PLATFORMS": "cpu", "DIFFEM_DATA_DIR": str(cwd / "cache")}
+    environment = (os.environ if "build" in command else kept) | {
+        "JAX_PLATFORMS": "cpu",
+        "DIFFEM_DATA_DIR": str(cwd / "cache"),
+    }
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def shell(tmp_path):
 
 
 def test_the_tested_blocks_are_there():
-    assert set(BLOCKS) == {"commands", "own data", "python"}
+    assert set(BLOCKS) == {"commands", "own data", "python", "pretrained"}
 
 
 def test_commands(shell, tmp_path):
@@ -81,6 +82,12 @@ def test_python(capsys):
     numbers = np.array(re.findall(r"-?\d+\.\d+", capsys.readouterr().out), float)
     assert numbers.shape == (8,)
     assert np.isfinite(numbers).all()
+
+
+def test_pretrained(capsys):
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(BLOCKS["pretrained"], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(4, 8, 8, 1) (8, 4, 8, 8, 1)\n"
 
 
 def test_every_path_exists():
