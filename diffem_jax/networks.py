@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -245,7 +246,7 @@ class UNet(nn.Module):
         names = (f"ResBlock_{i}" for i in itertools.count())
 
         def block(h: Array, width: int, level: int) -> Array:
-            options = {
+            options: dict[str, Any] = {
                 "dropout": self.dropout,
                 "spatial": spatial,
                 "dtype": self.dtype,
