@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from diffem_jax.config import default
 
 CORRUPTIONS = {
-    "mask50": {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01},
-    "mask90": {"name": "pixel_mask", "rate": 0.9, "noise_std": 0.01},
-    "blur": {"name": "gaussian_blur", "std": 1.0, "noise_std": 0.01},
+    "mask50": {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01, "fill_iterations": 20, "fill_order": 2},
+    "mask90": {"name": "pixel_mask", "rate": 0.9, "noise_std": 0.01, "fill_iterations": 40},
+    "blur": {"name": "gaussian_blur", "std": 1.0, "border": "reflect", "noise_std": 0.01},
     "jpeg": {"name": "jpeg", "quality": 20, "noise_std": 0.01},
 }
 
@@ -39,9 +39,9 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.start.rank = 64
         c.start.iterations = 8
         c.start.num_examples = 4096
-        c.e_step.steps = 16
+        c.e_step.steps = 12
         c.e_step.batch_size = 256
-        c.m_step.steps = 1500
+        c.m_step.steps = 800
         c.m_step.batch_size = 64
         c.m_step.learning_rate = 2e-3
         c.m_step.loss_weight = "base"

@@ -211,6 +211,8 @@ def moments_denoiser(
     def prepare(observation: Observation) -> Moments:
         mean, variance = posterior_moments(corruption, start, observation)
         variance = variance if by_coordinate else jnp.mean(variance)
+        if getattr(corruption, "fill_iterations", 0):
+            mean = corruption.fill(observation)  # type: ignore[attr-defined]
         return Moments(observation, corruption.condition(observation), mean, variance)
 
     def apply(

@@ -31,6 +31,7 @@ from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.problem import check_operators, simulate, stored_config
 from diffem_jax.round_zero import load_start, start_draw
 from diffem_jax.rounds import make_engine
+from diffem_jax.samplers import ddim
 from diffem_jax.several import several_draws
 from diffem_jax.types import Corruption, Observation, PyTree, UserError
 from diffem_jax.workdir import Workdir
@@ -86,6 +87,20 @@ class Pretrained:
         """
         return self._draws(self._posterior_step, self._parts["posterior"], observations, num_samples, seed)
 
+    def posterior_means(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
+        """E[x | y] by one network evaluation a sample: at the largest noise x_t says nothing, so E[x | x_t, y] = E[x | y].
+
+        Args:
+            observations: as for ``posterior_draws``.
+            num_samples: evaluations that are averaged.
+            seed: of their noise.
+
+        Returns:
+            [N, *X].
+        """
+        draws = self._draws(self._mean_step, self._parts["posterior"], observations, num_samples, seed)
+        return draws.mean(axis=0)
+
     def start_draws(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
         """Draws of the fitted start given the observations: what the network improved on; [num_samples, N, *X]."""
         return self._draws(self._start_step, self._start, observations, num_samples, seed)
@@ -127,6 +142,15 @@ class Pretrained:
     @functools.cached_property
     def _posterior_step(self) -> Callable[..., Any]:
         return make_engine(self.setup, self._parallel, self._start).e_step
+
+    @functools.cached_property
+    def _mean_step(self) -> Callable[..., Any]:
+        # One step of DDIM down from the largest noise returns the denoiser's answer there.
+        setup = self.setup
+        step = em.make_e_step(
+            make_model(setup, self._start).bind, ddim(setup.schedule), jnp.array([1.0, 0.0]), setup.shape
+        )
+        return self._parallel.map_e_step(step)
 
     @functools.cached_property
     def _start_step(self) -> Callable[..., Any]:

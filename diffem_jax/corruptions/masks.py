@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import DiagonalGram
+from diffem_jax.linalg import conjugate_gradient
 from diffem_jax.types import Key, Observation, UserError
 
 
@@ -20,7 +21,42 @@ class Mask(DiagonalGram):
 
     Hidden entries of y are exactly 0: neither x nor noise reaches them, so nothing can leak and a user's file may
     hold anything there. A subclass draws the mask.
+
+    Attributes:
+        fill_iterations: > 0 shows the network a smooth interpolation of y beside y and the mask (``fill``), by this many
+            conjugate-gradient iterations: 20 for half of the pixels, 40 for a tenth.
+        fill_order: 1 for harmonic, 2 for biharmonic interpolation.
     """
+
+    fill_iterations: int = 0
+    fill_order: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses an interpolation that does not exist."""
+        if self.fill_iterations < 0 or self.fill_order not in (1, 2) or (self.fill_iterations and len(self.shape) < 2):
+            raise UserError(
+                f"corruption.fill_iterations: {self.fill_iterations} with fill_order {self.fill_order} for x of shape "
+                f"{self.shape}; expected 0 or more iterations, order 1 or 2, and images for more than 0; correct them"
+            )
+
+    def fill(self, observation: Observation) -> Array:
+        """The seen entries, and between them the smoothest interpolation: the minimum of <u, (-Laplace)^order u>.
+
+        Source: Chan and Shen 2001, "Mathematical models for local nontexture inpaintings" (order 1); Damelin and Hoang
+        2018, "On surface completion and image inpainting by biharmonic functions" (order 2).
+        """
+        known = self.forward(observation.y, observation.operator)
+        hidden = 1.0 - self.observed(observation.operator).astype(known.dtype)
+
+        def bend(u: Array) -> Array:
+            for _ in range(self.fill_order):
+                u = -_laplace(u)
+            return u
+
+        def on_hidden(u: Array) -> Array:
+            return hidden * bend(hidden * u)
+
+        return known + hidden * conjugate_gradient(on_hidden, -hidden * bend(known), self.fill_iterations)
 
     @property
     def mask_shape(self) -> tuple[int, ...]:
@@ -53,9 +89,20 @@ class Mask(DiagonalGram):
         return jnp.zeros(self.mask_shape)
 
     def condition(self, observation: Observation) -> Array:
-        """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors."""
+        """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors; then the fill, if any."""
         mask = observation.operator.astype(jnp.float32)
-        return jnp.concatenate([self.forward(observation.y, mask), mask], axis=-1)
+        filled = (self.fill(observation),) if self.fill_iterations else ()
+        return jnp.concatenate([self.forward(observation.y, mask), mask, *filled], axis=-1)
+
+
+def _laplace(x: Array) -> Array:
+    """The discrete Laplacian over the spatial axes, with a border that repeats the edge; channels last."""
+    out = jnp.zeros_like(x)
+    for axis in range(x.ndim - 1):
+        steps = jnp.diff(x, axis=axis)
+        widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        out = out + jnp.diff(jnp.pad(steps, widths), axis=axis)
+    return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +146,7 @@ class GroupMask(Mask):
 
     def __post_init__(self) -> None:
         """Refuses groups that do not fill the last axis."""
+        super().__post_init__()
         if self.groups and (min(self.groups) < 1 or sum(self.groups) != self.shape[-1]):
             raise UserError(
                 f"corruption.groups: {self.groups}; expected positive sizes of sum {self.shape[-1]}, the length of the "
@@ -141,6 +189,7 @@ class BoxMask(Mask):
 
     def __post_init__(self) -> None:
         """Refuses a box that does not fit."""
+        super().__post_init__()
         if len(self.sides) != len(self.spatial) or any(
             not 0 < b <= n for b, n in zip(self.sides, self.spatial, strict=True)
         ):
