@@ -15,9 +15,8 @@
 import importlib.util
 from pathlib import Path
 
-REPOSITORY = (
-    "https://github.com/OWNER/diffem_jax"  # where it is published; python -m colabs.build --repository=URL fills it in
-)
+# Where it is published; python -m colabs.build --repository=URL fills it in.
+REPOSITORY = "https://github.com/OWNER/diffem_jax"
 
 if importlib.util.find_spec("diffem_jax") is None:
     from IPython import get_ipython
