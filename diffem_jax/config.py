@@ -334,10 +334,14 @@ FREE_FIELDS = (
 
 
 def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
-    """Fields in which a config differs from a stored one, as 'field: stored -> now', but for the free ones."""
-    now = flatten(config)
+    """Fields in which a config differs from a stored one, as 'field: stored -> now', but for the free ones.
+
+    A field that the stored one does not have, because it is newer, counts as its default.
+    """
+    usual = {name: value for name, value in flatten(default()).items() if name.split(".")[0] not in OPEN_SECTIONS}
+    now, before = usual | flatten(config), usual | stored
     return [
-        f"{name}: {stored.get(name)!r} -> {now.get(name)!r}"
-        for name in sorted(set(now) | set(stored))
-        if now.get(name) != stored.get(name) and not name.startswith(FREE_FIELDS)
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(set(now) | set(before))
+        if now.get(name) != before.get(name) and not name.startswith(FREE_FIELDS)
     ]

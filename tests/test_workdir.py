@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from diffem_jax.config import default, differences, flatten
 from diffem_jax.train import _recoveries
 from diffem_jax.workdir import Workdir
 
@@ -64,3 +65,14 @@ def test_a_record_replaces_that_of_its_round_and_kind_alone(folder):
 
 def test_no_log_yet(tmp_path):
     assert Workdir(tmp_path).records() == [] and _recoveries(Workdir(tmp_path)) == 0
+
+
+def test_a_field_that_a_stored_config_lacks_counts_as_its_default():
+    config = default()
+    stored = flatten(config)
+    del stored["start.minibatch"], stored["stop.rule"]
+    assert differences(config, stored) == []
+    with config.unlocked():
+        config.start.minibatch = 64
+        config.corruption.rate = 0.5
+    assert differences(config, stored) == ["corruption.rate: None -> 0.5", "start.minibatch: 0 -> 64"]
