@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, resolve
+from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, resolve
 from diffem_jax.data import load_observations, save_observations
 from diffem_jax.testing import check_corruption
 from diffem_jax.types import UserError
@@ -371,3 +371,39 @@ def test_mistakes_are_explained(make, message):
 def test_resolve():
     assert resolve("phase") is CORRUPTIONS["phase"]
     assert resolve("diffem_jax.corruptions.masks:PixelMask") is CORRUPTIONS["pixel_mask"]
+
+
+@pytest.mark.parametrize(("order", "iterations"), [(1, 60), (2, 200)])
+def test_fill_is_the_smoothest_interpolation(order, iterations):
+    """It keeps what is seen, never reads what is hidden, and any other filling bends more."""
+    shape = (8, 6, 2)
+    corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.0, fill_iterations=iterations, fill_order=order)
+    x = jax.random.normal(jax.random.key(0), shape)
+    observation = corruption.sample(jax.random.key(1), x)
+    filled = np.asarray(jax.jit(corruption.fill)(observation))
+    seen = np.broadcast_to(np.asarray(observation.operator) > 0, shape)
+    np.testing.assert_allclose(filled[seen], np.asarray(x)[seen], atol=1e-6)
+    spoiled = observation._replace(y=jnp.where(seen, observation.y, jnp.nan))
+    np.testing.assert_array_equal(jax.jit(corruption.fill)(spoiled), filled)
+
+    def energy(u):
+        steps = [np.diff(u, axis=0), np.diff(u, axis=1)]
+        if order == 1:
+            return sum(np.sum(step**2) for step in steps)
+        laplace = np.diff(np.pad(steps[0], ((1, 1), (0, 0), (0, 0))), axis=0)
+        laplace = laplace + np.diff(np.pad(steps[1], ((0, 0), (1, 1), (0, 0))), axis=1)
+        return np.sum(laplace**2)
+
+    rng = np.random.default_rng(0)
+    for size in (0.03, 0.3):
+        other = filled + size * rng.normal(size=shape) * ~seen
+        assert energy(other.astype(np.float64)) > energy(filled.astype(np.float64))
+    shown = corruption.condition(observation)
+    np.testing.assert_allclose(shown[..., -2:], filled, atol=1e-5)
+
+
+def test_fill_needs_images():
+    with pytest.raises(UserError, match="fill_iterations"):
+        PixelMask(shape=(5,), rate=0.5, noise_std=0.1, fill_iterations=3)
+    with pytest.raises(UserError, match="fill_order"):
+        PixelMask(shape=(5, 5, 1), rate=0.5, noise_std=0.1, fill_iterations=3, fill_order=3)
