@@ -15,15 +15,17 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 # An environment of its own, so that TensorFlow never enters the one that runs everything else.
 test-tfds: $(TFDS)/.tfds
 	$(TFDS)/bin/python -m pytest tests/tfds
 
-# The oldest supported versions of everything the package needs, in an environment of their own.
+# The oldest supported versions of everything the package needs, in an environment of their own: what touches their interfaces,
+# and one tiny run of the command.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m 'slow or not slow' tests/test_em.py tests/test_samplers.py tests/test_checkpoints.py tests/test_main.py
+	$(OLDEST)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,schedules samplers linalg gaussians denoisers em checkpoints)) \
+	  tests/test_main.py::test_the_files_of_a_run
 
 $(OLDEST)/.installed: setup.py tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
