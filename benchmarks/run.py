@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("overhead", "start", "devices", "e_step_cost", "time_to_quality", "memory")
+NAMES = ("overhead", "convolutions", "start", "devices", "e_step_cost", "time_to_quality", "memory")
 
 
 def main() -> None:
