@@ -143,8 +143,9 @@ def main() -> None:
     lines = []
     for variant, result in results.items():
         lines += [f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training", ""]
+        ordered = sorted(result["answers"].items(), key=lambda item: not item[0].startswith(("start", "DiffEM")))
         lines += ["| answer | PSNR, dB | mean of the images' PSNR, dB |", "|---|---|---|"]
-        lines += [f"| {n} | {r['psnr']:.2f} | {r['psnr_per_image']:.2f} |" for n, r in result["answers"].items()]
+        lines += [f"| {n} | {r['psnr']:.2f} | {r['psnr_per_image']:.2f} |" for n, r in ordered]
         lines.append("")
     text = "\n".join(lines)
     print(text)
