@@ -33,7 +33,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.corruption = ConfigDict(CORRUPTIONS[variant])
         c.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
         c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
-        c.e_step.consistency = {"jpeg": 4, "phase": 16}.get(variant, 0)
+        c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
         c.e_step.steps = 32
         c.e_step.batch_size = 600

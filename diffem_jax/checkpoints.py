@@ -12,6 +12,9 @@ import json
 import os
 import re
 import shutil
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +78,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         if lead:
             _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
-        with _quiet():
+        with _quiet(), _errors_once():
             ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(_host, tree)}, overwrite=True)
         if lead:
             record = {"metadata": metadata, "files": _files(path)}
@@ -96,6 +99,27 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 def _host(leaf: Any) -> np.ndarray:
     """A replicated array on the host, whatever devices it lies on."""
     return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+@contextlib.contextmanager
+def _errors_once() -> Iterator[None]:
+    """Holds back what the storage library's own threads print to stderr; where the body raises, that said it already."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    failed = True
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            failed = False
+        finally:
+            if failed:
+                time.sleep(0.5)  # the other writes of the checkpoint fail a moment later
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            if not failed:
+                os.write(2, held.read())
 
 
 @contextlib.contextmanager

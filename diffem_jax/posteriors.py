@@ -217,7 +217,8 @@ def consistent(
 
     The weight w = max(0, 1 - M noise_std^2 / |r|^2), M the number of entries of y, lets the steps end where the misfit
     is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions, made for a denoiser that
-    has seen y already; steps of length one suit an A that does not stretch, as all that ship.
+    has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as phase retrieval:
+    clipping has none where it clips, and the steps need not converge through JPEG's rounding.
 
     Args:
         denoise: (x_t, t) -> E[x | x_t, y].
