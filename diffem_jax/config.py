@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = "digits"  # a source of diffem_jax.data, 'tfds:<name>', 'folder', 'arrays' or 'observations'
     c.data.path = ""  # file or folder of the last three
-    c.data.split = "train"
+    c.data.split = "train"  # train, test (the held-out examples) or all; of a tfds set any of its splits
     c.data.num_examples = 0  # 0 takes all
     c.data.shape = ()  # shape of x: of crops and resized images, or of own data whose y has another shape
     c.data.crop = 0  # side of the centre square cut before resizing; 0 is the largest
@@ -36,7 +36,7 @@ def default() -> ConfigDict:
 
     c.corruption = ConfigDict(convert_dict=True)
     c.corruption.name = "pixel_mask"  # a key of CORRUPTIONS or 'module:ClassName'; further fields are the class's own
-    c.corruption.noise_std = 0.01
+    c.corruption.noise_std = 0.01  # standard deviation of the noise in y, in the units of y
     c.data_corruption = ConfigDict()  # empty: the same as corruption; else what made the simulated observations
 
     c.network = ConfigDict()
@@ -47,12 +47,13 @@ def default() -> ConfigDict:
     # Base of 'posterior': start (the fitted start, exact at every step), start_moments (its posterior mean and variance
     # given y, once a draw) or isotropic (its overall mean and average variance).
     c.denoiser.base = "start"
+    # Standard deviation of x: 'edm' scales by it, samplers begin with it, the loss weight 'snr' uses it.
     c.denoiser.sigma_data = 1.0
 
     c.schedule = ConfigDict()
     c.schedule.name = "ve"  # ve | vp | rectified_flow | 'module:ClassName', whose further fields may be added
-    c.schedule.sigma_min = 1e-3
-    c.schedule.sigma_max = 100.0
+    c.schedule.sigma_min = 1e-3  # smallest noise, sigma / alpha at t = 0: below the least detail that matters
+    c.schedule.sigma_max = 100.0  # largest noise, sigma / alpha at t = 1: far above the spread of x
 
     c.start = ConfigDict()
     c.start.name = "gaussian"  # gaussian | mixture | 'module:function', whose further fields may be added
@@ -60,7 +61,7 @@ def default() -> ConfigDict:
     c.start.components = 1  # of the mixture
     c.start.iterations = 40  # EM iterations at most
     c.start.tolerance = 1e-4  # log-likelihood gain a coordinate below which a fit ends
-    c.start.variance_floor = 1e-4
+    c.start.variance_floor = 1e-4  # least variance of a coordinate beyond the covariance of low rank
     c.start.minibatch = 0  # observations an M-step of the fit; 0 takes all, fewer is stepwise EM
     c.start.num_examples = 0  # observations used for fitting; 0 takes all
     c.start.checkpoint = ""  # an earlier run's work directory to begin from (a warm start)
@@ -68,42 +69,43 @@ def default() -> ConfigDict:
 
     c.e_step = ConfigDict()
     c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
-    c.e_step.steps = 32
+    c.e_step.steps = 32  # steps of the sampler a draw
     c.e_step.time_grid = "log_uniform"  # log_uniform | karras
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
+    # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
     c.e_step.guidance = 1.0
-    c.e_step.consistency = (
-        0  # gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear
-    )
+    # Gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear.
+    c.e_step.consistency = 0
 
     c.m_step = ConfigDict()
     c.m_step.steps = 1000  # updates a round
     c.m_step.batch_size = 512  # over all devices
-    c.m_step.learning_rate = 1e-3
+    c.m_step.learning_rate = 1e-3  # at the beginning of each round, after the warm-up
     c.m_step.learning_rate_schedule = "cosine"  # constant | linear | cosine, over a round, down to learning_rate_end
-    c.m_step.learning_rate_end = 1e-6
-    c.m_step.warmup_steps = 0
+    c.m_step.learning_rate_end = 1e-6  # where linear and cosine end
+    c.m_step.warmup_steps = 0  # updates at the beginning of a round over which the rate rises from 0
     c.m_step.optimizer = "adam"  # adam | adamw | sgd
-    c.m_step.weight_decay = 0.0
+    c.m_step.weight_decay = 0.0  # of adamw
     c.m_step.clip_norm = 1.0  # 0 does not clip
-    c.m_step.ema_decay = 0.999
+    c.m_step.ema_decay = 0.999  # of the moving average of the parameters that draws; 0 takes the last ones
+    # Whether the average forgets its beginning: at update n its decay is min(ema_decay, (1 + n) / (10 + n)).
     c.m_step.ema_warmup = True
     c.m_step.carry = "params"  # what goes over to the next round: all | params | nothing
     c.m_step.time_law = "beta"  # uniform | beta | log_normal
-    c.m_step.time_law_beta = ((3.0, 3.0),)
-    c.m_step.time_law_log_normal = (-1.2, 1.2)
+    c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta': pairs (a, b), an even mixture of Beta(a, b)
+    c.m_step.time_law_log_normal = (-1.2, 1.2)  # of 'log_normal': mean and standard deviation of log(sigma / alpha)
     c.m_step.loss_weight = "snr"  # snr | min_snr | base (by what the base of the denoiser leaves open)
     c.m_step.condition_dropout = 0.0  # > 0 trains the prior with the same network
     c.m_step.operators = "law"  # of the fresh y': law (as the corruption draws them) | data (those of the observations)
     c.m_step.augment = ()  # any of flip, shift, hue, saturation, by name
-    c.m_step.accumulate = 1
-    c.m_step.updates_per_dispatch = 50
+    c.m_step.accumulate = 1  # parts of a batch taken one after another, to save memory
+    c.m_step.updates_per_dispatch = 50  # updates in one call of the device: more hides the host, fewer answer sooner
 
     c.prior = ConfigDict()
     c.prior.steps = 0  # updates of an unconditional denoiser on the last reconstructions; 0 trains none
-    c.prior.sampler = "ddim"
-    c.prior.sampler_steps = 64
+    c.prior.sampler = "ddim"  # of the prior's draws: a key of SAMPLERS or 'module:function'
+    c.prior.sampler_steps = 64  # steps of that sampler
 
     c.mmps = ConfigDict()
     c.mmps.iterations = 1  # conjugate-gradient iterations
@@ -122,9 +124,8 @@ def default() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.metrics = ()  # keys of diffem_jax.evaluate.METRICS: psnr, sinkhorn, observation_score, ...
-    c.eval.features = (
-        ""  # 'module:function', x [N, ...] -> features [N, D], for frechet, kid, precision; '' takes x itself
-    )
+    # 'module:function', x [N, ...] -> features [N, D], for frechet, kid, features_precision; '' takes x itself
+    c.eval.features = ""
     c.eval.weights = ""  # file or folder with the weights that fid, inception_score, fd_dinov2 and lpips need offline
     c.eval.posterior_draws = 8  # draws an observation of --mode=evaluate
     c.eval.posterior_examples = 256  # observations that --mode=evaluate draws for

@@ -6,6 +6,7 @@ A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -17,19 +18,29 @@ PACKAGE = ROOT / "diffem_jax"
 
 
 def comments() -> dict[str, str]:
-    """'section.field' -> the comment behind its default in diffem_jax/config.py."""
+    """'section.field' -> the comment on its line in diffem_jax/config.py, or else the lines of comment above it."""
     source = (PACKAGE / "config.py").read_text()
-    found = {}
-    for name, meaning in re.findall(r"^    c\.([\w.]+) = [^#\n]*?(?:  # (.*))?$", source, re.MULTILINE):
-        found[name] = meaning
+    lines, found = source.splitlines(), {}
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    for node in filter(lambda n: isinstance(n, ast.Assign), function.body):
+        behind = re.search(r"  # (.*)$", lines[node.lineno - 1])
+        above, at = [], node.lineno - 2
+        while lines[at].startswith("    # "):
+            above.insert(0, lines[at][6:])
+            at -= 1
+        found[ast.unparse(node.targets[0]).removeprefix("c.")] = behind[1] if behind else " ".join(above)
     return found
 
 
 def config_page() -> str:
-    """Every field: default, meaning, what it may be."""
-    from diffem_jax import config
+    """Every field: default, meaning, what it may be; and the fields of the classes that a section's name chooses.
 
-    meanings = comments()
+    Raises:
+        ValueError: a field whose meaning is not told.
+    """
+    from diffem_jax import config, corruptions, networks, samplers
+
+    meanings, untold = comments(), []
     rows: dict[str, list[str]] = {}
     for name, value in config.flatten(config.default()).items():
         section = name.rpartition(".")[0]
@@ -38,7 +49,10 @@ def config_page() -> str:
             allowed = ", ".join(f"`{choice}`" for choice in config.CHOICES[name])
             allowed += ", `module:name`" if name in config.PLUGGABLE else ""
         elif name in config.RANGES:
-            allowed = "{:g} to {:g}".format(*config.RANGES[name])
+            low, high = config.RANGES[name]
+            allowed = f"{low:g} to {high:g}" if high < 1e5 else f"{low:g} or more"
+        if not meanings.get(name):
+            untold.append(name)
         meaning = meanings.get(name, "").replace("|", "&#124;")
         shown = tuple(map(_tuple, value)) if isinstance(value, list) else value
         rows.setdefault(section, []).append(f"| `{name}` | `{shown!r}` | {meaning} | {allowed} |")
@@ -46,7 +60,8 @@ def config_page() -> str:
         "# Every field of the configuration",
         "",
         "Made from diffem_jax/config.py. Each is a flag, `--config.FIELD=VALUE`; `corruption` and `network` take further",
-        "fields, those of the class that their `name` chooses ([API](api.md)), where the config file has them.",
+        "fields, those of the class that their `name` chooses ([corruptions](#corruptionname), [networks](#networkname)), where the",
+        "config file has them.",
     ]
     for section, entries in rows.items():
         lines += [
@@ -57,7 +72,39 @@ def config_page() -> str:
             "|---|---|---|---|",
             *entries,
         ]
+    for section, registry in (("corruption", corruptions.CORRUPTIONS), ("network", networks.NETWORKS)):
+        lines += ["", f"## {section}.name", ""]
+        for name, kind in registry.items():
+            lines += [f"### {name}", "", (inspect.getdoc(kind) or "").partition("\n\n")[0], ""]
+            lines += ["| field | default | meaning |", "|---|---|---|"]
+            for field, (default, meaning) in fields(kind).items():
+                if not meaning:
+                    untold.append(f"{section}.{field} of {name}")
+                lines.append(f"| `{section}.{field}` | `{default}` | {meaning.replace('|', '&#124;')} |")
+            lines.append("")
+    lines += ["## e_step.sampler, prior.sampler", "", "| name | what it is |", "|---|---|"]
+    for name, make in samplers.SAMPLERS.items():
+        lines.append(f"| `{name}` | {(inspect.getdoc(make) or '').splitlines()[0].replace('|', '&#124;')} |")
+    if untold:
+        raise ValueError(
+            f"fields without a meaning (comments of config.py, 'Attributes' of a class): {', '.join(untold)}"
+        )
     return "\n".join(lines) + "\n"
+
+
+GIVEN = ("shape", "parent", "name", "dtype", "native_gradient", "diagonal_gram")
+"""Fields of classes that are no fields of a config: the data or the program sets them, or Python alone can."""
+
+
+def fields(kind: type) -> dict[str, tuple[str, str]]:
+    """Field -> (default, meaning) of a corruption or network; the meaning from the class that says it, its own before its bases'."""
+    told: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        attributes = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+            told[name] = re.sub(r"\s+", " ", text)
+    names = [field for field in dataclasses.fields(kind) if field.name not in GIVEN]
+    return {field.name: (f"{_tuple(field.default)!r}", told.get(field.name, "")) for field in names}
 
 
 def _tuple(value: object) -> object:

@@ -1,5 +1,6 @@
 """The documentation: made pages are whole, its code runs, the site builds, pictures and pages that it names exist."""
 
+import dataclasses
 import importlib.util
 import inspect
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffem_jax import config
+from diffem_jax import config, corruptions, networks
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -51,12 +52,42 @@ def test_every_field_is_on_the_page():
             assert f"| `{value!r}` |" in row, row
         for choice in config.CHOICES.get(name, ()):
             assert f"`{choice}`" in row
-        assert name not in config.RANGES or name in config.CHOICES or f"{config.RANGES[name][1]:g}" in row
+        if name in config.RANGES and name not in config.CHOICES:
+            low, high = config.RANGES[name]
+            assert f" {low:g} or more |" in row or f" {low:g} to {high:g} |" in row, row
 
 
 def test_a_comment_reaches_its_field():
-    assert generate.comments()["m_step.clip_norm"] == "0 does not clip"
-    assert "every stream of randomness" in generate.comments()["seed"]
+    comments = generate.comments()
+    assert comments["m_step.clip_norm"] == "0 does not clip"
+    assert "every stream of randomness" in comments["seed"]
+    assert comments["denoiser.base"].startswith("Base of 'posterior'") and "isotropic" in comments["denoiser.base"]
+
+
+def test_every_field_is_described():
+    comments = generate.comments()
+    assert not [name for name in config.flatten(config.default()) if len(comments.get(name, "")) < 6]
+    for kind in (*corruptions.CORRUPTIONS.values(), *networks.NETWORKS.values()):
+        assert not [name for name, (_, meaning) in generate.fields(kind).items() if len(meaning) < 6], kind
+    assert {"rate", "noise_std", "fill_order"} <= set(generate.fields(corruptions.CORRUPTIONS["pixel_mask"]))
+
+
+def test_a_field_that_is_not_described_stops_the_build(monkeypatch):
+    told = generate.comments()
+    monkeypatch.setattr(generate, "comments", lambda: {**told, "m_step.steps": ""})
+    with pytest.raises(ValueError, match=r": m_step\.steps$"):
+        generate.config_page()
+    monkeypatch.setattr(generate, "comments", lambda: told)
+
+    @dataclasses.dataclass(frozen=True)
+    class Bare(corruptions.CORRUPTIONS["pixel_mask"]):
+        """One more field, of which nothing is said."""
+
+        unsaid: int = 0
+
+    monkeypatch.setitem(corruptions.CORRUPTIONS, "bare", Bare)
+    with pytest.raises(ValueError, match=r": corruption\.unsaid of bare$"):
+        generate.config_page()
 
 
 def test_public_names_are_documented():
