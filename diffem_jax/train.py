@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import announce, checkpoints, plugged, prior, warm
 from diffem_jax.build import make_optimizer, make_sampler
+from diffem_jax.data.files import check_memory
 from diffem_jax.evaluate import make_measures
 from diffem_jax.guards import NonFinite, Preempted
 from diffem_jax.parallel import barrier, make_parallel, process_index
@@ -105,6 +106,9 @@ def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str
         raise UserError(
             f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)}); correct its fields"
         ) from error
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
+    # Parameters, their average and gradients are there in any case.
+    check_memory("config.network", f"{config.network.name} of {size / 4:,.0f} parameters", 3 * size)
     plugged.check(setup, engine.model)
     check_writers(config)
     warm.check(problem, folder, parameters)

@@ -1,7 +1,20 @@
 """Strictness for every test: no silent rank or dtype promotion, no key used twice."""
 
-import jax
-import pytest
+import atexit
+import os
+import shutil
+import tempfile
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+if CACHE not in os.environ:
+    # Programs that one test has compiled are there for the others, the second worker and the commands that tests start.
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="diffem_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)

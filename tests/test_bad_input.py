@@ -1,12 +1,15 @@
 """Hundreds of bad inputs through the command: exit code 2, the field or file named, no traceback, nothing on disk changed."""
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 from faults.command import command, refused, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from diffem_jax.config import CHOICES, RANGES, default, flatten
 
@@ -37,6 +41,22 @@ def _train(tmp_path, *argv, config="digits"):
     ended = command(f"--config={config}", f"--workdir={tmp_path / 'run'}", *argv)
     assert snapshot(tmp_path) == before
     return ended
+
+
+@contextlib.contextmanager
+def little_memory(megabytes=300):
+    """What is done inside takes no more memory at its peak, by the kernel's own count."""
+
+    def kilobytes(name):
+        return int(next(line for line in Path("/proc/self/status").open() if line.startswith(name)).split()[1])
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now
+    except OSError:
+        pytest.skip("needs Linux's /proc")
+    before = kilobytes("VmRSS")
+    yield
+    assert kilobytes("VmHWM") - before < megabytes * 1024
 
 
 def _config_file(tmp_path, body):
@@ -223,6 +243,29 @@ def test_values_that_do_not_fit(tmp_path, argv, word):
     refused(_train(tmp_path, *argv), word)
 
 
+HUGE = {
+    "digits": (
+        "network.features=(1000000,1000000)",
+        "network.embedding=1000000000",
+        "m_step.batch_size=1000000000",
+        "e_step.batch_size=1000000000",
+        "e_step.steps=1000000000",
+        "e_step.shard_size=1000000000000",
+        "start.rank=1000000",
+        "start.components=1000000",
+        "rounds=1000000000000000000000",
+    ),
+    "manifold": ("data.num_examples=1000000000000", "data.shape=(1000000000,)", "data.shape=(10000000,)"),
+    "volumes": ("data.num_examples=1000000000", "data.shape=(10000,10000,10000,1)"),
+}
+
+
+@pytest.mark.parametrize(("config", "flag"), [(config, flag) for config, flags in HUGE.items() for flag in flags])
+def test_huge_sizes_are_refused_in_little_memory(tmp_path, config, flag):
+    with little_memory():
+        refused(_train(tmp_path, f"--config.{flag}", "--config.eval.metrics=()", config=config), "config.")
+
+
 # Observations ----------------------------------------------------------------------------------------------------------
 
 N = 6
@@ -373,7 +416,56 @@ BAD_FILES = {
 def test_files_that_are_no_observations(tmp_path, case):
     path = tmp_path / "obs.npz"
     BAD_FILES[case](path)
-    refused(_own(tmp_path, path), str(path))
+    with little_memory(60):  # the bomb alone would be 160 MB
+        refused(_own(tmp_path, path), str(path))
+
+
+def _png(array=None):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8) if array is None else array).save(file, "PNG")
+    return file.getvalue()
+
+
+def _empty_png(width, height):
+    """A header, and hardly any pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(10_000))), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+BAD_IMAGES = {
+    "text": b"hello",
+    "nothing": b"",
+    "cut off": _png()[:-30],
+    "garbled": _png()[:40] + bytes(20) + _png()[60:],
+    "no pixels": _empty_png(0, 8),
+    "a bomb": _empty_png(50_000, 50_000),
+    "a small bomb": _empty_png(9_000, 9_000),
+    "another size": _png(np.zeros((9, 8, 3), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("name", ["folder", "observations"])
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_images_that_do_not_decode(tmp_path, monkeypatch, case, name):
+    """The last of four; refused in little memory, and nothing of the others is kept."""
+    monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
+    images = tmp_path / "mine" / ("images" if name == "observations" else "")
+    for folder in (images, tmp_path / "mine" / "masks")[: 1 + (name == "observations")]:
+        folder.mkdir(parents=True)
+        for i in range(4):
+            (folder / f"{i}.png").write_bytes(_png(np.full((8, 8), 255, np.uint8) if folder != images else None))
+    (images / "3.png").write_bytes(BAD_IMAGES[case])
+    before = snapshot(tmp_path / "mine")
+    flags = [f"--config.data.name={name}", f"--config.data.path={tmp_path / 'mine'}", "--config.eval.metrics=()"]
+    with little_memory():
+        refused(command("--config=own_data", *flags, f"--workdir={tmp_path / 'run'}"), str(images / "3.png"))
+    assert snapshot(tmp_path / "mine") == before
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and str(path) not in before]
 
 
 def test_a_missing_file_and_more_examples_than_it_holds(tmp_path):

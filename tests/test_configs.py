@@ -11,8 +11,12 @@ from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build import draws_from_data, make_model, make_setup
-from diffem_jax.config import validate
+from diffem_jax.config import CHOICES, validate
+from diffem_jax.gaussians import Mixture
+from diffem_jax.linalg import Gaussian
 from diffem_jax.round_zero import standard_normal
+from diffem_jax.samplers import SAMPLERS
+from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
 from diffem_jax.types import stream_key
 
 VARIANTS = {
@@ -63,11 +67,13 @@ def load(name: str, variant: str) -> ConfigDict:
 
 
 def examples(setup) -> object:
-    """One update's batch of two: x, and an operator beside each where the M-step takes those of the data."""
+    """One update's batch of two: x, and an operator beside each where the M-step takes those of the data; or observations."""
     key = jax.random.key(0)
     operator = jax.eval_shape(setup.corruption.draw_operator, key) if draws_from_data(setup) else None
     one = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
     tree = one if operator is None else (one, operator)
+    if setup.config.method == "ambient":
+        tree = jax.eval_shape(setup.corruption.sample, key, one)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 2, *a.shape), a.dtype), tree)
 
 
@@ -103,14 +109,62 @@ QUICK = [("cifar10", "mask75"), ("manifold", "best")]
 )
 def test_steps_lower_for_accelerators(name, variant):
     """One M-step and one E-step of the full-size model for TPU and for GPU: nothing in them is for CPUs alone."""
-    config = load(name, variant)
-    setup = make_setup(config, shape_of(name, variant))
+    lower(load(name, variant), shape_of(name, variant))
+
+
+KINDS = [
+    ("diffem", "ddpm"),
+    ("em_mmps", "ddim"),
+    ("em_pigdm", "heun"),
+    ("em_dps", "pc"),
+    ("oracle", "dpmpp_2m"),
+    ("ambient", "dpmpp_2m_sde"),
+]
+
+
+@pytest.mark.parametrize(("method", "sampler"), KINDS)
+def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
+    """On small digits. The prior's steps are those of the unconditional methods."""
+    assert {kind[0] for kind in KINDS} == set(CHOICES["method"]) and {kind[1] for kind in KINDS} == set(SAMPLERS)
+    config = load("digits", "mask50")
+    config.method, config.e_step.sampler, config.network.features = method, sampler, (16,)
+    lower(config, (8, 8, 1))
+
+
+def test_the_steps_of_the_start_lower_for_accelerators():
+    """An iteration of its fit, and the draws of round 0."""
+    shape = (8, 8, 1)
+    corruption = make_setup(load("digits", "mask50"), shape).corruption
+    law = Gaussian(jnp.zeros((2, *shape)), jnp.ones((2, *shape)), jnp.ones((2, 3, *shape)))
+    mixture = Mixture(jnp.log(jnp.full(2, 0.5)), law)
+    fit, draw = make_em_iteration(corruption, 1e-4, 2), em.map_examples(make_start_draw(corruption))
+
+    def both(data, observations, indices):
+        key = jax.random.wrap_key_data(data)
+        weights = jnp.ones(len(indices))
+        after = fit(key, mixture, zero_sums(mixture), jnp.ones(()), observations, indices, weights)
+        return after, draw(key, mixture, observations, indices)
+
+    observation = jax.eval_shape(corruption.sample, stream_key(0, "test"), jnp.zeros((8, 8, 1)))
+    observations = jax.tree.map(lambda a: jax.ShapeDtypeStruct((4, *a.shape), a.dtype), observation)
+    shapes = jax.ShapeDtypeStruct((2,), jnp.uint32), observations, jax.ShapeDtypeStruct((4,), jnp.int32)
+    with jax.debug_key_reuse(False):
+        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(*shapes)
+    assert exported.platforms == ("tpu", "cuda") and "callback" not in exported.mlir_module()
+    assert exported.out_avals[-1].shape == (4, 8, 8, 1)
+
+
+def lower(config, shape):
+    """Both steps, exported for TPU and CUDA together."""
+    setup = make_setup(config, shape)
     model = make_model(setup, standard_normal(setup.shape))
     key = stream_key(0, "test")
     params = jax.eval_shape(model.denoiser.init, key)
     state = jax.eval_shape(lambda p: em.make_state(p, setup.optimizer), params)
     m_step = em.make_m_step(model.loss, setup.optimizer, ema_decay=0.9)
     e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+    if model.draw is not None:
+        e_step = em.map_examples(model.draw)
 
     def both(data, state, x, slots, observations, indices):
         key = jax.random.wrap_key_data(data)
@@ -122,7 +176,7 @@ def test_steps_lower_for_accelerators(name, variant):
     with jax.debug_key_reuse(False):
         data = jax.ShapeDtypeStruct((2,), jnp.uint32)
         exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(data, state, examples(setup), *shapes)
-    assert exported.platforms == ("tpu", "cuda")
+    assert exported.platforms == ("tpu", "cuda") and "callback" not in exported.mlir_module()
     draws = exported.out_avals[-1]
     assert draws.shape == (2, *setup.shape)
 

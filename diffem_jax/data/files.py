@@ -46,6 +46,26 @@ def release(array: Any) -> None:
         array.madvise(mmap.MADV_DONTNEED)
 
 
+def check_memory(field: str, given: Any, size: int) -> None:
+    """Refuses what cannot fit before anything of it is allocated.
+
+    Args:
+        field: the config's field that asks for it.
+        given: its value.
+        size: bytes that it needs at least.
+
+    Raises:
+        UserError: it is more than this machine's memory, where the system tells how much that is.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return
+    if size > memory:
+        has = f"{size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}"
+        raise UserError(f"{field}: {given!r} needs at least {has}; expected what fits in memory; make it smaller")
+
+
 class Rows:
     """A read-only float32 array [N, *X] over stored rows, ``scale * stored + offset``, 0 where ``mask`` is 0.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffem_jax.data import images, synthetic
-from diffem_jax.data.files import as_rows, cache_folder, chunks, first, release
+from diffem_jax.data.files import as_rows, cache_folder, check_memory, chunks, first, release
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.types import UserError
 
@@ -65,6 +65,10 @@ def _fixed_shape(
 
 
 def _made(make: Callable[..., np.ndarray], default_count: int, r: _Request, size: int) -> Dataset:
+    count = r.num_examples or default_count
+    # The curve's 32 terms are there at once in double precision, and so is the line that it is scaled by.
+    check_memory("config.data.num_examples", count, count * max(8 * 32, 4 * size))
+    check_memory("config.data.shape", r.shape, 4097 * 8 * size)
     x = make(r.num_examples or default_count, r.seed, "train", size)
     return _dataset(x, None, make(2048, r.seed, "test", size))
 
@@ -82,6 +86,7 @@ def _series(r: _Request) -> Dataset:
 def _volumes(r: _Request) -> Dataset:
     ok = lambda s: len(s) == 4 and s[0] == s[1] == s[2] >= 8 and s[3] == 1  # noqa: E731
     shape = _fixed_shape(r, (16, 16, 16, 1), ok, "(S, S, S, 1) with S >= 8")
+    check_memory("config.data.num_examples", r.num_examples or 4096, 4 * (r.num_examples or 4096) * shape[0] ** 3)
     train = synthetic.volumes(r.num_examples or 4096, r.seed, "train", shape[0])
     return _dataset(train, None, synthetic.volumes(256, r.seed, "test", shape[0]))
 

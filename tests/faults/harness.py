@@ -48,11 +48,12 @@ def arguments(**changes: Any) -> list[str]:
 
 
 class Killed(NamedTuple):
-    """Whether a process was still running when the signal was sent, what it wrote, and its exit code."""
+    """Whether a process was still running when the signal was sent, what it wrote, its exit code, and what it was at."""
 
     alive: bool
     output: str
     code: int
+    phase: str
 
 
 class Harness:
@@ -106,6 +107,7 @@ class Harness:
         timeout: float = 120.0,
     ) -> Killed:
         """Starts the command and sends it a signal once ``moment()`` holds."""
+        since = time.time()
         process = self.start(workdir, *extra)
         began = time.monotonic()
         while process.poll() is None and not moment() and time.monotonic() - began < timeout:
@@ -115,7 +117,7 @@ class Harness:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
         output = wait(process)
-        return Killed(alive, output, process.returncode)
+        return Killed(alive, output, process.returncode, phase(workdir, output, since))
 
 
 def wait(process: subprocess.Popen[str], timeout: float = 600.0) -> str:
@@ -160,6 +162,36 @@ def result(workdir: Path) -> dict[str, Any]:
         kept = {name: value for name, value in record.items() if not name.endswith("_seconds")}
         out[f"{record['kind']} {record['round']}"] = json.dumps(kept, sort_keys=True)
     return out
+
+
+PHASES = ("starting", "start's fit", "checkpoint", "E-step", "measures", "M-step", "after the last round")
+
+
+def phase(workdir: Path, output: str, began: float) -> str:
+    """What a dead process was at, one of PHASES, by what it said and by the files that it left.
+
+    Args:
+        workdir: its work directory.
+        output: all that it wrote.
+        began: when it was started, in seconds of ``time.time``; what lay there before is not its work.
+    """
+    folder = Workdir(workdir)
+    if not any(word in output for word in ("continuing", "start: ", "\nround ")):
+        return "starting" if "results " not in output or checkpoints.written(folder.rounds) else "start's fit"
+    for place in (folder.start, folder.rounds, folder.latest):
+        halves = [p for p in checkpoints.written(place) if not p.with_name(f"{p.name}.checksums.json").exists()]
+        halves += place.glob("*.orbax-checkpoint-tmp*")
+        if any(path.stat().st_mtime >= began for path in halves):
+            return "checkpoint"
+    store = ReconstructionStore(folder.reconstructions)
+    drawn = max((n for n in store.rounds() if store.round(n).is_complete()), default=-1)
+    saved = checkpoints.written(folder.rounds)
+    if drawn < (int(saved[-1].name[-5:]) if saved else 0):
+        return "E-step"
+    logged = max((r["round"] for r in folder.records() if r["kind"] == "round"), default=-1)
+    if logged < drawn:
+        return "measures"
+    return "M-step" if logged < folder.stored_config()["rounds"] else "after the last round"
 
 
 def assert_same(workdir: Path, expected: dict[str, Any]) -> None:

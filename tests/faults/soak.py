@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.harness import STARTED, Harness, after, appeared, arguments, assert_same, result
+from tests.faults.harness import PHASES, STARTED, Harness, after, appeared, arguments, assert_same, result
 
 PATTERNS = (
     "start/fit*",
@@ -27,7 +27,9 @@ PATTERNS = (
     "rounds/round_0000*.checksums.json",
     "samples/round_0000*.png",
 )
-RUN = {"rounds": 3, "m_step__steps": 400, "checkpoint__every_steps": 20}
+RUN = {"rounds": 3, "m_step__steps": 200, "checkpoint__every_steps": 20}
+MUST, ENOUGH = ("E-step", "M-step", "checkpoint"), 20
+"""Phases that so many kills must have hit."""
 
 
 def main() -> int:
@@ -78,7 +80,7 @@ def soak(options: argparse.Namespace) -> int:
         assert_same(root / "again", expected)
         print(f"an uninterrupted run takes {length:.1f} s; the same bits with and without cached programs", flush=True)
         kills = runs = 0
-        seen: collections.Counter[str] = collections.Counter()
+        phases: collections.Counter[str] = collections.Counter()
         while kills < options.kills:
             workdir = root / f"run_{runs}"
             while True:
@@ -87,21 +89,25 @@ def soak(options: argparse.Namespace) -> int:
                 by_time = rng.random() < 0.5
                 pattern = rng.choice(PATTERNS)
                 moment = after(rng.uniform(0.2, 0.9) * length) if by_time else appeared(workdir, pattern)
-                alive, output, _ = harness.kill(workdir, moment, delay=0.0 if by_time else rng.uniform(0, 0.02))
-                if not alive:
-                    if "done:" not in output:
-                        print(f"FAILED: {output}")
+                ended = harness.kill(workdir, moment, delay=0.0 if by_time else rng.uniform(0, 0.02))
+                if not ended.alive:
+                    if "done:" not in ended.output:
+                        print(f"FAILED: {ended.output}")
                         return 1
                     break
                 kills += 1
-                where = (output.strip().splitlines() or ["starting"])[-1].split(":")[0][:60]
-                seen["by time" if by_time else pattern] += 1
-                print(f"kill {kills}: run {runs}, {'by time' if by_time else pattern}; last line {where!r}", flush=True)
+                phases[ended.phase] += 1
+                print(f"kill {kills}: run {runs}, {'by time' if by_time else pattern}; in: {ended.phase}", flush=True)
             harness.finish(workdir)
             assert_same(workdir, expected)
             print(f"run {runs}: the same bits", flush=True)
             runs += 1
-        print(f"{kills} kills in {runs} runs, bit-equal every time, {time.monotonic() - began:.0f} s; {dict(seen)}")
+        counts = ", ".join(f"{name} {phases[name]}" for name in PHASES)
+        print(f"{kills} kills in {runs} runs, bit-equal every time, {time.monotonic() - began:.0f} s; in: {counts}")
+    missed = [name for name in MUST if not phases[name]]
+    if missed and options.kills >= ENOUGH:
+        print(f"FAILED: no kill hit: {', '.join(missed)}; another --seed, or more --kills")
+        return 1
     return 0
 
 

@@ -19,7 +19,7 @@ import pytest
 from diffem_jax import checkpoints
 from diffem_jax.workdir import Workdir
 
-from .harness import ROOT, Harness, appeared, arguments, assert_same, copy, leaves, result, wait
+from .harness import ROOT, Harness, appeared, arguments, assert_same, copy, leaves, phase, result, wait
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def expected(whole):
 def test_killed_in_an_e_step_an_m_step_and_a_checkpoint(harness, expected):
     workdir = harness.root / "killed"
 
+    began = time.time()
     first = harness.start(workdir)
     shard = appeared(workdir, "reconstructions/round_00000/shard-*.npy")
     while not shard():
@@ -49,16 +50,18 @@ def test_killed_in_an_e_step_an_m_step_and_a_checkpoint(harness, expected):
     refusal = harness.finish(workdir, code=2)
     assert "in use by" in refusal and f"process {first.pid} " in refusal
     first.kill()
-    wait(first)
-    assert first.returncode == -signal.SIGKILL
+    output = wait(first)
+    assert first.returncode == -signal.SIGKILL and phase(workdir, output, began) == "E-step"
     assert not (workdir / "rounds").exists()
 
     # The dead process's lock does not block.
     ended = harness.kill(workdir, appeared(workdir, "latest/round_00001_update_000000020.checksums.json"))
+    assert ended.phase in ("M-step", "checkpoint"), ended
     assert ended.alive and not (workdir / "rounds" / "round_00001").exists(), ended.output
 
     ended = harness.kill(workdir, appeared(workdir, "*/round_00002*.orbax-checkpoint-tmp*"))
     assert ended.alive and "continuing round 1 from update" in ended.output, ended.output
+    assert ended.phase == "checkpoint", ended
     assert not (workdir / "rounds" / "round_00002").exists()
 
     harness.finish(workdir)

@@ -167,6 +167,19 @@ def test_a_run_of_two_processes_is_prolonged_by_one(harness, alone):
 
 
 @pytest.mark.slow
+def test_two_processes_begin_from_another_runs_results(harness, alone):
+    """A warm start, reconstructions and parameters: both processes take the same, and train as one process does."""
+    one, two = harness.root / "warm_one", harness.root / "warm_two"
+    warm = (f"--config.start.checkpoint={alone}", "--config.start.take=both", "--config.rounds=1")
+    lead, other = end(begin(harness, two, *warm))
+    assert "warm start: the reconstructions of" in lead and "warm start: the parameters of" in lead
+    assert "warm start" not in other
+    harness.finish(one, *warm)
+    np.testing.assert_array_equal(draws(two, 0), draws(alone, 2))
+    assert_close(two, one, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["pmap", "jit"])
 def test_layouts_agree(harness, alone, way):
     """1 process x 2 devices and 2 processes x 1 give what 1 x 1 gives, by either way of mapping."""
