@@ -13,7 +13,7 @@
 import importlib.util
 from pathlib import Path
 
-# Where it is published; python -m colabs.build --repository=URL fills it in.
+# Where it is published; python -m colabs.build writes here what pyproject.toml says.
 REPOSITORY = "https://github.com/OWNER/diffem_jax"
 
 if importlib.util.find_spec("diffem_jax") is None:

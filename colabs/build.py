@@ -3,15 +3,19 @@
 python -m colabs.build                       # writes the .ipynb, without outputs
 python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
 python -m colabs.build --execute 01 04       # only these
-python -m colabs.build --repository=https://github.com/NAME/diffem_jax    # with that address and "Open in Colab" badges
+
+Install cells and "Open in Colab" badges lead to the repository that pyproject.toml names, [tool.diffem_jax]; after a change there
+run this again. While it is the placeholder, install cells say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -20,7 +24,6 @@ import nbformat
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 SECONDS_A_CELL = 1200
-PLACEHOLDER = "https://github.com/OWNER/diffem_jax"
 
 
 def notebook(script: Path) -> nbformat.NotebookNode:
@@ -38,16 +41,29 @@ def notebook(script: Path) -> nbformat.NotebookNode:
     return node
 
 
-def text(script: Path, repository: str = "") -> str:
-    """What belongs in the .ipynb; with the address of a repository, its install cell and a badge lead there."""
+def repository() -> str:
+    """The address that pyproject.toml names."""
+    settings = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    return settings["tool"]["diffem_jax"]["repository"].rstrip("/")
+
+
+def addressed(source: str, address: str) -> str:
+    """A script whose install cell names this address."""
+    return re.sub(r'^REPOSITORY = ".*"$', f'REPOSITORY = "{address}"', source, flags=re.MULTILINE)
+
+
+def badge(script: Path, address: str) -> str:
+    """The badge that opens a notebook of the repository on Colab, in Markdown."""
+    link = f"https://colab.research.google.com/github/{address.split('github.com/')[-1]}/blob/main/colabs/{script.stem}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
+def text(script: Path, address: str) -> str:
+    """What belongs in the .ipynb: the script's cells, with a badge above."""
     node = notebook(script)
-    if repository:
-        address = repository.rstrip("/")
-        for cell in node.cells:
-            cell["source"] = cell["source"].replace(PLACEHOLDER, address)
-        link = f"https://colab.research.google.com/github/{address.split('github.com/')[-1]}/blob/main/colabs/{script.stem}.ipynb"
-        badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
-        node.cells[0]["source"] = f"{badge}\n\n{node.cells[0]['source']}"
+    for cell in node.cells:
+        cell["source"] = addressed(cell["source"], address)
+    node.cells[0]["source"] = f"{badge(script, address)}\n\n{node.cells[0]['source']}"
     return nbformat.writes(node).rstrip("\n") + "\n"
 
 
@@ -74,12 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run every notebook")
     parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
-    parser.add_argument("--repository", default="", help="where the project is published")
     parser.add_argument("names", nargs="*", help="beginnings of the names of those wanted; all without")
     arguments = parser.parse_args()
-    wanted = tuple(arguments.names) or ("",)
+    wanted, address = tuple(arguments.names) or ("",), repository()
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
-        script.with_suffix(".ipynb").write_text(text(script, arguments.repository))
+        script.write_text(addressed(script.read_text(), address))
+        script.with_suffix(".ipynb").write_text(text(script, address))
         if arguments.execute:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds = execute(script, arguments.output)

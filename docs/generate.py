@@ -9,8 +9,10 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,6 +122,32 @@ def results_page() -> str:
         text = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
         parts += ["", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
     return "\n".join(parts) + "\n"
+
+
+def notebooks_page() -> str:
+    """The notebooks with their badges, from their first cells."""
+    lines = [
+        "# Notebooks",
+        "",
+        "Scripts with notebooks made from them, in `colabs/` of the repository. Each installs the package in its first cell, and the same",
+        "cells run on a CPU in a few minutes or on a GPU or TPU. `make colabs` runs them all. On Colab: the badge, or File, Upload",
+        "notebook.",
+    ]
+    if "/OWNER/" in repository():
+        lines += [
+            "",
+            "*The repository's address is not set yet (pyproject.toml, `[tool.diffem_jax]`): the badges lead nowhere.*",
+        ]
+    for file in sorted((ROOT / "colabs").glob("*.ipynb")):
+        first = "".join(json.loads(file.read_text())["cells"][0]["source"])
+        badge, title, said = first.split("\n\n")[:3]
+        lines += ["", "#" + title, "", said, "", badge, "", f"`colabs/{file.name}`"]
+    return "\n".join(lines) + "\n"
+
+
+def repository() -> str:
+    """Where the project is published, as pyproject.toml says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["diffem_jax"]["repository"]
 
 
 def public() -> dict[str, object]:
@@ -262,11 +290,19 @@ def messages_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"messages.md": messages_page, "config.md": config_page, "results.md": results_page, "api.md": api_page}
+PAGES = {
+    "messages.md": messages_page,
+    "config.md": config_page,
+    "results.md": results_page,
+    "notebooks.md": notebooks_page,
+    "api.md": api_page,
+}
 
 
 def on_config(config):  # type: ignore[no-untyped-def]
-    """Pages that mkdocs.yml does not name come last, so that a new file is never left out."""
+    """Pages that mkdocs.yml does not name come last, so that a new file is never left out; the repository is linked once it is known."""
+    if "/OWNER/" not in repository():
+        config.repo_url = repository()
     named = {path for entry in config.nav for path in entry.values()}
     for file in sorted((ROOT / "docs").glob("*.md")):
         if file.name not in named:

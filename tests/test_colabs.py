@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupytext", reason="notebooks are made by jupytext, an extra of the tests")
-from colabs.build import PLACEHOLDER, SCRIPTS, text
+from colabs.build import SCRIPTS, addressed, repository, text
 
 ROOT = Path(__file__).parent.parent
 each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -19,24 +20,26 @@ def test_there_are_notebooks():
     assert len(SCRIPTS) >= 6
 
 
-def test_all_install_alike_and_get_badges():
+def test_all_install_alike_from_the_repository_that_pyproject_names():
     cells = {script.read_text().split("# %%\n")[1] for script in SCRIPTS}
     assert len(cells) == 1
-    address = "https://github.com/somebody/diffem_jax"
-    for script in SCRIPTS:
-        assert PLACEHOLDER in text(script)
-        published = text(script, address + "/")
-        assert PLACEHOLDER not in published and f'REPOSITORY = \\"{address}\\"' in published
-        assert (
-            f"colab.research.google.com/github/somebody/diffem_jax/blob/main/colabs/{script.name[:-3]}.ipynb"
-            in published
-        )
+    (cell,) = cells
+    assert f'REPOSITORY = "{repository()}"\n' in cell, "run python -m colabs.build"
+    assert addressed(cell, "https://github.com/a/b") == cell.replace(repository(), "https://github.com/a/b")
+
+
+@each
+def test_a_badge_opens_the_notebook(script):
+    first = json.loads(script.with_suffix(".ipynb").read_text())["cells"][0]["source"]
+    link = re.search(r"^\[!\[Open in Colab\]\(https://\S+\.svg\)\]\((\S+)\)\n$", first[0])[1]
+    account = repository().removeprefix("https://github.com/")
+    assert link == f"https://colab.research.google.com/github/{account}/blob/main/colabs/{script.stem}.ipynb"
 
 
 @each
 def test_notebook_is_the_scripts(script):
     stored = script.with_suffix(".ipynb").read_text()
-    assert stored == text(script), "run python -m colabs.build"
+    assert stored == text(script, repository()), "run python -m colabs.build"
     code = [cell for cell in json.loads(stored)["cells"] if cell["cell_type"] == "code"]
     assert code
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)

@@ -136,6 +136,14 @@ def test_results_are_those_of_the_experiments():
         assert readme.read_text().splitlines()[0].lstrip("# ") in page
 
 
+def test_every_notebook_is_on_its_page():
+    page = generate.notebooks_page()
+    for script in (ROOT / "colabs").glob("[0-9]*.py"):
+        title = script.read_text().splitlines()[1].removeprefix("# # ")
+        assert f"\n## {title}\n" in page and f"colabs/{script.stem}.ipynb)\n" in page, script.name
+    assert page.count("[![Open in Colab]") == len(list((ROOT / "colabs").glob("*.ipynb")))
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda path: path.stem)
 def test_python_blocks_run(page, monkeypatch):
     for folder in (ROOT / "examples").iterdir():
