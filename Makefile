@@ -47,7 +47,7 @@ colabs: $(VENV)/.dev
 	$(BIN)/python -m colabs.build --execute
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html"
 
 soak: $(VENV)/.dev

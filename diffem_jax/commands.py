@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -16,9 +18,9 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from diffem_jax.config import flatten, nearest, validate
+from diffem_jax.config import OPEN_SECTIONS, default, flatten, nearest, validate
 from diffem_jax.types import UserError
-from diffem_jax.usage import paint
+from diffem_jax.usage import HELP, paint
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
@@ -99,8 +101,11 @@ def config_folders() -> list[Path]:
 
 
 def find_config(argv: Sequence[str]) -> list[str]:
-    """Replaces --config=NAME[:VARIANT] by the path of the config of that name."""
+    """Replaces --config=NAME[:VARIANT], or --config NAME, by the path of the config of that name."""
     out = list(argv)
+    for i in range(len(out) - 1, -1, -1):
+        if out[i] in ("--config", "-config") and i + 1 < len(out) and not out[i + 1].startswith("-"):
+            out[i : i + 2] = [f"{out[i]}={out[i + 1]}"]
     for i, argument in enumerate(out):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config") or not equals:
@@ -133,11 +138,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            raise UserError(_unknown_field(error.flagname.removeprefix("config."))) from None
+        own = [f"--{name}" for name in sorted(set(re.findall(r"--([a-z_]+)", HELP)))]
         raise UserError(
-            f"--{error.flagname}: unknown flag; {nearest(error.flagname, flags.FLAGS)} (see --help)"
+            f"--{error.flagname}: unknown flag; {nearest('--' + error.flagname, own)} (see --help)"
         ) from None
     except flags.Error as error:
-        raise UserError(f"{_told(error)}; see --help") from None
+        raise UserError(_flag_error(_told(error))) from None
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise UserError(_config_error(argv, error)) from None
     except UserError:
@@ -146,19 +154,52 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _config_error(argv: Sequence[str], error: Exception) -> str:
-    from diffem_jax.config import OPEN_SECTIONS, default
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", list: "a tuple"}
 
+
+def _flag_error(told: str) -> str:
+    """What absl says of a flag's value, as this package says it."""
+    found = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", told, re.DOTALL)
+    if found is None:
+        fault = re.match(r"(ValueError: )?(?=variant |\w+Error: )", told)
+        return f"--config: {told[fault.end() :]}; correct it" if fault else f"{told}; see --help"
+    name, value, why = found.groups()
+    field, known = name.removeprefix("config."), flatten(default())
+    if field != name and type(known.get(field)) in _KINDS:
+        return f"{name}: {value!r}; expected {_KINDS[type(known[field])]}, such as the default {known[field]!r}; correct it"
+    if choices := re.search(r"one of <(.*)>", why):
+        return f"--{name}: {value!r} is not known; {nearest(value, choices[1].split('|'))}"
+    for python, plain in (
+        ("invalid literal for int", "a whole number"),
+        ("could not convert string to fl", "a number"),
+    ):
+        why = f"expected {plain}" if why.startswith(python) else why
+    return f"--{name}: {value!r}; {why}; correct it"
+
+
+def _unknown_field(field: str) -> str:
+    """That there is no such field, with the nearest one."""
+    section, known = field.partition(".")[0], set(flatten(default()))
+    if section not in OPEN_SECTIONS:
+        return f"config.{field}: unknown field; {nearest(field, known)}"
+    from diffem_jax.corruptions import CORRUPTIONS
+    from diffem_jax.networks import NETWORKS
+
+    classes = (NETWORKS if section == "network" else CORRUPTIONS).values()
+    fields = {f"{section}.{f.name}" for c in classes for f in dataclasses.fields(c)} - {
+        f"{section}.{own}" for own in ("shape", "parent", "name")
+    }
+    if field in fields:
+        return f"config.{field}: not in this config file, so no flag can set it; add it to a copy of the file"
+    return f"config.{field}: unknown field; {nearest(field, fields)}"
+
+
+def _config_error(argv: Sequence[str], error: Exception) -> str:
     known = flatten(default())
     for argument in argv:
         name = argument.partition("=")[0].removeprefix("--config.")
         if argument.startswith("--config.") and name not in known:
-            hint = nearest(name, known)
-            if name.split(".")[0] in OPEN_SECTIONS:
-                hint = (
-                    "this section of the config file has no such field; correct the name, or add the field to the file"
-                )
-            return f"config.{name}: unknown field; {hint}"
+            return _unknown_field(name)
     return f"--config: {_told(error)}; correct the value"
 
 

@@ -71,7 +71,43 @@ def test_colour_on_a_terminal_only(monkeypatch):
 def test_errors_through_a_pipe_have_no_colour(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     ended = command("--wrkdir=x")
-    assert ended.code == 2 and "did you mean 'workdir'" in ended.err and "\033" not in ended.err
+    assert ended.code == 2 and "did you mean '--workdir'" in ended.err and "\033" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--confg=digits", ("--confg", "did you mean '--config'")),
+        ("--mode=trian", ("--mode: 'trian'", "did you mean 'train'")),
+        ("--num_samples=few", ("--num_samples: 'few'", "expected a whole number")),
+        ("--config.rounds=few", ("config.rounds: 'few'", "expected a whole number", "4")),
+        ("--config.corruption.rat=0.3", ("config.corruption.rat", "did you mean 'corruption.rate'")),
+        ("--config.network.featurs=(3,)", ("config.network.featurs", "did you mean 'network.features'")),
+        ("--config.corruption.fill_order=2", ("config.corruption.fill_order", "not in this config file")),
+    ],
+)
+def test_a_slip_of_the_pen_is_answered_in_plain_words(tmp_path, argument, words):
+    ended = command("--config=digits", f"--workdir={tmp_path / 'run'}", argument)
+    assert ended.code == 2 and len(ended.err.splitlines()) == 1 and not (tmp_path / "run").exists()
+    for word in words:
+        assert word in ended.err
+    for jargon in ("literal", "Error", "one of <"):
+        assert jargon not in ended.err
+
+
+def test_a_config_is_found_by_name_however_the_flag_is_written(tmp_path):
+    (path,) = commands.find_config(["--config=digits:mask75"])
+    assert path.endswith("digits.py:mask75")
+    assert commands.find_config(["x", "--config", "digits:mask75", "--workdir", "a b"]) == [
+        "x",
+        path,
+        "--workdir",
+        "a b",
+    ]
+    ended = command("--config", "digits", f"--workdir={tmp_path / 'run'}", "--config.rounds=-1")
+    assert ended.code == 2 and "config.rounds: -1" in ended.err
+    ended = command("--config=digits:mask60", f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 2 and "'mask60'; expected one of mask50" in ended.err and "ValueError" not in ended.err
 
 
 def config(**sections):
