@@ -3,7 +3,8 @@
     diffem --config=digits --workdir=runs/digits
 
 Variants: mask50 (the default), mask75, projection (16 random measurements of 64), and two that are not linear: jpeg
-(quality 20) and phase (magnitudes of the Fourier transform; experiments/nonlinear/README.md).
+(quality 20) and phase (magnitudes of the Fourier transform; experiments/nonlinear/README.md). Each but the last two also
+as published: mask50_paper (or paper), mask75_paper, projection_paper, with the paper's settings for its MLP.
 Hardware: two CPU cores, about three minutes. Expect of mask50 posterior draws of PSNR >= 16.7 dB against the hidden
 truth and classifier accuracy >= 0.88, where draws of the Gaussian start have about 14.8 and 0.83.
 """
@@ -21,10 +22,14 @@ CORRUPTIONS = {
 }
 
 
+PUBLISHED = {f"{name}_paper": name for name in ("mask50", "mask75", "projection")} | {"paper": "mask50"}
+
+
 def get_config(variant: str = "mask50") -> ConfigDict:
-    """One of the keys of ``CORRUPTIONS``."""
-    if variant not in CORRUPTIONS:
-        raise ValueError(f"variant {variant!r}; expected one of {', '.join(CORRUPTIONS)}")
+    """One of the keys of ``CORRUPTIONS`` or ``PUBLISHED``."""
+    if variant not in CORRUPTIONS and variant not in PUBLISHED:
+        raise ValueError(f"variant {variant!r}; expected one of {', '.join([*CORRUPTIONS, *PUBLISHED])}")
+    published, variant = variant in PUBLISHED, PUBLISHED.get(variant, variant)
     c = default()
     with c.unlocked():
         c.rounds = 3
@@ -43,5 +48,12 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.network.features = (256, 256, 256)
             c.e_step.steps = 16
             c.m_step.steps = 300
+        if published:
+            c.rounds = 21
+            c.denoiser.preconditioning = "edm"
+            c.e_step.steps = 256
+            c.m_step.steps = 1797  # 256 epochs
+            c.m_step.batch_size = 256
+            c.m_step.learning_rate_schedule = "linear"
         c.eval.metrics = ("psnr", "accuracy")
     return c

@@ -2,6 +2,7 @@
 
     diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
     diffem --config=own_data:images --config.data.path=obs.npz --workdir=runs/mine     # a U-Net, for larger images
+    diffem --config=own_data:paper --config.data.path=obs.npz --workdir=runs/mine      # that U-Net, the published way
 
 ``y`` has shape [N, H, W, C] (or [N, D]) with values in [-2, 2], ``mask`` [N, H, W, 1] (or [N, D]) with 1 where y was
 seen. Set config.corruption to what made the data. Hardware: two CPU cores for small images with the MLP.
@@ -13,9 +14,9 @@ from diffem_jax.config import default
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    """'small' (an MLP) or 'images' (a U-Net)."""
-    if variant not in ("small", "images"):
-        raise ValueError(f"variant {variant!r}; expected small or images")
+    """'small' (an MLP), 'images' (a U-Net) or 'paper' (the U-Net with the paper's settings)."""
+    if variant not in ("small", "images", "paper"):
+        raise ValueError(f"variant {variant!r}; expected small, images or paper")
     c = default()
     with c.unlocked():
         c.rounds = 4
@@ -41,5 +42,14 @@ def get_config(variant: str = "small") -> ConfigDict:
                 }
             )
             c.m_step.batch_size = 128
+        if variant == "paper":
+            c.rounds = 21
+            c.denoiser.preconditioning = "edm"
+            c.e_step.steps = 256
+            c.m_step.steps = 8192
+            c.m_step.batch_size = 256
+            c.m_step.learning_rate = 2e-4
+            c.m_step.learning_rate_schedule = "constant"
+            c.m_step.ema_decay = 0.9999
         c.eval.metrics = ("observation_distance",)
     return c

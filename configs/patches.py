@@ -4,7 +4,9 @@
     diffem --config=patches:blur --workdir=runs/patches_blur
 
 Variants: mask50, mask90, blur, jpeg. Hardware: two CPU cores; mask50 and blur take less than 20 minutes. What to expect
-of them is in experiments/patches/classical.md; nobody has trained mask90 and jpeg to the end.
+of them is in experiments/patches/classical.md; nobody has trained mask90 and jpeg to the end. Each also as published, with
+the paper's settings for CIFAR-10 but for the size of the network: mask50_paper (or paper), mask90_paper, blur_paper,
+jpeg_paper; for an accelerator, and nobody has run them at full size.
 """
 
 from ml_collections import ConfigDict
@@ -19,10 +21,14 @@ CORRUPTIONS = {
 }
 
 
+PUBLISHED = {f"{name}_paper": name for name in CORRUPTIONS} | {"paper": "mask50"}
+
+
 def get_config(variant: str = "mask50") -> ConfigDict:
-    """One of the keys of ``CORRUPTIONS``."""
-    if variant not in CORRUPTIONS:
-        raise ValueError(f"variant {variant!r}; expected one of {', '.join(CORRUPTIONS)}")
+    """One of the keys of ``CORRUPTIONS`` or ``PUBLISHED``."""
+    if variant not in CORRUPTIONS and variant not in PUBLISHED:
+        raise ValueError(f"variant {variant!r}; expected one of {', '.join([*CORRUPTIONS, *PUBLISHED])}")
+    published, variant = variant in PUBLISHED, PUBLISHED.get(variant, variant)
     c = default()
     with c.unlocked():
         c.rounds = 2
@@ -51,6 +57,17 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         if variant == "jpeg":
             c.denoiser.preconditioning = "edm"
             c.m_step.loss_weight = "snr"
+        if published:
+            c.rounds = 21
+            c.denoiser.preconditioning = "edm"
+            c.e_step.steps = 256
+            c.m_step.steps = 256 * 8192 // 256
+            c.m_step.batch_size = 256
+            c.m_step.learning_rate = 2e-4
+            c.m_step.learning_rate_schedule = "constant"
+            c.m_step.loss_weight = "snr"
+            c.m_step.time_law_beta = ((3.0, 3.0),)
+            c.m_step.ema_decay = 0.9999
         c.eval.metrics = ("psnr",)
         c.eval.num_examples = 2048
     return c

@@ -86,7 +86,7 @@ class Run:
         self.lead = process_index() == 0
         self.store = ReconstructionStore(workdir.reconstructions)
         self.stop_signal = 0
-        self.clock = CompileClock()
+        self.clock, self.compiled = CompileClock(), 0.0
         self.start: Mixture = load_or_fit(problem, workdir, say, quiet=not self.lead)
         self.engine = make_engine(self.setup, self.parallel, self.start)
         self.measure = measure
@@ -125,6 +125,7 @@ class Run:
         params = self.parallel.replicate(params)
         self.redrawn = 0
         began = time.monotonic()
+        self.clock.lap()
         label, before = f"E-step {number}", int(done.sum()) * shard_size
         with Progress(label, count, "draws", done=min(before, count), quiet=not self.lead) as progress:
             for first in range(0, len(pending), processes):
@@ -140,6 +141,7 @@ class Run:
         if self.lead and not stored.is_complete():
             stored.finalise()
         barrier("finalised")
+        self.compiled += self.clock.lap()
         return time.monotonic() - began
 
     def draw(
@@ -238,7 +240,9 @@ class Run:
             note=lambda done, losses: self._note(number, done, losses),
         )
         key = stream_key(self.config.seed, "m_step", number)
+        self.clock.lap()
         state, course = run_updates(updates, self.parallel, key, state, course)
+        self.compiled += self.clock.lap()
         return state, course.mean, time.monotonic() - began
 
     def _note(self, number: int, done: int, losses: np.ndarray) -> None:
@@ -351,9 +355,10 @@ class Run:
                 **(record or {"step": 0}),
                 "e_step_seconds": seconds,
                 "redrawn": self.redrawn,
-                "compile_seconds": self.clock.lap(),
+                "compile_seconds": self.compiled,
                 **measured,
             }
+            self.compiled = 0.0
             self.workdir.log(entry)
             self.say(_line(number, entry))
             self.estimate.round(number, entry)

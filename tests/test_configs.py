@@ -20,12 +20,12 @@ from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
 from diffem_jax.types import stream_key
 
 VARIANTS = {
-    "digits": ("mask50", "mask75", "projection", "jpeg", "phase"),
+    "digits": ("mask50", "mask75", "projection", "jpeg", "phase", "paper", "mask75_paper"),
     "manifold": ("quick", "best", "published", "paper"),
-    "patches": ("mask50", "mask90", "blur", "jpeg"),
+    "patches": ("mask50", "mask90", "blur", "jpeg", "paper"),
     "cifar10": ("mask75", "mask90", "blur", "jpeg20", "jpeg50", "jpeg70", "noisy"),
     "celeba": ("mask50", "mask75"),
-    "own_data": ("small", "images"),
+    "own_data": ("small", "images", "paper"),
     "fourier": ("digits", "patches", "knee"),
     "tables": ("breast_cancer30", "breast_cancer50", "wine30", "wine50"),
     "series": ("gaps",),
