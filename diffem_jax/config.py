@@ -74,6 +74,8 @@ def default() -> ConfigDict:
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
     # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
+    c.e_step.parts = 1  # a round redraws one part of so many of the examples; > 1 with short rounds is continuous EM
+    c.e_step.burn_in = 0  # rounds that redraw nothing, so that the network is fitted before the first refresh
     c.e_step.guidance = 1.0
     # Gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear.
     c.e_step.consistency = 0
@@ -184,6 +186,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "e_step.steps": (1, 100_000),
     "e_step.batch_size": (1, 2**24),
     "e_step.shard_size": (0, 2**32),
+    "e_step.parts": (1, 100_000),
+    "e_step.burn_in": (0, 100_000),
     "e_step.guidance": (0, 100),
     "e_step.consistency": (0, 1000),
     "m_step.steps": (1, 10**9),

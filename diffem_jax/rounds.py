@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax import checkpoints, em, evaluate, report, stopping, warm
+from diffem_jax import checkpoints, em, evaluate, refresh, report, stopping, warm
 from diffem_jax.announce import Estimate
 from diffem_jax.build import Model, Setup, make_model, make_time_law
 from diffem_jax.data import ReconstructionStore, index_stream
@@ -100,7 +100,7 @@ class Run:
     # E-step ----------------------------------------------------------------------------------------------------------
 
     def e_step(self, number: int, params: Any, step: Callable[..., Any]) -> float:
-        """Draws one reconstruction per observation into the store, shard by shard; returns the seconds it took."""
+        """Draws reconstructions into the store, shard by shard (see ``refresh``); returns the seconds it took."""
         config, count = self.config.e_step, self.problem.num_examples
         processes, me = process_count(), process_index()
         local_batch = config.batch_size // processes
@@ -121,19 +121,21 @@ class Run:
                 self.say(line)
         done = agree(whole)
         pending = np.flatnonzero(~done)
-        stream = ("e_step", number)
+        stream, turn = ("e_step", number), refresh.redrawn(self.config, number, count)
         params = self.parallel.replicate(params)
         self.redrawn = 0
         began = time.monotonic()
         self.clock.lap()
-        label, before = f"E-step {number}", int(done.sum()) * shard_size
-        with Progress(label, count, "draws", done=min(before, count), quiet=not self.lead) as progress:
+        label, before = f"E-step {number}", sum(int(turn[stored.indices(int(s))].sum()) for s in np.flatnonzero(done))
+        with Progress(label, int(turn.sum()), "draws", done=before, quiet=not self.lead) as progress:
             for first in range(0, len(pending), processes):
                 group = pending[first : first + processes]
                 shard = int(group[me]) if me < len(group) else int(group[0])
                 indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
-                size = max(len(stored.indices(int(s))) for s in group)
-                x = self.draw(step, stream, params, indices, size, local_batch, progress, len(group))
+                drawn, size = turn[indices], max(int(turn[stored.indices(int(s))].sum()) for s in group)
+                at = indices[drawn] if drawn.any() else indices[:1]
+                x = self.draw(step, stream, params, at, size, local_batch, progress, len(group)) if size else drawn
+                x = refresh.merged(self.store, number, indices, drawn, x)
                 trouble = self._keep(stored, shard, x, number, indices, params) if me < len(group) else None
                 raise_together(trouble, label, number)
                 self._check_signal()
