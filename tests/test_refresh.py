@@ -1,5 +1,7 @@
 """Continuous EM: each round redraws a part of the examples, each example equally often, and a killed run ends the same."""
 
+import itertools
+
 import numpy as np
 import pytest
 from faults.command import command
@@ -58,7 +60,7 @@ def whole(tmp_path_factory):
 def test_what_is_not_redrawn_stays(whole):
     store = ReconstructionStore(whole / "reconstructions")
     x = [np.asarray(store.round(number).open()) for number in range(ROUNDS + 1)]
-    changed = np.array([(a != b).reshape(len(a), -1).any(axis=1) for a, b in zip(x, x[1:], strict=False)])
+    changed = np.array([(a != b).reshape(len(a), -1).any(axis=1) for a, b in itertools.pairwise(x)])
     np.testing.assert_array_equal(changed, turns(PARTS, BURN_IN, range(1, ROUNDS + 1), count=200))
     assert changed[2].sum() == 100 and changed[1:3].sum() == 200
 
