@@ -26,7 +26,7 @@ def jobs(quick: bool) -> list[Job]:
         Job("DiffEM, best", (*best, *fields(rounds=2 if quick else 4))),
         Job("DiffEM, published", (*published, *short)),
         Job("EM-MMPS", (*published, *fields(method="em_mmps", rounds=5, e_step__steps=64, mmps__iterations=2), *short)),
-        Job("oracle", (*published, *fields(method="oracle", rounds=3, m_step__steps=4000, e_step__steps=64), *short)),
+        Job("oracle", (*published, *fields(method="oracle", rounds=2, m_step__steps=3000, e_step__steps=64), *short)),
     ]
 
 
