@@ -44,7 +44,8 @@ def config_page() -> str:
 
     meanings, untold = comments(), []
     rows: dict[str, list[str]] = {}
-    for name, value in config.flatten(config.default()).items():
+    values = config.flatten(config.default())
+    for name, value in sorted(values.items(), key=lambda item: list(meanings).index(item[0])):
         section = name.rpartition(".")[0]
         allowed = ""
         if name in config.CHOICES:
@@ -55,7 +56,7 @@ def config_page() -> str:
             allowed = f"{low:g} to {high:g}" if high < 1e5 else f"{low:g} or more"
         if not meanings.get(name):
             untold.append(name)
-        meaning = meanings.get(name, "").replace("|", "&#124;")
+        meaning = _cell(meanings.get(name, ""))
         shown = tuple(map(_tuple, value)) if isinstance(value, list) else value
         rows.setdefault(section, []).append(f"| `{name}` | `{shown!r}` | {meaning} | {allowed} |")
     lines = [
@@ -68,7 +69,7 @@ def config_page() -> str:
     for section, entries in rows.items():
         lines += [
             "",
-            f"## {section or 'top'}",
+            f"## {section or 'The run'}",
             "",
             "| field | default | meaning | allowed |",
             "|---|---|---|---|",
@@ -82,11 +83,11 @@ def config_page() -> str:
             for field, (default, meaning) in fields(kind).items():
                 if not meaning:
                     untold.append(f"{section}.{field} of {name}")
-                lines.append(f"| `{section}.{field}` | `{default}` | {meaning.replace('|', '&#124;')} |")
+                lines.append(f"| `{section}.{field}` | `{default}` | {_cell(meaning)} |")
             lines.append("")
     lines += ["## e_step.sampler, prior.sampler", "", "| name | what it is |", "|---|---|"]
     for name, make in samplers.SAMPLERS.items():
-        lines.append(f"| `{name}` | {(inspect.getdoc(make) or '').splitlines()[0].replace('|', '&#124;')} |")
+        lines.append(f"| `{name}` | {_cell((inspect.getdoc(make) or '').splitlines()[0])} |")
     if untold:
         raise ValueError(
             f"fields without a meaning (comments of config.py, 'Attributes' of a class): {', '.join(untold)}"
@@ -107,6 +108,11 @@ def fields(kind: type) -> dict[str, tuple[str, str]]:
             told[name] = re.sub(r"\s+", " ", text)
     names = [field for field in dataclasses.fields(kind) if field.name not in GIVEN]
     return {field.name: (f"{_tuple(field.default)!r}", told.get(field.name, "")) for field in names}
+
+
+def _cell(text: str) -> str:
+    """Plain text in a cell of a table."""
+    return re.sub(r"[|<>]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _tuple(value: object) -> object:
