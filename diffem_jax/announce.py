@@ -69,7 +69,11 @@ def reached(records: Sequence[dict[str, Any]]) -> str:
     parts = []
     for name in last:
         value = number(last[name])
-        if value is None or name in ("round", "step", "loss") or name.endswith(("_se", "_samples", "_seconds")):
+        if (
+            value is None
+            or name in ("round", "step", "loss", "redrawn")
+            or name.endswith(("_se", "_samples", "_seconds"))
+        ):
             continue
         text = f"{metric_name(name)} {shown(value, number(last.get(f'{name}_se')) or 0.0)}"
         before = number(first.get(name))

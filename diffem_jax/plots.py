@@ -182,7 +182,7 @@ def spread_grid(
         lines.append(("observed", [(y, {} if alike else _range(as_image(y))) for y in observed]))
     lines += [(f"draw {s + 1}", [(x, {}) for x in samples[s]]) for s in range(min(shown, len(samples)))]
     lines.append((f"mean of {len(samples)}", [(x, {}) for x in samples.mean(axis=0)]))
-    lines.append(("std", [(x, {"low": 0.0, "high": largest, "cmap": "magma"}) for x in deviation]))
+    lines.append((f"std, 0 to {largest:.2f}", [(x, {"low": 0.0, "high": largest, "cmap": "magma"}) for x in deviation]))
     if truth is not None:
         lines.append(("truth", [(x, {}) for x in np.asarray(truth)[:rows]]))
     return _grid(path, lines, title)

@@ -26,7 +26,8 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False, every: float = 10.0):
         self.label, self.total, self.unit, self.every = label, total, unit, every
         self.count, self.first = done, done
-        self.begin = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.begin: float | None = None  # of the measured rate: the first units hold compilation
         self.quiet = quiet
         self.note = ""
         live = sys.stderr.isatty() and not quiet
@@ -47,12 +48,15 @@ class Progress:
             self.bar.update(units)
             return
         now = time.monotonic()
+        if self.begin is None:
+            self.begin, self.first = now, self.count
         if self.quiet or now - self.last < self.every:
             return
         self.last = now
-        rate = (self.count - self.first) / (now - self.begin)
-        left = (self.total - self.count) / rate if rate > 0 else float("inf")
-        line = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.4g} {self.unit}/s, {left:.0f} s left"
+        line = f"{self.label}: {self.count}/{self.total} {self.unit}"
+        if self.count > self.first and now > self.begin:
+            rate = (self.count - self.first) / (now - self.begin)
+            line += f", {rate:.4g} {self.unit}/s, {(self.total - self.count) / rate:.0f} s left"
         print(f"{line}{', ' + note if note else ''}", flush=True)
 
 

@@ -298,9 +298,7 @@ def _stopping(facts: Facts) -> str:
     patience, total = (_text(facts.config.get(name, "unknown")) for name in ("stop.patience", "rounds"))
     stops = [r for r in facts.records if r.get("kind") == "stop"]
     if rule != "none":
-        says = f"Rule {rule.replace('_', ' ')}, patience {patience} rounds." + (
-            "" if stops else " It has not asked to stop."
-        )
+        says = f"Rule {rule.replace('_', ' ')}, patience {patience} rounds: " + _kept(facts, rule, stops)
     else:
         says = f"No stopping rule is set: the run goes on for all its rounds ({total})."
     distances = facts.metrics.get("observation_distance")
@@ -315,6 +313,17 @@ def _stopping(facts: Facts) -> str:
     events = "".join(f"<li>{escape(_event(title, record))}</li>" for title, record in lines)
     listed = f'<ul class="events">{events}</ul>' if events else ""
     return f'<section><h2>Stopping and events</h2><p class="says">{escape(says)}</p>{listed}</section>'
+
+
+def _kept(facts: Facts, rule: str, stops: list[dict[str, Any]]) -> str:
+    """Which round a rule keeps, or would keep as of now."""
+    kept = stops[-1].get("picked") if stops else None
+    measured = [p for p in facts.metrics.get(rule, []) if p.round > 0]
+    if not measured:
+        return "there is nothing to compare yet."
+    best = next((p for p in measured if p.round == kept), min(measured, key=lambda p: p.value))
+    end = "It is the one that sampling uses." if kept is not None else "It has not asked to stop."
+    return f"{'' if kept is not None else 'so far '}{round_name(best.round)} is the best, {shown(best.value, best.error)}. {end}"
 
 
 def _event(title: str, record: dict[str, Any]) -> str:

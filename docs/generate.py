@@ -44,8 +44,9 @@ def config_page() -> str:
 
     meanings, untold = comments(), []
     rows: dict[str, list[str]] = {}
-    values = config.flatten(config.default())
-    for name, value in sorted(values.items(), key=lambda item: list(meanings).index(item[0])):
+    values, order = config.flatten(config.default()), {name: place for place, name in enumerate(meanings)}
+    for name in sorted(values, key=lambda name: order.get(name, len(order))):
+        value = values[name]
         section = name.rpartition(".")[0]
         allowed = ""
         if name in config.CHOICES:
@@ -124,10 +125,23 @@ def results_page() -> str:
     parts = ["# Results", "", "Made from experiments/*/README.md and benchmarks/results/; no number is typed here."]
     files = sorted((ROOT / "experiments").glob("*/README.md"))
     for file in [*files, ROOT / "docs" / "performance.md"]:
-        text = re.sub(r"!\[.*?\]\(.*?\)|<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
-        text = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+        text = re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
+        text = re.sub(r"(?<=\]\()([^)]+\.png)(?=\))", lambda found, file=file: _moved(file.parent / found[1]), text)
+        text = re.sub(r"(?<!!)\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
         parts += ["", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
     return "\n".join(parts) + "\n"
+
+
+def _moved(picture: Path) -> str:
+    """Where the site has a picture of the repository."""
+    path = picture.resolve().relative_to(ROOT)
+    return path.name if path.parent.name == "docs" else "_".join(path.parts)
+
+
+def pictures() -> list[Path]:
+    """Pictures of the experiments, which the page of the results shows."""
+    page = results_page()
+    return [file for file in sorted((ROOT / "experiments").glob("*/*.png")) if f"]({_moved(file)})" in page]
 
 
 def notebooks_page() -> str:
@@ -246,24 +260,24 @@ def covered(text: str, phrases: list[str]) -> bool:
     return False
 
 
-def phrases() -> list[str]:
-    """What docs/troubleshooting.md quotes in the first columns of its tables."""
+def cures() -> dict[str, str]:
+    """What docs/troubleshooting.md quotes in the first columns of its tables -> the cure in the second."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    rows = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
-    return [phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)]
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    return {phrase: remedy for row, remedy in rows for phrase in re.findall(r"`([^`]+)`", row)}
 
 
 def cure(text: str) -> str:
     """What a message itself says to do, its last clause; '' where it only says what was expected."""
     head, _, last = re.sub(r"\s+", " ", text).rpartition("; ")
-    if head and last == "...":
-        return "as the message suggests"
+    if head and last.startswith("..."):
+        return "as the message suggests" + last[3:]
     return last if head and last.strip(". ") and not last.startswith(("expected", "see")) else ""
 
 
 def without_cure() -> list[tuple[str, str]]:
     """Messages that neither say what to do nor are in docs/troubleshooting.md."""
-    known = phrases()
+    known = list(cures())
     return [(place, text) for place, text in messages() if not cure(text) and not covered(text, known)]
 
 
@@ -278,21 +292,21 @@ def messages_page() -> str:
     lines = [
         "# Every message",
         "",
-        "Made from the source. `...` stands for what is filled in; [troubleshooting](troubleshooting.md) has more on the",
-        "common ones, and the cure of those whose last column is empty.",
+        "Made from the source and from [troubleshooting](troubleshooting.md), which goes by what you were doing. `...` stands for",
+        "what is filled in.",
     ]
-    section = ""
+    section, known = "", cures()
     for place, text in messages():
         module = place.partition(":")[0]
         if module != section:
             section = module
-            lines += ["", f"## {module}", "", "| message | cure |", "|---|---|"]
-        said, remedy = (
-            re.sub(r"\s+", " ", part).replace("|", "&#124;").replace("`", "'") for part in (text, cure(text))
+            lines += ["", f"## `{module}`", "", "| message | cure |", "|---|---|"]
+        plain, own = re.sub(r"\s+", " ", text), cure(text)
+        remedy = _cell(own).replace("[", "&#91;").replace("`", "'") or next(
+            told for phrase, told in known.items() if covered(text, [phrase])
         )
-        lines.append(
-            f"| `{said.removesuffix('; ' + remedy).removesuffix('; ...') if remedy else said}` | {remedy.replace('[', '&#91;')} |"
-        )
+        said = plain.removesuffix("; " + own).removesuffix("; ...") if own else plain
+        lines.append(f"| `{said.replace('|', '&#124;').replace('`', chr(39))}` | {remedy} |")
     return "\n".join(lines) + "\n"
 
 
@@ -328,6 +342,8 @@ def on_files(files, config):  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(ROOT))
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
+    for picture in pictures():
+        files.append(File.generated(config, _moved(picture), content=picture.read_bytes()))
     return files
 
 

@@ -11,7 +11,7 @@ from absl import flags
 from faults.command import command
 
 import diffem_jax.main
-from diffem_jax import announce, commands, usage
+from diffem_jax import announce, commands, progress, usage
 from diffem_jax.config import default
 from diffem_jax.workdir import Workdir
 
@@ -162,13 +162,28 @@ def test_a_round_that_was_resumed_gives_no_estimate():
     assert said == ["estimate: about 30 s left"]
 
 
+def test_the_rate_of_a_log_leaves_compilation_out(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.Progress("M-step 1", 100, "updates", every=10.0)
+    for seconds, line in (
+        (60.0, "M-step 1: 10/100 updates\n"),
+        (5.0, ""),
+        (5.0, "30/100 updates, 2 updates/s, 35 s left\n"),
+    ):
+        now[0] += seconds
+        bar.advance(10)
+        told = capsys.readouterr().out
+        assert told.endswith(line) and bool(told) == bool(line)
+
+
 def test_the_last_lines_say_what_was_reached_and_what_to_type(tmp_path):
     workdir = Workdir(tmp_path / "a run's folder")
     workdir.create()
     rounds = [
         {"kind": "round", "round": 0, "step": 0, "e_step_seconds": 5.0, "psnr": 14.5, "psnr_se": 0.05},
         {"kind": "round", "round": 2, "step": 80, "e_step_seconds": 5.0, "m_step_seconds": 70.0, "loss": 0.3,
-         "psnr": 17.25, "psnr_se": 0.05, "psnr_samples": 100},
+         "redrawn": 0, "psnr": 17.25, "psnr_se": 0.05, "psnr_samples": 100},
     ]  # fmt: skip
     workdir.metrics.write_text("".join(json.dumps(r) + "\n" for r in rounds))
     done, where, *following = announce.ending(workdir, prior=True)

@@ -90,6 +90,22 @@ def test_a_rebuilt_page_keeps_the_command_and_the_devices_of_the_run(tmp_path, m
     assert not (workdir.root / "environment.json").exists()
 
 
+def test_the_rule_says_which_round_it_keeps(tmp_path):
+    rounds = [record(k, observation_distance=[0.05, 0.3, 0.1, 0.2][k]) for k in range(4)]
+    fields = {"stop.rule": "observation_distance", "stop.patience": 3, "rounds": 9}
+    workdir = make_run(tmp_path / "run", rounds[:1], **fields)
+    assert "Rule observation distance, patience 3 rounds: there is nothing to compare yet." in words(written(workdir))
+    workdir.metrics.write_text("".join(json.dumps(r) + "\n" for r in rounds))
+    seen = words(written(workdir))
+    # The start is nearer, but has no network to keep.
+    assert "so far round 2 is the best, 0.1000. It has not asked to stop." in seen
+    workdir.log({"kind": "stop", "round": 3, "picked": 2, "reason": "all rounds are done; kept round 2"})
+    seen = words(written(workdir))
+    assert (
+        "rounds: round 2 is the best, 0.1000. It is the one that sampling uses." in seen and "asked to stop" not in seen
+    )
+
+
 def test_spread_stops_recoveries_and_other_pictures(tmp_path):
     more = [
         {"kind": "recovery", "round": 1, "attempt": 1, "reason": "loss is NaN"},
