@@ -135,7 +135,7 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
         def put(leaf: Any) -> jax.Array:
             is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-            parts = np.stack(np.split(data, count, axis))
+            parts = data[None] if count == 1 else np.stack(np.split(data, count, axis))
             if stacked.is_fully_addressable:
                 array = jax.device_put(parts, stacked)
             else:

@@ -89,6 +89,8 @@ def run(updates: Updates, parallel: Parallel, key: Key, state: EMState, course: 
             data = parallel.shard(u.attach(drawn, mine), 1)
             with jax.transfer_guard("disallow"):
                 state, info = u.m_step(key, state, data, slots)
+            # The next dispatch's are read while this one runs: what is not needed any more must not lie beside them.
+            del rows, drawn, data
             # The losses of the dispatch before are read while this one runs.
             course = _read(u, course, pending, progress)
             pending, course = info, course._replace(done=course.done + u.dispatch)

@@ -24,8 +24,8 @@ from diffem_jax.types import UserError
 IN_MEMORY_BYTES = 128 * 2**20
 """Sets whose float32 form is at most this large are returned as plain arrays, larger ones as lazy ``Rows``."""
 CHUNK_BYTES = 16 * 2**20
-RELEASE_BYTES = 64 * 2**20
-"""How much is read from a memory map before its pages are handed back."""
+RELEASE_BYTES = 8 * 2**20
+"""How much is read from a memory map before its pages are handed back; twice that may be mapped at once."""
 PAGES_BYTES = 128 * 2**10
 """What a fault at a random row may map beyond the row itself."""
 GREY_SCALE, GREY_OFFSET = 4.0 / 255.0, -2.0
@@ -109,7 +109,10 @@ class Rows:
         if isinstance(index, np.ndarray) and index.dtype.kind in "iu" and index.ndim == 1:
             parts = list(row_parts(len(index), self.nbytes // max(1, len(self))))
             if len(parts) > 1:
-                return np.concatenate([self[index[part]] for part in parts])
+                out = np.empty((len(index), *self.shape[1:]), np.float32)
+                for part in parts:
+                    out[part] = self[index[part]]
+                return out
         rows = np.asarray(self.stored[index]).astype(np.float32)
         if self.scale != 1.0 or self.offset != 0.0:
             rows = rows * np.float32(self.scale) + np.float32(self.offset)
