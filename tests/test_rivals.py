@@ -263,7 +263,7 @@ def test_fidelity_with_an_extractor_of_the_tests_own():
 
 # Through the command ---------------------------------------------------------------------------------------------------
 
-TINY = arguments(e_step__batch_size=100, e_step__steps=3, m_step__steps=20, eval__metrics="()")
+TINY = arguments(e_step__batch_size=100, eval__metrics="()")
 COMMON = ["--config.stop.patience=1", "--config.stop.rule=observation_score"]
 
 

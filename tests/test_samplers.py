@@ -64,7 +64,16 @@ def test_gaussian_posterior():
     within_five_errors(draws, mean + gain @ (np.array([0.4]) - a @ mean), cov - gain @ a @ cov)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+STRONG = {"ddim": 1, "heun": 2, "dpmpp_2m": 2}
+WEAK = {"ddpm": 1, "dpmpp_2m_sde": 2}
+WITHOUT_ORDER = {"pc"}
+
+
+def test_every_sampler_is_held_to_its_order():
+    assert set(SAMPLERS) == {*STRONG, *WEAK, *WITHOUT_ORDER}
+
+
+@pytest.mark.parametrize(("name", "order"), STRONG.items())
 @pytest.mark.parametrize("schedule", ["ve", "vp"])
 def test_order_of_convergence(name, order, schedule):
     """Halving the step divides the error by 2^order; the probability flow of a Gaussian is known in closed form."""
@@ -103,7 +112,7 @@ def exact_variance(name, schedule, variance, steps):
     return float(jnp.sum(jax.jit(jax.grad(draw))(jnp.zeros(steps + 1)) ** 2))
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddpm", 1), ("dpmpp_2m_sde", 2)])
+@pytest.mark.parametrize(("name", "order"), WEAK.items())
 def test_weak_order_of_convergence(name, order):
     """Halving the step divides the error of the law by 2^order."""
     schedule = VarianceExploding(0.05, 20.0)

@@ -27,7 +27,7 @@ PATTERNS = (
     "rounds/round_0000*.checksums.json",
     "samples/round_0000*.png",
 )
-RUN = {"rounds": 3, "m_step__steps": 200, "checkpoint__every_steps": 20}
+RUN = {"rounds": 2, "m_step__steps": 200, "checkpoint__every_steps": 20}
 MUST, ENOUGH = ("E-step", "M-step", "checkpoint"), 20
 """Phases that so many kills must have hit."""
 
