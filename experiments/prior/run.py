@@ -1,0 +1,273 @@
+"""Two ways to a prior: a second, unconditional training on the last reconstructions, or one network for both.
+
+    python -m experiments.prior.run [--seeds=3] [--quick] [--only=digits]
+
+'second training' is the published way (config.prior.steps); 'one network' drops the observation with a probability in
+the M-step (config.m_step.condition_dropout) and needs nothing else. Both train the same number of updates a round on the
+same data; draws of p(x) are compared with the hidden truths, and draws of p(x | y), also guided, with their own truth.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffem_jax import checkpoints, draw, metrics
+from diffem_jax.build import make_setup
+from diffem_jax.data import ReconstructionStore
+from diffem_jax.gaussians import Mixture
+from diffem_jax.linalg import expand
+from diffem_jax.parallel import make_parallel
+from diffem_jax.problem import Problem, load_problem, rows, stored_config
+from diffem_jax.round_zero import load_start
+from diffem_jax.several import several_draws
+from diffem_jax.types import Key, stream_key
+from diffem_jax.workdir import Workdir
+from experiments import common
+from experiments.common import Job, Row, fields
+
+NAME = "prior"
+SECOND, DROPOUTS = "second training", (0.1, 0.3)
+GUIDANCE = (1.0, 1.5, 2.0)
+DRAWS = 1797
+BASES = {
+    "digits": (
+        "--config=digits",
+        *fields(
+            m_step__steps=1000,
+            m_step__batch_size=256,
+            network__features="(256,256,256)",
+            eval__metrics="('psnr','accuracy')",
+        ),
+    ),
+    "patches": (
+        "--config=patches:mask50",
+        *fields(
+            rounds=1,
+            data__num_examples=2048,
+            start__num_examples=1024,
+            m_step__steps=300,
+            e_step__batch_size=256,
+            eval__num_examples=512,
+        ),
+    ),
+}
+PRIOR_STEPS = {"digits": 2000, "patches": 300}
+SEEDS = {"digits": 10, "patches": 1}
+"""The most seeds of a set: patches take minutes each."""
+QUICK = {
+    "digits": fields(rounds=1, m_step__steps=100),
+    "patches": fields(data__num_examples=512, start__num_examples=512, start__rank=8, m_step__steps=20),
+}
+QUICK_PRIOR = {"digits": 200, "patches": 20}
+
+
+def dropout_name(rate: float) -> str:
+    return f"one network, dropout {rate}"
+
+
+def jobs(quick: bool) -> list[Job]:
+    """The published way and ours, on each set."""
+    out = []
+    for group, base in BASES.items():
+        flags = (*base, *(QUICK[group] if quick else ()))
+        steps = (QUICK_PRIOR if quick else PRIOR_STEPS)[group]
+        out.append(Job(SECOND, (*flags, *fields(prior__steps=steps)), group, evaluate=False))
+        out += [
+            Job(dropout_name(rate), (*flags, *fields(m_step__condition_dropout=rate)), group, evaluate=False)
+            for rate in DROPOUTS
+        ]
+    return out
+
+
+def texture(x: np.ndarray) -> np.ndarray:
+    """Means and spreads of 32 random filters' responses [N, 64] of images; a vector of pixels for small images."""
+    if x.shape[-1] == 1:
+        return x.reshape(len(x), -1)
+    kernels = jax.random.normal(jax.random.key(7), (5, 5, x.shape[-1], 32))
+    kernels -= kernels.mean((0, 1), keepdims=True)
+    kernels /= jnp.sqrt(jnp.sum(kernels**2, (0, 1, 2), keepdims=True))
+    # Random filters all see coarse structure; a derivative of each also sees fine structure.
+    fine = x - 0.5 * (np.roll(x, 1, 1) + np.roll(x, 1, 2))
+    parts = [
+        jax.lax.conv_general_dilated(
+            jnp.asarray(a), kernels, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        for a in (x, fine)
+    ]
+    return np.concatenate(
+        [
+            np.asarray(jnp.stack([jnp.std(p, (1, 2)), jnp.mean(jnp.abs(p), (1, 2))], -1).reshape(len(x), -1))
+            for p in parts
+        ],
+        1,
+    )
+
+
+def quality(x: np.ndarray, problem: Problem, classifier: Any) -> Row:
+    """How close a set of images is to the truths as a set; larger is better for precision, recall and confidence."""
+    truth = np.asarray(problem.truth, np.float32)
+    truth, x = truth[:DRAWS], x[:DRAWS]
+    sides = metrics.precision_recall_density_coverage(x, truth)
+    out = {
+        "sliced Wasserstein": metrics.sliced_wasserstein(x, truth, stream_key(0, "sliced_wasserstein")).value,
+        "Frechet distance": metrics.frechet_distance(texture(x), texture(truth)).value,
+        "precision": sides.precision.value,
+        "recall": sides.recall.value,
+    }
+    if classifier is not None:
+        out["confidence"] = np.mean(classifier.predict_proba(x.reshape(len(x), -1)).max(1))
+    return {name: float(value) for name, value in out.items()}
+
+
+def guided(workdir: Workdir, problem: Problem, weight: float, count: int) -> Row:
+    """One posterior draw of each of some observations under a guidance weight: its PSNR."""
+    config = stored_config(workdir)
+    with config.unlocked():
+        config.e_step.guidance = weight
+    setup = make_setup(config, problem.setup.shape)
+    parallel = make_parallel("jit")
+    step, params = draw.round_step(workdir, setup, parallel, config.rounds)
+    observed = rows(problem.observations, np.arange(count))
+    options: dict[str, Any] = {"seed": 1, "stream": "guided", "batch": config.e_step.batch_size, "quiet": True}
+    x = several_draws(step, parallel, params, observed, 1, **options)[0]
+    return {"weight": weight, "psnr": float(metrics.psnr(x, np.asarray(problem.truth[:count])).value)}
+
+
+def measure(job: Job, work: Path, seed: int, shown: dict[str, np.ndarray]) -> list[Row]:
+    """The rows of one finished run; what it drew goes into ``shown``."""
+    workdir = Workdir(job.folder(work, seed))
+    config = stored_config(workdir)
+    problem = load_problem(config)
+    classifier = None if problem.labels is None else metrics.train_classifier(problem.truth, problem.labels)
+    count = min(DRAWS, problem.num_examples)
+    began = time.monotonic()
+    x = draw.prior_draws(workdir, count, seed)
+    sampling = time.monotonic() - began
+    final = workdir.prior / "final"
+    second = checkpoints.metadata(final)["seconds"] if final.exists() else 0.0
+    record = common.collect(job, work, seed)
+    assert record is not None
+    base = {"group": job.group, "method": job.method, "seed": seed}
+    rounds = record["rounds"][-1]
+    row = {**base, **quality(x, problem, classifier), "rounds, s": rounds["seconds"], "second training, s": second}
+    row |= {"sampling, s": sampling, "posterior": [guided(workdir, problem, w, min(count, 512)) for w in _weights(job)]}
+    out = [row]
+    if seed == 0:
+        shown[f"{job.group}/{job.method}"] = x[:12]
+        shown.setdefault(f"{job.group}/the truth", np.asarray(problem.truth[:12]))
+    if job.method == SECOND:
+        last = ReconstructionStore(workdir.reconstructions)
+        kept = last.round(last.rounds()[-1]).open()[:count]
+        out.append({**base, "method": "(the last reconstructions)", **quality(kept, problem, classifier)})
+        start = load_start(workdir)
+        out.append(
+            {**base, "method": "(the start's Gaussian)", **quality(_of_start(start, count, seed), problem, classifier)}
+        )
+    return out
+
+
+def _weights(job: Job) -> tuple[float, ...]:
+    return (1.0,) if job.method == SECOND else GUIDANCE
+
+
+def _of_start(start: Mixture, count: int, seed: int) -> np.ndarray:
+    """Draws of the fitted start itself, without observations."""
+
+    def one(key: Key) -> Array:
+        pick, body, latent = jax.random.split(key, 3)
+        part = jax.tree.map(lambda a: a[jax.random.categorical(pick, start.log_weights)], start.components)
+        z = jax.random.normal(latent, (len(part.factor),))
+        return part.mean + expand(z, part.factor) + jnp.sqrt(part.variance) * jax.random.normal(body, part.mean.shape)
+
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), count)))
+
+
+COLUMNS = {
+    "digits": ("sliced Wasserstein", "Frechet distance", "precision", "recall", "confidence"),
+    "patches": ("sliced Wasserstein", "Frechet distance", "precision", "recall"),
+}
+TIMES = ("rounds, s", "second training, s", "sampling, s")
+
+
+def report(found: list[Row], quick: bool) -> None:
+    parts = []
+    for group, columns in COLUMNS.items():
+        mine = [row for row in found if row["group"] == group]
+        if not mine:
+            continue
+        heads = (*columns, *TIMES)
+        lines = [
+            f"### {group}, {common.seeds_of(mine)}",
+            f"| draws of p(x) | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}",
+        ]
+        for method in dict.fromkeys(row["method"] for row in mine):
+            these = [row for row in mine if row["method"] == method]
+            cells = [common.spread((r.get(h) for r in these), 0 if h.endswith(", s") else 3) for h in heads]
+            lines[-1] += f"\n| {method} | {' | '.join(cells)} |"
+        lines.append("Draws of p(x | y), PSNR in dB by guidance weight:")
+        lines.append(f"| trained by | {' | '.join(map(str, GUIDANCE))} |\n|{'---|' * (len(GUIDANCE) + 1)}")
+        for method in dict.fromkeys(row["method"] for row in mine if "posterior" in row):
+            these = [row["posterior"] for row in mine if row["method"] == method]
+            cells = [common.spread((p["psnr"] for ps in these for p in ps if p["weight"] == w), 2) for w in GUIDANCE]
+            lines[-1] += f"\n| {method} | {' | '.join(cells)} |"
+        parts += lines
+    end = "_quick" if quick else ""
+    parts.append(f"![Draws of p(x)](draws{end}.png)")
+    common.write_readme(NAME, "\n\n".join(parts), quick)
+
+
+def figure(shown: dict[str, np.ndarray], path: Path) -> None:
+    """Draws of p(x), a line a way, the truths of some examples below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    order = [
+        name for group in BASES for name in sorted(shown, key=lambda n: n.endswith("truth")) if name.startswith(group)
+    ]
+    plot, axes = plt.subplots(len(order), 1, figsize=(9, 0.95 * len(order)), squeeze=False)
+    for axis, name in zip(axes[:, 0], order, strict=True):
+        line = np.concatenate(list(shown[name]), 1)
+        axis.imshow(np.clip((line + 2) / 4, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(name.replace("/", "\n").replace(", ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+    plot.tight_layout()
+    plot.savefig(path, dpi=110)
+
+
+def main() -> None:
+    options = common.arguments(__doc__ or "")
+    wanted = [job for job in jobs(options.quick) if options.only in f"{job.group}/{job.method}"]
+    work = options.work / (NAME + ("_quick" if options.quick else ""))
+    seeds = options.seeds
+    for group in BASES:
+        options.seeds = min(seeds, SEEDS[group])
+        common.run_jobs(NAME, [job for job in wanted if job.group == group], options)
+    shown: dict[str, np.ndarray] = {}
+    found = []
+    for job in wanted:
+        for seed in range(min(seeds, SEEDS[job.group])):
+            if (job.folder(work, seed) / "trained.json").exists():
+                found += measure(job, work, seed, shown)
+    if not found:
+        sys.exit("no finished run")
+    end = "_quick" if options.quick else ""
+    place = common.ROOT / "experiments" / NAME
+    (place / f"results{end}.json").write_text(json.dumps(found, indent=1) + "\n")
+    figure(shown, place / f"draws{end}.png")
+    report(found, options.quick)
+
+
+if __name__ == "__main__":
+    main()
