@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from faults.command import command, refused
-from faults.harness import arguments, leaves
+from faults.harness import arguments, leaves, result
 
 from diffem_jax import checkpoints, em
 from diffem_jax.data import ReconstructionStore
@@ -193,6 +193,20 @@ def test_training_never_reads_the_truth(run, own, tmp_path):
     assert expected.keys() == found.keys() and all(np.array_equal(expected[n], found[n]) for n in expected)
     draws = [np.asarray(ReconstructionStore(w / "reconstructions").round(2).open()) for w in (run, workdir)]
     assert np.array_equal(*draws)
+
+
+@pytest.mark.slow
+def test_two_runs_of_a_seed_are_bit_equal_and_of_other_seeds_differ(tmp_path):
+    """Everything that a run leaves: parameters, optimiser, draws and numbers."""
+    found = {}
+    for seed in (1, 2**31 - 1):
+        for again in (0, 1):
+            workdir = tmp_path / f"{seed}_{again}"
+            _run(*TINY, f"--config.seed={seed}", f"--workdir={workdir}")
+            found[seed, again] = result(workdir)
+        assert found[seed, 0] == found[seed, 1]
+    one, other = (found[seed, 0] for seed in (1, 2**31 - 1))
+    assert one.keys() == other.keys() and one["reconstructions"] != other["reconstructions"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_recovered_from(tmp_path):

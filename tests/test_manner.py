@@ -228,7 +228,7 @@ def test_a_run_in_a_folder_with_spaces_from_another_one(tmp_path, monkeypatch):
     here = tmp_path / "some where"
     here.mkdir()
     monkeypatch.chdir(here)
-    tiny = arguments(e_step__batch_size=100, eval__metrics="()", rounds=1, m_step__steps=10)
+    tiny = arguments(e_step__batch_size=100, eval__metrics="()", rounds=1)
     ended = command(*tiny, "--workdir=my runs/a b")
     assert ended.code == 0, ended
     work = here / "my runs" / "a b"

@@ -175,8 +175,9 @@ def test_two_processes_begin_from_another_runs_results(harness, alone):
     assert "warm start: the reconstructions of" in lead and "warm start: the parameters of" in lead
     assert "warm start" not in other
     harness.finish(one, *warm)
-    np.testing.assert_array_equal(draws(two, 0), draws(alone, 2))
     assert_close(two, one, 1)
+    warm_loss, cold_loss = (Workdir(w).records()[1]["loss"] for w in (two, alone))
+    assert abs(warm_loss - cold_loss) > 0.01 * cold_loss
 
 
 @pytest.mark.slow
