@@ -48,6 +48,7 @@ ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in var
 
 REPEATS = {
     ("digits", "mask75"),
+    ("digits", "mask75_paper"),
     ("patches", "mask90"),
     ("cifar10", "mask90"),
     ("cifar10", "jpeg50"),
