@@ -12,10 +12,10 @@ demo: $(VENV)/.base
 	@echo "look at runs/demo/samples/round_00003.png and open runs/demo/report.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 # An environment of its own, so that TensorFlow never enters the one that runs everything else.
 test-tfds: $(TFDS)/.tfds

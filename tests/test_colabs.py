@@ -45,7 +45,12 @@ def test_notebook_is_the_scripts(script):
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
-@each
+SLOW = ("05_own_data", "06_devices")
+"""What these show is shown by tests/test_readme.py and tests/test_em.py too."""
+SHORTENED = [pytest.param(s, id=s.stem, marks=(pytest.mark.slow,) * (s.stem in SLOW)) for s in SCRIPTS]
+
+
+@pytest.mark.parametrize("script", SHORTENED)
 def test_script_runs_shortened(script, tmp_path):
     pytest.importorskip("IPython", reason="the notebooks show pictures by IPython")
     changed = {

@@ -226,7 +226,7 @@ def test_condition_dropout_and_network_dropout_reach_the_denoiser():
     assert abs(float(jnp.mean(kept)) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4096)
 
 
-@pytest.mark.parametrize("name", ["mask", "blur"])
+@pytest.mark.parametrize("name", ["mask", pytest.param("blur", marks=pytest.mark.slow)])
 def test_posterior_moments_are_those_of_exact_draws(name):
     """Mean and variance of a mixture's posterior against its own draws; a blur has one average variance."""
     shape = (D,) if name == "mask" else (6, 6, 1)

@@ -246,7 +246,7 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     with config.unlocked():
         config.data.path = str(own)
         config.network.features = (8,)
-        config.start.rank = 2
+        config.start.rank = 4
         config.start.iterations = 1
         config.m_step.steps, config.m_step.batch_size, config.e_step.batch_size, config.e_step.steps = 4, 50, 100, 2
         config.m_step.updates_per_dispatch = 2

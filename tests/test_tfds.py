@@ -50,6 +50,7 @@ def _race(folder, barrier, queue):
     queue.put(str(prepare_digits(folder)))
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()

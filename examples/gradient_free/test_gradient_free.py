@@ -8,6 +8,7 @@ from gradient_free import gradient_free
 from diffem_jax import testing
 
 
+@pytest.mark.slow
 def test_contract():
     testing.check_posterior(gradient_free, exact=True)
 

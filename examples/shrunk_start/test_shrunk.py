@@ -8,6 +8,7 @@ from shrunk import shrunk
 from diffem_jax import testing
 
 
+@pytest.mark.slow
 def test_contract():
     testing.check_start(shrunk, shrink=0.2)
 

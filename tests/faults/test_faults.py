@@ -10,8 +10,8 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -19,7 +19,8 @@ import pytest
 from diffem_jax import checkpoints
 from diffem_jax.workdir import Workdir
 
-from .harness import ROOT, Harness, appeared, arguments, assert_same, copy, leaves, phase, result, wait
+from . import soak
+from .harness import Harness, appeared, arguments, assert_same, copy, leaves, phase, result, wait
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +152,15 @@ def _truncate(checkpoint):
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def test_the_soak_stops_at_its_bound(tmp_path):
+def test_the_soak_stops_at_its_bound(tmp_path, monkeypatch, capsys):
     """With a run under way: exit code 1, at once, and no process is left."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.faults.soak", "--kills=1000", "--minutes=0.02"]
+    monkeypatch.setattr(sys, "argv", ["soak", "--kills=1000", "--minutes=0.02"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     began = time.monotonic()
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert ended.returncode == 1 and "out of time after 0.02 minutes" in ended.stdout, ended
-    assert "kill 1" not in ended.stdout and time.monotonic() - began < 120
+    assert soak.main() == 1 and time.monotonic() - began < 60
+    said = capsys.readouterr().out
+    assert "out of time after 0.02 minutes" in said and "kill 1" not in said
+    assert soak.STARTED and all(process.returncode is not None for process in soak.STARTED)
     assert not list(tmp_path.glob("diffem_soak_*"))
 
 
