@@ -13,6 +13,8 @@ from faults.harness import arguments
 
 from diffem_jax import em
 from diffem_jax.data.store import RowReader
+from diffem_jax.guards import NonFinite
+from diffem_jax.rounds import Run
 from diffem_jax.workdir import Workdir
 
 TINY = arguments(
@@ -55,6 +57,25 @@ def test_draws_that_are_not_finite_are_recovered_from(run):
     recovery = next(r for r in records if r["kind"] == "recovery")
     assert recovery["round"] == 1 and recovery["attempt"] == 1 and "noise level" in recovery["reason"]
     assert [r["round"] for r in records if r["kind"] == "round"] == [0, 1]
+
+
+def test_as_many_attempts_as_config_recover_says_each_with_half_the_rate(tmp_path, monkeypatch):
+    rates = []
+
+    def rounds(self):
+        rates.append(self.setup.config.m_step.learning_rate)
+        raise NonFinite("M-step 1: the loss is nan", 1)
+
+    monkeypatch.setattr(Run, "rounds", rounds)
+    workdir = tmp_path / "run"
+    always = [*TINY, "--config.m_step.learning_rate=0.01", "--config.recover=2", f"--workdir={workdir}"]
+    refused(command(*always), "the loss is nan", str(workdir / "start" / "fit"), "learning_rate")
+    assert rates == [0.01, 0.005, 0.0025]
+    (recovery,) = (r for r in Workdir(workdir).records() if r["kind"] == "recovery")
+    assert recovery["attempt"] == 2
+    # The attempts are the run's, not the process's.
+    refused(command(*always), "the loss is nan")
+    assert rates[3:] == [0.0025]
 
 
 class Slow(BaseException):
