@@ -82,6 +82,13 @@ def reached(records: Sequence[dict[str, Any]]) -> str:
     return f"done: {last['round']} rounds in {duration(seconds)} of computing" + "".join(f"; {part}" for part in parts)
 
 
+def round_line(number: int, record: dict[str, Any]) -> str:
+    """A round's numbers on one line, but for errors, counts and the time of compilation."""
+    hidden = ("kind", "round", "step", "compile_seconds", *([] if record.get("redrawn") else ["redrawn"]))
+    told = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
+    return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+
+
 class Estimate:
     """How long a run will take, said as soon as its updates have been timed, and again after each round.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, refresh, report, stopping, warm
-from diffem_jax.announce import Estimate
+from diffem_jax.announce import Estimate, round_line
 from diffem_jax.build import Model, Setup, make_model, make_time_law
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.denoisers import drawn_noise
@@ -308,6 +308,9 @@ class Run:
         else:
             self.say(f"continuing after round {last} of {self.config.rounds}")
             self.finish_round(last, {}, state.ema_params, self.engine.e_step)
+            # What an earlier process was killed before it could drop.
+            self._drop_old(last)
+            self._drop_draws(last)
         for number in range(last + 1, self.config.rounds + 1):
             if agree(np.array(stopping.of_run(self.workdir.records(), self.config).end)):
                 break
@@ -349,8 +352,7 @@ class Run:
             draws = self.store.round(number).open().rows
             every = self.config.eval.every
             measured = self.measure(number, draws) if number % every == 0 or number == self.config.rounds else {}
-            title = f"round {number}" if number else "start"
-            evaluate.picture(self.problem, draws, path, title)
+            evaluate.picture(self.problem, draws, path, f"round {number}" if number else "start")
             entry = {
                 "kind": "round",
                 "round": number,
@@ -362,17 +364,22 @@ class Run:
             }
             self.compiled = 0.0
             self.workdir.log(entry)
-            self.say(_line(number, entry))
+            self.say(round_line(number, entry))
             self.estimate.round(number, entry)
             if self.writers is not None:
                 self.writers.round(entry, path)
             report.write(self.workdir)
-            self.store.drop_older(number, [stopping.of_run(self.workdir.records(), self.config).picked])
+            self._drop_draws(number)
         barrier("round finished")
+
+    def _drop_draws(self, number: int) -> None:
+        if self.lead:
+            self.store.drop_older(number, [stopping.of_run(self.workdir.records(), self.config).picked])
 
     def _drop_old(self, number: int) -> None:
         for path in checkpoints.written(self.workdir.latest):
-            checkpoints.remove(path)
+            if int(path.name.split("_")[1]) <= number:
+                checkpoints.remove(path)
         checkpoints.sweep(self.workdir.latest)
         keep = self.config.checkpoint.keep_rounds
         if keep:
@@ -382,17 +389,10 @@ class Run:
                     checkpoints.remove(self.workdir.round_checkpoint(old))
 
     def _check_signal(self) -> None:
-        stop = most(self.stop_signal)
-        if stop:
+        if stop := most(self.stop_signal):
             raise Preempted(signal.Signals(stop).name)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Notes SIGTERM; the loop ends at its next safe point."""
         del frame
         self.stop_signal = number
-
-
-def _line(number: int, record: dict[str, Any]) -> str:
-    hidden = ("kind", "round", "step", "compile_seconds", *([] if record.get("redrawn") else ["redrawn"]))
-    shown = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
-    return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

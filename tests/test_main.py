@@ -103,6 +103,23 @@ def test_the_same_command_again_changes_nothing(run):
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+def test_what_a_killed_process_did_not_drop_is_dropped_by_the_next(run, tmp_path):
+    """Draws of an earlier round and a rolling checkpoint of the last: the kill came between the record and their end."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    draws, rolling = workdir / "reconstructions" / "round_00001", workdir / "latest" / "round_00002_update_000000010"
+    shutil.copytree(workdir / "reconstructions" / "round_00002", draws)
+    manifest = json.loads((draws / "manifest.json").read_text())
+    (draws / "manifest.json").write_text(json.dumps(manifest | {"round": 1}))
+    shutil.copytree(workdir / "rounds" / "round_00002", rolling)
+    sums = workdir / "rounds" / "round_00002.checksums.json"
+    shutil.copy(sums, rolling.with_name(f"{rolling.name}.checksums.json"))
+    assert ReconstructionStore(workdir / "reconstructions").rounds() == [1, 2]
+    _run(*TINY, f"--workdir={workdir}")
+    assert ReconstructionStore(workdir / "reconstructions").rounds() == [2] and not draws.exists()
+    assert not list((workdir / "latest").iterdir())
+
+
 @pytest.fixture(scope="module")
 def own(run):
     """The run's observations as a file, without any truth."""
