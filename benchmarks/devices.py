@@ -17,10 +17,10 @@ import numpy as np  # noqa: E402
 from benchmarks.common import interleave, write  # noqa: E402
 from configs import digits  # noqa: E402
 from diffem_jax import em  # noqa: E402
+from diffem_jax.engine import make_engine  # noqa: E402
 from diffem_jax.parallel import make_parallel  # noqa: E402
 from diffem_jax.problem import load_problem, rows  # noqa: E402
 from diffem_jax.round_zero import standard_normal  # noqa: E402
-from diffem_jax.rounds import make_engine  # noqa: E402
 from diffem_jax.types import stream_key  # noqa: E402
 
 

@@ -73,9 +73,10 @@ def default() -> ConfigDict:
     c.e_step.time_grid = "log_uniform"  # log_uniform | karras
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
-    # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
     c.e_step.parts = 1  # a round redraws one part of so many of the examples; > 1 with short rounds is continuous EM
     c.e_step.burn_in = 0  # rounds that redraw nothing, so that the network is fitted before the first refresh
+    c.e_step.picard = 0  # >= 1: so many iterations over all steps at once (docs/performance.md); 0: one after the other
+    # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
     c.e_step.guidance = 1.0
     # Gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear.
     c.e_step.consistency = 0
@@ -188,6 +189,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "e_step.shard_size": (0, 2**32),
     "e_step.parts": (1, 100_000),
     "e_step.burn_in": (0, 100_000),
+    "e_step.picard": (0, 100_000),
     "e_step.guidance": (0, 100),
     "e_step.consistency": (0, 1000),
     "m_step.steps": (1, 10**9),
@@ -287,6 +289,11 @@ def _check_together(config: ConfigDict) -> None:
     if not config.schedule.sigma_min < config.schedule.sigma_max:
         raise UserError(
             f"config.schedule.sigma_min: {config.schedule.sigma_min}; expected less than sigma_max = {config.schedule.sigma_max}"
+        )
+    if config.e_step.picard and config.e_step.sampler == "pc":
+        raise UserError(
+            f"config.e_step.picard: {config.e_step.picard} with e_step.sampler 'pc', which corrects in a loop of its own; "
+            "expected 0; choose another sampler"
         )
     if config.m_step.batch_size % config.m_step.accumulate:
         raise UserError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffem_jax import ambient, checkpoints, denoisers, em, plots
 from diffem_jax.build import Setup, make_sampler
+from diffem_jax.engine import make_engine
 from diffem_jax.evaluate import shown_observations
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.prior import load_prior
@@ -17,7 +18,6 @@ from diffem_jax.problem import Problem, load_own, rows, stored_config
 from diffem_jax.progress import Progress
 from diffem_jax.redraw import redraw
 from diffem_jax.round_zero import load_start, start_draw
-from diffem_jax.rounds import make_engine
 from diffem_jax.schedules import TIME_GRIDS
 from diffem_jax.several import check_draws, several_draws
 from diffem_jax.stopping import picked_round

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from diffem_jax.picard import sample_picard
 from diffem_jax.samplers import sample
 from diffem_jax.types import DenoiseFn, EMState, Key, Observation, PyTree, Sampler, example_keys
 
@@ -26,7 +27,12 @@ Loss = Callable[[PyTree, Key, PyTree], Array]
 
 
 def make_e_step(
-    bind: Callable[[PyTree, Observation], DenoiseFn], sampler: Sampler, times: Array, shape: tuple[int, ...]
+    bind: Callable[[PyTree, Observation], DenoiseFn],
+    sampler: Sampler,
+    times: Array,
+    shape: tuple[int, ...],
+    *,
+    picard: int = 0,
 ) -> EStep:
     """The E-step: (key, params, observations [B], indices [B]) -> x-hat [B, *X], one posterior draw per observation.
 
@@ -39,10 +45,14 @@ def make_e_step(
         sampler: any ``Sampler``.
         times: [N + 1], decreasing.
         shape: the shape of x.
+        picard: at least 1 runs that many iterations over all steps at once (``sample_picard``); 0 one step after the other.
     """
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
-        return sample(key, sampler, bind(params, observation), times, shape)
+        denoise = bind(params, observation)
+        if picard:
+            return sample_picard(key, sampler, denoise, times, shape, picard)
+        return sample(key, sampler, denoise, times, shape)
 
     return map_examples(draw)
 

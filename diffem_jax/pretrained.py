@@ -25,12 +25,12 @@ from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
 from diffem_jax.data.npz import read_arrays
 from diffem_jax.draw import chosen_round, draws_of_prior
+from diffem_jax.engine import make_engine
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.problem import check_operators, simulate, stored_config
 from diffem_jax.round_zero import load_start, start_draw
-from diffem_jax.rounds import make_engine
 from diffem_jax.samplers import ddim
 from diffem_jax.several import several_draws
 from diffem_jax.types import Corruption, Observation, PyTree, UserError

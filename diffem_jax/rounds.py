@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,62 +18,24 @@ import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, refresh, report, stopping, warm
 from diffem_jax.announce import Estimate, round_line
-from diffem_jax.build import Model, Setup, make_model, make_time_law
 from diffem_jax.data import ReconstructionStore, index_stream
-from diffem_jax.denoisers import drawn_noise
 from diffem_jax.diagnose import broken_step
+from diffem_jax.engine import make_engine
 from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
 from diffem_jax.guards import NonFinite, Preempted, parallel_host, write_shard
-from diffem_jax.parallel import Parallel, agree, barrier, make_parallel, most, process_count, process_index
+from diffem_jax.parallel import agree, barrier, make_parallel, most, process_count, process_index
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.redraw import not_finite, redraw
 from diffem_jax.round_zero import load_or_fit, start_draw
 from diffem_jax.types import EMState, UserError, stream_key
-from diffem_jax.updates import Course, Updates, largest_divisor, raise_together
+from diffem_jax.updates import Course, Updates, raise_together
 from diffem_jax.updates import run as run_updates
 from diffem_jax.workdir import Workdir
 from diffem_jax.writers import Writers
 
 Say = Callable[[str], None]
-
-
-class Engine(NamedTuple):
-    """The compiled functions of a run, built once."""
-
-    parallel: Parallel
-    model: Model
-    e_step: Callable[..., Any]
-    m_step: Callable[..., Any]
-    dispatch: int
-
-
-def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
-    """Builds and maps the E-step and the M-step."""
-    config, m = setup.config, setup.config.m_step
-    for field, size in (("e_step.batch_size", config.e_step.batch_size), ("m_step.batch_size", m.batch_size)):
-        if size % (parallel.num_devices * (m.accumulate if field[0] == "m" else 1)):
-            raise UserError(
-                f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}"
-            )
-    model = make_model(setup, start)
-    # Ambient Diffusion's loss draws its noise in its own way.
-    noise = None if config.method == "ambient" else drawn_noise(setup.schedule, make_time_law(config, setup.schedule))
-    e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
-    if model.draw is not None:
-        e_step = em.map_examples(model.draw)
-    m_step = em.make_m_step(
-        model.loss,
-        setup.optimizer,
-        ema_decay=m.ema_decay,
-        ema_warmup=m.ema_warmup,
-        accumulate=m.accumulate,
-        mean=parallel.mean,
-        noise=noise,
-    )
-    dispatch = largest_divisor(m.steps, min(m.updates_per_dispatch, config.checkpoint.every_steps))
-    return Engine(parallel, model, parallel.map_e_step(e_step), parallel.map_m_step(m_step), dispatch)
 
 
 class Run:

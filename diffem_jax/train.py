@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 from diffem_jax import announce, checkpoints, plugged, prior, warm
 from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.data.files import check_memory
+from diffem_jax.engine import make_engine
 from diffem_jax.evaluate import make_measures
 from diffem_jax.guards import NonFinite, Preempted
 from diffem_jax.parallel import barrier, make_parallel, process_index
 from diffem_jax.problem import Problem, load_problem
 from diffem_jax.round_zero import standard_normal
-from diffem_jax.rounds import Run, make_engine
+from diffem_jax.rounds import Run
 from diffem_jax.types import UserError, stream_key
 from diffem_jax.workdir import Workdir
 from diffem_jax.writers import Writers

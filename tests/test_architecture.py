@@ -10,7 +10,7 @@ LAYERS = [
     {"types"},
     {"schedules", "linalg", "networks", "augment"},
     {"corruptions", "gaussians", "denoisers"},
-    {"posteriors", "samplers", "starts", "ambient"},
+    {"posteriors", "samplers", "picard", "starts", "ambient"},
     {"em"},
     {
         "parallel",
@@ -31,6 +31,8 @@ LAYERS = [
         "evaluate",
         "round_zero",
         "fresh",
+        "refresh",
+        "engine",
         "stopping",
         "several",
         "warm",

@@ -187,6 +187,7 @@ def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
     [
         (["--config.schedule.sigma_min=200.0"], "sigma_min"),
         (["--config.m_step.accumulate=3"], "accumulate"),
+        (["--config.e_step.picard=4", "--config.e_step.sampler=pc"], "e_step.picard"),
         (["--config.start.name=checkpoint"], "start.name"),
         (["--config.data.name=observations"], "data.path"),
         (["--config.data.name=folder"], "data.path"),

@@ -12,6 +12,7 @@ from diffem_jax import testing
 from diffem_jax.corruptions import Projection
 from diffem_jax.denoisers import gaussian_denoiser
 from diffem_jax.linalg import Gaussian
+from diffem_jax.picard import sample_picard
 from diffem_jax.samplers import EVALUATIONS, SAMPLERS, ddim, dpmpp_2m, initial_noise, sample
 from diffem_jax.schedules import SCHEDULES, VarianceExploding, log_uniform_grid
 from diffem_jax.types import Observation, Sampler
@@ -209,3 +210,26 @@ def test_evaluations_are_counted_right():
 
         sampler.step(jax.random.key(1), state, jnp.ones(()), jnp.float32(0.5), denoise)
         assert len(calls) == EVALUATIONS.get(name, 1), name
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"pc"}))
+def test_in_parallel_over_time(name):
+    """With as many iterations as evaluations it is the sequential draw; with fewer it comes close."""
+    schedule, keys = VarianceExploding(0.05, 20.0), jax.random.split(jax.random.key(2), 16)
+    sampler, times = SAMPLERS[name](schedule), log_uniform_grid(schedule, 6)
+    evaluations = 6 * EVALUATIONS.get(name, 1)
+    denoise = gaussian_denoiser(schedule, LAW)
+
+    def bent(x, t):
+        return jnp.tanh(2 * denoise(x, t))
+
+    def draws(run):
+        return np.asarray(jax.jit(jax.vmap(run))(keys))
+
+    with jax.debug_key_reuse(False):
+        exact = draws(lambda key: sample(key, sampler, bent, times, (3,)))
+        errors = [
+            np.abs(draws(lambda key, k=k: sample_picard(key, sampler, bent, times, (3,), k)) - exact).max()
+            for k in (1, evaluations - 1, evaluations)
+        ]
+    assert errors[2] < 1e-5 < errors[1] < errors[0], errors

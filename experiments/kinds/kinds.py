@@ -19,10 +19,10 @@ import numpy as np
 
 from configs import series, tables, volumes
 from diffem_jax import checkpoints, em, metrics
+from diffem_jax.engine import make_engine
 from diffem_jax.parallel import make_parallel
 from diffem_jax.problem import Problem, load_problem, rows
 from diffem_jax.round_zero import load_start, start_draw
-from diffem_jax.rounds import make_engine
 from diffem_jax.train import run_em
 from diffem_jax.types import stream_key
 

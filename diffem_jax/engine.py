@@ -1,0 +1,52 @@
+"""The compiled functions of a run: the E-step and the M-step of a config, mapped over the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from diffem_jax import em
+from diffem_jax.build import Model, Setup, make_model, make_time_law
+from diffem_jax.denoisers import drawn_noise
+from diffem_jax.gaussians import Mixture
+from diffem_jax.parallel import Parallel
+from diffem_jax.types import UserError
+from diffem_jax.updates import largest_divisor
+
+
+class Engine(NamedTuple):
+    """The compiled functions of a run, built once."""
+
+    parallel: Parallel
+    model: Model
+    e_step: Callable[..., Any]
+    m_step: Callable[..., Any]
+    dispatch: int
+
+
+def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
+    """Builds and maps the E-step and the M-step."""
+    config, m = setup.config, setup.config.m_step
+    for field, size in (("e_step.batch_size", config.e_step.batch_size), ("m_step.batch_size", m.batch_size)):
+        if size % (parallel.num_devices * (m.accumulate if field[0] == "m" else 1)):
+            raise UserError(
+                f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}"
+            )
+    model = make_model(setup, start)
+    # Ambient Diffusion's loss draws its noise in its own way.
+    law = make_time_law(config, setup.schedule)
+    noise = None if config.method == "ambient" else drawn_noise(setup.schedule, law)
+    e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape, picard=config.e_step.picard)
+    if model.draw is not None:
+        e_step = em.map_examples(model.draw)
+    m_step = em.make_m_step(
+        model.loss,
+        setup.optimizer,
+        ema_decay=m.ema_decay,
+        ema_warmup=m.ema_warmup,
+        accumulate=m.accumulate,
+        mean=parallel.mean,
+        noise=noise,
+    )
+    dispatch = largest_divisor(m.steps, min(m.updates_per_dispatch, config.checkpoint.every_steps))
+    return Engine(parallel, model, parallel.map_e_step(e_step), parallel.map_m_step(m_step), dispatch)
