@@ -5,30 +5,68 @@ python -m benchmarks.table
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
 
 
-def lines(name: str, value: Any) -> list[str]:
-    """A table row a number, with its path as name; lists of records become tables."""
-    if isinstance(value, dict):
-        return [row for key, inner in value.items() for row in lines(f"{name} / {key}" if name else key, inner)]
-    if isinstance(value, list):
-        if not value:
-            return []
-        heads = list(value[0])
-        body = ["", f"{name}:", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        body += ["| " + " | ".join(show(row[head]) for head in heads) + " |" for row in value]
-        return [*body, "", "| | |", "|---|---|"]
-    return [f"| {name} | {show(value)} |"]
+def about(name: str) -> str:
+    """What a benchmark measures: its docstring without the command."""
+    source = HERE / f"{name}.py"
+    text = (ast.get_docstring(ast.parse(source.read_text())) if source.exists() else "") or ""
+    return "\n\n".join(p for p in text.split("\n\n") if not p.startswith(("python -m", "    python -m")))
+
+
+def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
+    return [
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *("| " + " | ".join(map(show, row)) + " |" for row in rows),
+    ]
+
+
+def blocks(title: str, value: dict[str, Any]) -> list[str]:
+    """Numbers become one table, records side by side another, whatever lies deeper a block of its own."""
+    own = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
+    out = [f"### {title}"] if title else []
+    if own:
+        out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in own.items()])
+    flat = {key: inner for key, inner in value.items() if isinstance(inner, dict) and _is_flat(inner)}
+    if len(flat) > 1 and len({tuple(inner) for inner in flat.values()}) == 1:
+        heads = list(next(iter(flat.values())))
+        out += table(["", *(h.replace("_", " ") for h in heads)], [[k, *inner.values()] for k, inner in flat.items()])
+    else:
+        flat = {}
+    for key, inner in value.items():
+        name = " / ".join(filter(None, (title, key.replace("_", " "))))
+        if isinstance(inner, list):
+            out += ["", f"### {name}", *_records(inner)]
+        elif isinstance(inner, dict) and key not in flat:
+            out += ["", *blocks(name, inner)]
+    return out
+
+
+def _is_flat(value: dict[str, Any]) -> bool:
+    return not any(isinstance(inner, dict | list) for inner in value.values())
+
+
+def _records(rows: list[Any]) -> list[str]:
+    if not rows or not isinstance(rows[0], dict):
+        return ["", ", ".join(map(show, rows))]
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    return table([h.replace("_", " ") for h in heads], [[row.get(head) for head in heads] for row in rows])
 
 
 def show(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -39,7 +77,14 @@ def main() -> None:
         "Written by `python -m benchmarks.table` from `benchmarks/results/`; `make bench` measures all anew.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
-        out += ["", f"## {path.stem}", "", "| | |", "|---|---|", *lines("", json.loads(path.read_text()))]
+        out += [
+            "",
+            f"## {path.stem.replace('_', ' ')}",
+            "",
+            about(path.stem),
+            "",
+            *blocks("", json.loads(path.read_text())),
+        ]
     PAGE.write_text("\n".join(out) + "\n")
     print(f"wrote {PAGE.name}")
 

@@ -76,7 +76,8 @@ def mmps(
     The denoiser is evaluated and linearised once a call; the linear system is solved by a fixed number of conjugate
     gradient iterations of this one example, each with one vector-Jacobian product for 'jacobian' and none for the
     other heuristics, and one more product carries the solution back to x_t. For 'jacobian' and an exact denoiser the
-    result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian.
+    result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
+    only nearly a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
 
     Args:
         denoise: (x_t, t) -> E[x | x_t].
@@ -122,7 +123,7 @@ def mmps(
 
         return conjugate_gradient(matvec, r, iterations)
 
-    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
+    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve, bounded=covariance == "jacobian")
 
 
 def pigdm(
@@ -274,8 +275,9 @@ def _gaussian_likelihood(
     corruption: LinearCorruption,
     observation: Observation,
     solve: Callable[[Array, MatVec, Array, Array], Array],
+    bounded: bool = False,
 ) -> DenoiseFn:
-    """x-hat + (sigma^2 / alpha) J^T A^T w, w = solve(y - A x-hat, pull, alpha, sigma)."""
+    """x-hat + (sigma^2 / alpha) J^T A^T w, w = solve(y - A x-hat, pull, alpha, sigma); ``bounded`` to twice the residual."""
 
     def posterior(x_t: Array, t: Array) -> Array:
         alpha, sigma = schedule(t)
@@ -284,8 +286,17 @@ def _gaussian_likelihood(
         def pull(u: Array) -> Array:
             return (sigma**2 / alpha) * vjp(u)[0]
 
-        weights = solve(_residual(corruption, observation, x_hat), pull, alpha, sigma)
-        return x_hat + pull(corruption.adjoint(weights, observation.operator))
+        residual = _residual(corruption, observation, x_hat)
+        weights = solve(residual, pull, alpha, sigma)
+        step = pull(corruption.adjoint(weights, observation.operator))
+        if not bounded:
+            return x_hat + step
+        # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
+        # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
+        # a few draws in a thousand run away and spoil the next round. Beyond twice the residual a step is shortened.
+        reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
+        allowed = 4 * jnp.sum(residual**2)
+        return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
 
     return posterior
 

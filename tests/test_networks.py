@@ -130,7 +130,9 @@ def test_embedding_tells_noise_levels_apart():
     embedded = np.asarray(sinusoidal_embedding(levels, 32))
     assert embedded.shape == (64, 32)
     gaps = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1) + 10 * np.eye(64)
-    assert gaps.min() > 0.5
+    assert gaps.min() > 0.1
+    apart = np.abs(np.asarray(levels)[:, None] - np.asarray(levels)[None])
+    assert gaps[apart > 2].min() > 1
 
 
 @pytest.mark.parametrize(

@@ -346,3 +346,31 @@ def test_consistent_estimates_agree_with_y_to_within_the_noise_and_no_further(na
     assert 0.03 < misfit(moved(off)) < min(0.075, 0.5 * misfit(off))
     close = moved(off)
     np.testing.assert_allclose(moved(close), close, atol=0.05)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_jacobian_that_is_no_covariance_does_not_run_away(iterations):
+    """Where A V A^T + noise^2 I is nearly singular, the step stays within twice the residual."""
+    schedule, corruption = VarianceExploding(1e-3, 10.0), Projection(shape=(5,), measurements=2, noise_std=0.01)
+    observation, x = observe(corruption, isotropic((5,)))
+    x_t, t = noisy(schedule, x, 1.0)
+    # A V A^T has the eigenvalues -0.9 noise^2: the step would be nine times the residual.
+    inverse = jnp.linalg.pinv(observation.operator)
+    jacobian = -0.9 * 0.01**2 * inverse @ inverse.T
+
+    def denoise(x_t, t):
+        return jacobian @ x_t
+
+    x_hat = denoise(x_t, t)
+    moved = mmps(denoise, schedule, corruption, observation, iterations=iterations)(x_t, t) - x_hat
+    residual = jnp.linalg.norm(observation.y - corruption.forward(x_hat, observation.operator))
+    reached = jnp.linalg.norm(corruption.forward(moved, observation.operator))
+    assert 0.1 * residual < reached <= 2.0001 * residual
+
+
+def test_the_condition_of_a_short_projection_forgets_how_its_rows_are_mixed():
+    corruption = Projection(shape=(5,), measurements=2, noise_std=1e-4)
+    observation, _ = observe(corruption, isotropic((5,)))
+    mix = jnp.asarray([[0.8, 0.6], [-0.3, 1.1]])
+    mixed = Observation(mix @ observation.y, mix @ observation.operator)
+    np.testing.assert_allclose(corruption.condition(mixed), corruption.condition(observation), atol=1e-4)
