@@ -1,7 +1,6 @@
 """The README's commands run as written (with a tiny model), and what it names exists."""
 
 import importlib
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from faults.command import command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,23 +26,20 @@ TINY = [
 
 
 @pytest.fixture
-def shell(tmp_path):
-    changed = {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "DIFFEM_DATA_DIR": str(tmp_path / "cache"),
-        # What takes the time here is compilation.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
+def shell(tmp_path, monkeypatch):
+    """Runs a line as a shell would, in an empty folder; ``diffem`` in this process, where much is compiled already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
 
-    def run(command):
-        words = shlex.split(command)
-        programs = {"diffem": [sys.executable, "-m", "diffem_jax.main"], "python": [sys.executable]}
-        argv = programs[words[0]] + words[1:]
-        if any(word.startswith("--config=") for word in words):
-            argv += TINY
-        done = subprocess.run(argv, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    def run(line):
+        program, *words = shlex.split(line)
+        if program == "diffem":
+            ended = command(*words, *(TINY if any(word.startswith("--config=") for word in words) else ()))
+            assert ended.code == 0, f"{line}\n{ended.out[-2000:]}{ended.err[-3000:]}"
+            return ended.out
+        assert program == "python", line
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
         return done.stdout
 
     return run
