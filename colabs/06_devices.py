@@ -51,6 +51,8 @@ ACCELERATOR = jax.default_backend() != "cpu"
 DEVICES = jax.local_device_count()
 workdir = Path(tempfile.mkdtemp()) / "devices"
 print(f"{DEVICES} devices: {jax.devices()[0].device_kind}")
+if not ACCELERATOR:
+    print("no TPU or GPU here: digits and a small network stand in for CIFAR-10, on two pretended devices")
 
 # %% [markdown]
 # ## The data

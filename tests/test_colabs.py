@@ -45,26 +45,35 @@ def test_notebook_is_the_scripts(script):
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
-SLOW = ("05_own_data", "06_devices")
-"""What these show is shown by tests/test_readme.py and tests/test_em.py too."""
-SHORTENED = [pytest.param(s, id=s.stem, marks=(pytest.mark.slow,) * (s.stem in SLOW)) for s in SCRIPTS]
+# Scripts one after another in one process, each as __main__: loading and much of the compilation are done once.
+ONE_AFTER_ANOTHER = """
+import pathlib, runpy, sys, tempfile
+for script in sys.argv[1:]:
+    folder = tempfile.tempdir = tempfile.mkdtemp(dir=pathlib.Path.cwd())
+    print("==", script, flush=True)
+    runpy.run_path(script, run_name="__main__")
+    print("==", len(list(pathlib.Path(folder).rglob("*.png"))), "pictures", flush=True)
+"""
 
 
-@pytest.mark.parametrize("script", SHORTENED)
-def test_script_runs_shortened(script, tmp_path):
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_scripts_run_shortened(devices, tmp_path):
+    """06 pretends to have two devices and has a process of its own; what it shows, tests/test_em.py shows too."""
     pytest.importorskip("IPython", reason="the notebooks show pictures by IPython")
+    scripts = [script for script in SCRIPTS if script.stem.startswith("06") == (devices == 2)]
     changed = {
         "DIFFEM_COLAB_QUICK": "1",
         "PYTHONPATH": str(ROOT),
-        "TMPDIR": str(tmp_path),
         "DIFFEM_DATA_DIR": str(tmp_path / "cache"),
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
         # What takes the time here is compilation.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, scripts)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("Image object") >= 1
-    assert list(tmp_path.rglob("*.png")), "no picture was written"
+    told = re.findall(r"^== (\S+)\n(.*?)^== (\d+) pictures\n", done.stdout, re.DOTALL | re.MULTILINE)
+    assert [name for name, _, _ in told] == list(map(str, scripts))
+    for name, printed, pictures in told:
+        assert printed.count("Image object") >= 1 and int(pictures) >= 1, f"{name}: no picture"

@@ -1,6 +1,8 @@
 """The README's commands run as written (with a tiny model), and what it names exists."""
 
 import importlib
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from faults.command import command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,22 +26,43 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def shell(tmp_path, monkeypatch):
-    """Runs a line as a shell would, in an empty folder; ``diffem`` in this process, where much is compiled already."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
+# The lines one after another in one process, which loads and compiles once: the command itself is made anew for each (faults/command.py).
+LINES = """
+import json, sys
+from faults.command import command
+for words in json.loads(sys.argv[1]):
+    ended = command(*words)
+    print(ended.out, ended.err)
+    assert ended.code == 0, words
+"""
 
-    def run(line):
-        program, *words = shlex.split(line)
-        if program == "diffem":
-            ended = command(*words, *(TINY if any(word.startswith("--config=") for word in words) else ()))
-            assert ended.code == 0, f"{line}\n{ended.out[-2000:]}{ended.err[-3000:]}"
-            return ended.out
-        assert program == "python", line
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        return done.stdout
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs the lines of a block as a shell would, in an empty folder; returns what they printed."""
+    changed = {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "JAX_PLATFORMS": "cpu",
+        "DIFFEM_DATA_DIR": str(tmp_path / "cache"),
+        # What takes the time here is compilation.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+    def run(block):
+        lines = [shlex.split(line) for line in block.splitlines()]
+        assert {program for program, *_ in lines} <= {"diffem", "python"}
+        commands = [
+            words + TINY * any(w.startswith("--config=") for w in words) for p, *words in lines if p == "diffem"
+        ]
+        others = [words for program, *words in lines if program == "python"]
+        assert [program for program, *_ in lines] == ["diffem"] * len(commands) + ["python"] * len(others)
+        printed = ""
+        for words in [["-c", LINES, json.dumps(commands)], *others]:
+            argv, environment = [sys.executable, *words], os.environ | changed
+            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+            assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            printed += done.stdout
+        return printed
 
     return run
 
@@ -50,8 +72,7 @@ def test_the_tested_blocks_are_there():
 
 
 def test_commands(shell, tmp_path):
-    for line in BLOCKS["commands"].splitlines():
-        shell(line)
+    shell(BLOCKS["commands"])
     work = tmp_path / "runs/digits"
     for name in ("config.json", "metrics.jsonl", "rounds", "reconstructions", "samples/round_00001.png", "report.html"):
         assert (work / name).exists(), name
@@ -63,9 +84,8 @@ def test_own_data(shell, tmp_path):
     x = (load_digits().images[:96, :, :, None] / 4 - 2).astype(np.float32)
     mask = (np.random.default_rng(0).random(x.shape) < 0.5).astype(np.float32)
     np.savez(tmp_path / "obs.npz", y=np.where(mask > 0, x, np.nan), mask=mask)
-    for line in BLOCKS["own data"].splitlines():
-        printed = shell(line)
-    assert printed.startswith("(8, 96, 8, 8, 1) (96, 8, 8, 1)")
+    printed = shell(BLOCKS["own data"])
+    assert printed.splitlines()[-1].startswith("(8, 96, 8, 8, 1) (96, 8, 8, 1)")
     assert (tmp_path / "draws.png").exists()
     assert (tmp_path / "runs/mine/report.html").exists()
     with np.load(tmp_path / "draws.npz") as draws:
