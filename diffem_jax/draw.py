@@ -82,7 +82,13 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray
 
 
 def draws_of_prior(
-    setup: Setup, denoiser: denoisers.Denoiser, params: PyTree, own: bool, num_samples: int, seed: int
+    setup: Setup,
+    denoiser: denoisers.Denoiser,
+    params: PyTree,
+    own: bool,
+    num_samples: int,
+    seed: int,
+    quiet: bool = False,
 ) -> np.ndarray:
     """num_samples draws with a prior's denoiser, its ``own`` or that of the posterior without an observation."""
     config = setup.config
@@ -105,7 +111,7 @@ def draws_of_prior(
                 progress.advance(len(parts[-1]))
         return np.concatenate(parts)
 
-    with Progress("sampling", num_samples, "draws") as progress:
+    with Progress("sampling", num_samples, "draws", quiet=quiet) as progress:
         x = draw_all(0, np.arange(num_samples), progress)
     x, _ = redraw(x, lambda attempt, positions, size: draw_all(attempt, positions))
     check_draws(x)

@@ -122,7 +122,7 @@ class Pretrained:
                     "this model has no prior; expected one trained with config.prior.steps > 0 or "
                     "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
                 )
-        return draws_of_prior(self.setup, denoiser, params, own, num_samples, seed)
+        return draws_of_prior(self.setup, denoiser, params, own, num_samples, seed, quiet=True)
 
     def _draws(
         self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int
