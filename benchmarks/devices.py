@@ -1,62 +1,155 @@
-"""One and two devices, pmap and jit, on fake CPU devices: seconds a dispatch of the M-step and of the E-step.
+"""One and two devices, pmap and jit, one and two processes: what the map costs, in processor seconds on one core.
 
     python -m benchmarks.devices
 
-On two cores two fake devices share what one device had: the figures show the overhead of the map, not a speed-up.
+Two fake CPU devices share one core, so that the processor seconds of a call are the sum over its devices: 'strong' splits
+the same batch over more devices and should cost the same, 'weak' gives every device a whole batch and should cost twice as
+much on two. What is above that is the map's own. A call of an empty M-step shows the map's cost a call. Two processes
+have one device each and talk over gloo on this machine.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
-jax.config.update("jax_num_cpu_devices", 2)
+STAGE = "--process"
+if STAGE not in sys.argv:
+    jax.config.update("jax_num_cpu_devices", 2)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
-from benchmarks.common import interleave, write  # noqa: E402
+from benchmarks.common import interleave, one_core, write  # noqa: E402
 from configs import digits  # noqa: E402
 from diffem_jax import em  # noqa: E402
 from diffem_jax.engine import make_engine  # noqa: E402
-from diffem_jax.parallel import make_parallel  # noqa: E402
+from diffem_jax.parallel import Parallel, initialize, make_parallel, process_count, process_index  # noqa: E402
 from diffem_jax.problem import load_problem, rows  # noqa: E402
 from diffem_jax.round_zero import standard_normal  # noqa: E402
 from diffem_jax.types import stream_key  # noqa: E402
 
+DISPATCH, BATCH, STEPS = 5, 512, 8
+WAYS = ("pmap", "jit")
+
+
+def steps(parallel: Parallel, batch: int, problem: Any) -> dict[str, Callable[[], Any]]:
+    """A dispatch of the M-step and a batch of the E-step, this process's part of them."""
+    engine = make_engine(problem.setup, parallel, standard_normal(problem.setup.shape))
+    local = batch // process_count()
+    mine = np.arange(process_index() * local, (process_index() + 1) * local, dtype=np.int32)
+    key = parallel.replicate(stream_key(0, "m_step"))
+    data = parallel.shard(np.zeros((DISPATCH, local, *problem.setup.shape), np.float32), 1)
+    slots = parallel.shard(np.tile(mine, (DISPATCH, 1)), 1)
+    host = em.make_state(engine.model.denoiser.init(stream_key(0, "init")), problem.setup.optimizer)
+    holder = {"state": parallel.replicate(host)}
+    observed = parallel.shard(rows(problem.observations, mine % problem.num_examples))
+    indices, params = parallel.shard(mine), parallel.replicate(jax.tree.map(jnp.array, host.params))
+
+    def m_step() -> Any:
+        holder["state"], info = engine.m_step(key, holder["state"], data, slots)
+        return info["loss"]
+
+    return {"m_step": m_step, "e_step": lambda: engine.e_step(key, params, observed, indices)}
+
+
+def empty(parallel: Parallel) -> Callable[[], Any]:
+    """100 calls of an M-step with one parameter."""
+    optimizer = optax.sgd(0.1)
+    step = parallel.map_m_step(
+        em.make_m_step(lambda p, k, x: jnp.sum(p * x), optimizer, ema_decay=0.9, mean=parallel.mean)
+    )
+    x = parallel.shard(np.zeros((1, 2), np.float32), 1)
+    slots, key = parallel.shard(np.arange(2, dtype=np.int32)[None], 1), parallel.replicate(stream_key(0, "empty"))
+    holder = {"state": parallel.replicate(em.make_state(jnp.zeros(()), optimizer))}
+
+    def call() -> Any:
+        for _ in range(100):
+            holder["state"], info = step(key, holder["state"], x, slots)
+        return info["loss"]
+
+    return call
+
+
+def small() -> Any:
+    config = digits.get_config()
+    config.network.features = (256, 256, 256)
+    config.e_step.steps, config.m_step.steps, config.m_step.updates_per_dispatch = STEPS, DISPATCH, DISPATCH
+    return load_problem(config)
+
+
+def process(number: int, count: int, port: int) -> None:
+    """One of several processes: its processor seconds, as JSON on stdout."""
+    one_core()
+    if count > 1:
+        initialize(f"localhost:{port}", count, number)
+    problem, found = small(), {}
+    for way in WAYS:
+        for name, seconds in interleave(steps(make_parallel(way), BATCH, problem), clock=time.process_time).items():
+            found[f"{way} {name}"] = seconds
+    print(json.dumps(found), flush=True)
+
+
+def processes(count: int) -> dict[str, float]:
+    """The sum of the processes' processor seconds."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.devices", STAGE]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen([*command, str(i), str(count), str(port)], stdout=subprocess.PIPE, text=True, env=environment)
+        for i in range(count)
+    ]
+    told = [json.loads(p.communicate()[0].strip().splitlines()[-1]) for p in started]
+    return {name: sum(one[name] for one in told) for name in told[0]}
+
 
 def main() -> None:
-    config = digits.get_config()
-    problem = load_problem(config)
-    batch, dispatch = config.m_step.batch_size, 10
-    x = np.zeros((dispatch, batch, *problem.setup.shape), np.float32)
-    slots = np.tile(np.arange(batch, dtype=np.int32), (dispatch, 1))
-    sides, result = {}, {}
-    base = standard_normal(problem.setup.shape)
-    for name in ("pmap", "jit"):
+    if STAGE in sys.argv:
+        number, count, port = map(int, sys.argv[-3:])
+        process(number, count, port)
+        return
+    one_core()
+    problem, sides, calls = small(), {}, {}
+    for way in WAYS:
+        for count, scaling in ((1, "one"), (2, "strong"), (2, "weak")):
+            parallel = make_parallel(way, jax.devices()[:count])
+            batch = BATCH * (count if scaling == "weak" else 1)
+            for name, step in steps(parallel, batch, problem).items():
+                sides[f"{name} {way} {scaling}"] = step
         for count in (1, 2):
-            parallel = make_parallel(name, jax.devices()[:count])
-            engine = make_engine(problem.setup, parallel, base)
-            key = parallel.replicate(stream_key(0, "m_step"))
-            data, places = parallel.shard(x, 1), parallel.shard(slots, 1)
-            state = parallel.replicate(em.make_state(engine.model.denoiser.init(key), problem.setup.optimizer))
-            holder = {"state": state}
-
-            def m_step(engine=engine, key=key, data=data, places=places, holder=holder):
-                holder["state"], info = engine.m_step(key, holder["state"], data, places)
-                return info["loss"]
-
-            rows_ = np.arange(config.e_step.batch_size)
-            observed = parallel.shard(rows(problem.observations, rows_))
-            indices = parallel.shard(rows_.astype(np.int32))
-            params = parallel.replicate(jax.tree.map(jnp.array, state.params))
-
-            def e_step(engine=engine, key=key, params=params, observed=observed, indices=indices):
-                return engine.e_step(key, params, observed, indices)
-
-            sides[f"m_step {name} {count}"] = m_step
-            sides[f"e_step {name} {count}"] = e_step
-    result = interleave(sides)
-    write("devices", {"seconds": result})
+            calls[f"{way} {count}"] = empty(make_parallel(way, jax.devices()[:count]))
+    seconds = interleave(sides, clock=time.process_time)
+    table = [
+        {
+            "step": name,
+            "map": way,
+            "1 device": seconds[f"{name} {way} one"],
+            "2 devices, same batch": seconds[f"{name} {way} strong"],
+            "2 devices, twice the batch": seconds[f"{name} {way} weak"],
+            "strong overhead": seconds[f"{name} {way} strong"] / seconds[f"{name} {way} one"] - 1,
+            "weak overhead": seconds[f"{name} {way} weak"] / (2 * seconds[f"{name} {way} one"]) - 1,
+        }
+        for name in ("m_step", "e_step")
+        for way in WAYS
+    ]
+    each = {name: 1e6 * value / 100 for name, value in interleave(calls, clock=time.process_time).items()}
+    one, two = processes(1), processes(2)
+    many = [
+        {"step": name, "1 process": one[name], "2 processes": two[name], "overhead": two[name] / one[name] - 1}
+        for name in one
+    ]
+    write("devices", {"processor seconds": table, "microseconds a call of an empty M-step": each, "processes": many})
 
 
 if __name__ == "__main__":

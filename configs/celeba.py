@@ -3,8 +3,9 @@
     python -m diffem_jax.prepare celeb_a                                     # once; needs the extra 'tfds'
     diffem --config=celeba:mask50 --workdir=runs/celeba_mask50
 
-Variants: mask50, mask75. Hardware: 8 GPUs or a TPU v5e-8; the paper reports 1.19 hours a round. Nobody here has run
-them at full size.
+Variants: mask50, mask75. ``--config.network.dtype=bfloat16`` halves the memory of activations
+(``--config.network.remat=True`` saves more). Hardware: 8 GPUs or a TPU v5e-8; the paper reports 1.19 hours a
+round. Nobody here has run them at full size.
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +35,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
                 "heads": ((3, 4),),
                 "embedding": 256,
                 "dropout": 0.1,
+                "dtype": "float32",
                 "remat": True,
             }
         )

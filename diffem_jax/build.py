@@ -209,6 +209,20 @@ def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(m_step.clip_norm), optimizer) if m_step.clip_norm else optimizer
 
 
+def make_network(section: Any) -> nn.Module:
+    """The network of a section; ``dtype``, where the network has it, is what it computes in.
+
+    Raises:
+        UserError: an unknown name, field or dtype.
+    """
+    given = {} if "native_gradient" in section else {"native_gradient": accelerated()}
+    dtype = section.get("dtype", "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.network.dtype: {dtype!r}; expected 'float32' or 'bfloat16'; choose one of them")
+    options = _section(section, dtype=jnp.dtype(dtype)) if "dtype" in section else section
+    return cast(nn.Module, construct("network", options, networks.NETWORKS, **given))
+
+
 def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     """Looks up everything that needs no data.
 
@@ -220,14 +234,13 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
     schedule = make_schedule(config)
     grid = schedules.TIME_GRIDS[config.e_step.time_grid](schedule, config.e_step.steps)
-    native = {} if "native_gradient" in config.network else {"native_gradient": accelerated()}
     return Setup(
         config=config,
         shape=shape,
         corruption=corruption,
         data_corruption=data_corruption,
         schedule=schedule,
-        network=construct("network", config.network, networks.NETWORKS, **native),
+        network=make_network(config.network),
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
         times=grid,
         optimizer=make_optimizer(config.m_step, config.m_step.steps),

@@ -205,7 +205,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, *S, C] -> [B, *S, C]."""
         h = nn.LayerNorm(dtype=self.dtype)(x).reshape(x.shape[0], -1, x.shape[-1])
-        h = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype)(h, h)
+        h = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, force_fp32_for_softmax=True)(h, h)
         return x + h.reshape(x.shape)
 
 
@@ -221,7 +221,7 @@ class UNet(nn.Module):
         heads: level -> attention heads, as pairs (level, heads).
         embedding: size of the noise embedding.
         dropout: dropout rate inside the blocks during training.
-        dtype: compute dtype; parameters stay float32.
+        dtype: what it computes in, float32 or bfloat16; parameters, normalisations, softmax and output stay float32.
         remat: recompute the blocks' activations in the backward pass.
         native_gradient: XLA's own kernel gradient of convolutions; the config's runs set it on accelerators (see ``Conv``).
 

@@ -96,7 +96,7 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-GIVEN = ("shape", "parent", "name", "dtype", "native_gradient", "diagonal_gram")
+GIVEN = ("shape", "parent", "name", "native_gradient", "diagonal_gram")
 """Fields of classes that are no fields of a config: the data or the program sets them, or Python alone can."""
 
 
@@ -117,6 +117,8 @@ def _cell(text: str) -> str:
 
 
 def _tuple(value: object) -> object:
+    if isinstance(value, type):
+        return importlib.import_module("jax.numpy").dtype(value).name
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 

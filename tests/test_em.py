@@ -1,5 +1,7 @@
 """The two pure functions of EM, and that devices, batches and dispatches change nothing but the speed."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,6 +209,28 @@ def test_one_trace_for_the_whole_run(way):
     host = jax.tree.map(np.asarray, state)
     step(parallel.replicate(jax.random.key(9)), parallel.replicate(host), parallel.shard(x, 1), device_slots)
     assert len(traces) == counts[0]
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_devices_exchange_the_gradients_and_nothing_else(way):
+    """An update all-reduces 4 bytes a parameter, its loss and its norms: what docs/scaling.md counts."""
+    parallel, optimizer = parallel_of(way, 2), optax.sgd(0.1)
+    params = {"w": jnp.ones((500, 2)), "b": jnp.zeros(2)}
+
+    def loss(params, key, x):
+        return jnp.sum((params["w"] @ x + params["b"].sum() + jax.random.normal(key)) ** 2)
+
+    x, slots = batches(steps=1)
+    step = parallel.map_m_step(make_m_step(loss, optimizer, ema_decay=0.9, mean=parallel.mean))
+    inputs = (jax.random.key(0), make_state(params, optimizer), parallel.shard(x, 1), parallel.shard(slots, 1))
+    program = step.lower(*inputs).compile().as_text()
+    reduced = [
+        np.prod([int(n) for n in sides.split(",") if n] or [1])
+        for kind in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+        for sides in re.findall(r"f32\[([\d,]*)\]", kind)
+    ]
+    assert 1002 <= sum(reduced) <= 1002 + 8, reduced
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -1,11 +1,17 @@
 """The networks' shapes, sizes and numerics."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from diffem_jax.build import make_model, make_network, make_setup
 from diffem_jax.networks import MLP, NETWORKS, ResBlock, UNet, convolve, parameter_count, sinusoidal_embedding
+from diffem_jax.round_zero import standard_normal
+from diffem_jax.types import UserError
 
 SMALL = {"channels": (4, 8), "blocks": 1, "heads": ((1, 2),), "embedding": 8, "dropout": 0.0}
 PLAIN = {**SMALL, "heads": ()}
@@ -109,6 +115,38 @@ def test_bfloat16():
     out = jax.jit(UNet(**SMALL).apply)(variables, *inputs)
     assert low.dtype == jnp.float32
     assert 0 < np.abs(low - out).max() < 0.1 * np.abs(out).max()
+
+
+def test_a_config_chooses_bfloat16_and_remat():
+    """The network alone: parameters, gradients and the loss stay float32 and the loss keeps its value."""
+    config = importlib.import_module("configs.cifar10").get_config("mask75")
+    config.update({"network": {**PLAIN, "channels": (4,), "remat": True}})
+    losses, x = {}, jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+    # Flax promotes by itself.
+    with jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
+        for dtype in ("float32", "bfloat16"):
+            config.network.dtype = dtype
+            setup = make_setup(config, (4, 4, 3))
+            assert setup.network.remat and setup.network.dtype == dtype
+            model = make_model(setup, standard_normal(setup.shape))
+            variables = prepare(setup.network, *data((4, 4, 3), extra=4))["params"]
+
+            def mean_loss(p, model=model):
+                keys = jax.random.split(jax.random.key(0), 4)
+                return jnp.mean(jax.vmap(model.loss, (None, 0, 0))(p, keys, x))
+
+            losses[dtype] = float(jax.jit(mean_loss)(variables))
+            kept = jax.eval_shape(jax.value_and_grad(mean_loss), variables)
+            assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+        lowered = jax.export.export(jax.jit(mean_loss), platforms=["tpu"])(variables).mlir_module()
+    convolutions = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions and all("xbf16>" in line and "f32>" not in line for line in convolutions)
+    assert 0 < abs(losses["bfloat16"] / losses["float32"] - 1) < 0.03, losses
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(UserError, match=r"config.network.dtype: 'float16'; expected"):
+        make_network(ConfigDict({"name": "unet", "dtype": "float16"}))
 
 
 def test_remat_changes_no_number():
