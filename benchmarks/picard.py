@@ -21,7 +21,7 @@ from diffem_jax.problem import load_problem, rows
 from diffem_jax.samplers import EVALUATIONS
 
 COUNT = 64
-CASES = (("ddim", 32), ("dpmpp_2m", 32), ("ddpm", 32))
+CASES = (("ddim", 32), ("dpmpp_2m", 32))
 
 
 def main() -> None:

@@ -148,14 +148,7 @@ def write_page() -> None:
     path = RESULTS / "scaling_tpu.json"
     tpu = json.loads(path.read_text()) if path.exists() else {}
     counts, check = result["count"], result["check"]
-    nearest = sorted(
-        {
-            f"{case} {part} by {found}"
-            for case in counts
-            for part in ("evaluation", "update")
-            if (found := fused(tpu, counts, case, part)[1]) != f"{case} {part}"
-        }
-    )
+    missing = [f"{c} {part}" for c in counts for part in ("evaluation", "update") if f"{c} {part}" not in tpu]
     head = ["config", "parameters", "GFLOP an evaluation", "GFLOP an update", "MB an evaluation", "MB an update"]
     lines = [
         "# What a round costs at full size",
@@ -172,7 +165,7 @@ def write_page() -> None:
         "## Time and money",
         "",
         "Seconds = max(FLOPs / (share x peak), bytes / (share x bandwidth)) + all-reduce, nothing overlapping the all-reduce.",
-        "Compilation, start, measures and reading from disk are left out (DESIGN: the start takes minutes, once).",
+        "Compilation, start, measures and reading from disk are left out.",
         "",
         *table(
             ["config", "machine", "ms an update", "hours a round, E + M", "dollars a round", "all rounds, dollars"],
@@ -189,9 +182,10 @@ def write_page() -> None:
         "  comparisons of that time tell), 1.20 dollars a v5e chip-hour (Google Cloud's on-demand list price as known in 2025).",
         "- 64 chips keep the batch of the config, so that each has a few examples; parameters and optimiser then weigh in its bytes.",
     ]
-    if nearest:
+    if missing:
         lines += [
-            f"- Bytes after fusion were not compiled for all: {'; '.join(nearest)}, in proportion to the lowered program's."
+            f"- Compiled for the TPU: {', '.join(tpu) or 'nothing'}. The bytes of the {len(missing)} other programs are taken to shrink",
+            "  by fusion as much as those of the nearest of these.",
         ]
     lines += [
         "",
@@ -205,8 +199,9 @@ def write_page() -> None:
         *table(["what", "TFLOP", "GB moved", "all-reduce, MB", "memory, GiB"], tpu_rows(counts, tpu)),
         "## Checked on this machine",
         "",
-        f"The same counts against processor seconds on one core: seconds = a FLOPs + b bytes, a and b from the networks "
-        f"{' and '.join(check['calibrated_on'])} (small U-Nets on 16x16x3, batch 16, E-step of 4 steps), the others predicted.",
+        f"The same counts against {check['clock']} on one core: seconds = a FLOPs + b bytes, a and b from the networks "
+        f"{' and '.join(check['calibrated_on'])} (U-Nets of these widths on 16x16x3, one block a level, batch 16, an E-step of",
+        "4 steps, an M-step of 4 updates), the others predicted.",
         f"The largest error is {check['worst']:.0%}.",
         "",
         *table(
@@ -219,7 +214,7 @@ def write_page() -> None:
         *(
             f"{part}: {check[part]['seconds_a_gflop']:.4f} s a GFLOP, {check[part]['seconds_a_gbyte']:.4f} s a GB before fusion."
             + ("  " if part == "e_step" else "")
-            for part in ("e_step", "update")
+            for part in ("e_step", "m_step")
         ),
     ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
