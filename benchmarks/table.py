@@ -76,7 +76,7 @@ def main() -> None:
         "",
         "Written by `python -m benchmarks.table` from `benchmarks/results/`; `make bench` measures all anew.",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("scaling")):
         out += [
             "",
             f"## {path.stem.replace('_', ' ')}",
