@@ -5,7 +5,7 @@
 # from them a sampler of p(x | y), a full image given a damaged one, and of p(x), new images.
 #
 # To open this notebook: `make colabs` runs it; `jupyter lab colabs/01_quickstart.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com (File, Upload notebook). About three minutes on one CPU core; the same cells use
+# the .ipynb at colab.research.google.com (File, Upload notebook). A few minutes on one CPU core; the same cells use
 # a GPU or TPU where there is one. `DIFFEM_COLAB_QUICK=1` in the environment shortens everything to seconds.
 
 # %%
@@ -54,8 +54,8 @@ def show(path):
 # %%
 _, path = find_config(["--config=digits"])[0].split("=")
 config = runpy.run_path(path)["get_config"]()
-config.m_step.steps = 400
-config.prior.steps = 1000
+config.m_step.steps = 300
+config.prior.steps = 700
 if QUICK:
     config.data.num_examples = 64
     config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32

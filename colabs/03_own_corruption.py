@@ -9,7 +9,7 @@
 # y = m (tanh(g x) + n).
 #
 # To open this notebook: `make colabs` runs it; `jupyter lab colabs/03_own_corruption.ipynb` in a checkout shows it; or
-# upload the .ipynb at colab.research.google.com. About three minutes on one CPU core.
+# upload the .ipynb at colab.research.google.com. A few minutes on one CPU core.
 
 # %%
 # Installs the package where it is missing: from the checkout that this notebook lies in, else from the repository.
@@ -106,7 +106,7 @@ with config.unlocked():
     config.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
     config.denoiser.preconditioning = "edm"
     config.e_step.steps, config.e_step.batch_size = 32, 600
-    config.m_step.steps = 500
+    config.m_step.steps = 400
     config.eval.metrics = ("psnr", "accuracy")
     if QUICK:
         config.data.num_examples = 64

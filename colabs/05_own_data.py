@@ -6,7 +6,7 @@
 # is made from digits, so that the answers can be checked against a truth that the method never sees.
 #
 # To open this notebook: `make colabs` runs it; `jupyter lab colabs/05_own_data.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com. About three minutes on one CPU core.
+# the .ipynb at colab.research.google.com. A few minutes on one CPU core.
 
 # %%
 # Installs the package where it is missing: from the checkout that this notebook lies in, else from the repository.
@@ -64,7 +64,7 @@ _, path = commands.find_config(["--config=own_data"])[0].split("=")
 config = runpy.run_path(path)["get_config"]()
 config.data.path = str(file)
 config.rounds = 3
-config.m_step.steps = 500
+config.m_step.steps = 400
 if QUICK:
     config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
     config.network.features = (16,)
