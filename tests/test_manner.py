@@ -49,6 +49,7 @@ def test_exit_codes_are_told(code):
     told = usage.HELP.partition("Exit codes:")[2]
     assert re.search(rf"\b{code} ", told)
     assert re.search(rf"\b{code} ", README.read_text().partition("Exit codes:")[2])
+    assert f"\n| {code} | " in (README.parent / "docs" / "command_line.md").read_text()
 
 
 class Terminal(io.StringIO):
