@@ -23,8 +23,8 @@ from diffem_jax.types import UserError
 
 IN_MEMORY_BYTES = 128 * 2**20
 """Sets whose float32 form is at most this large are returned as plain arrays, larger ones as lazy ``Rows``."""
-CHUNK_BYTES = 16 * 2**20
-RELEASE_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
+RELEASE_BYTES = 2 * 2**20
 """How much is read from a memory map before its pages are handed back; twice that may be mapped at once."""
 PAGES_BYTES = 128 * 2**10
 """What a fault at a random row may map beyond the row itself."""

@@ -35,14 +35,14 @@ from experiments import common
 from experiments.common import Job, Row, fields
 
 NAME = "prior"
-SECOND, DROPOUTS = "second training", (0.1, 0.3)
+SECOND, DROPOUTS = "second training", (0.1,)
 GUIDANCE = (1.0, 1.5, 2.0)
 DRAWS = 1797
 BASES = {
     "digits": (
         "--config=digits",
         *fields(
-            m_step__steps=1000,
+            m_step__steps=600,
             m_step__batch_size=256,
             network__features="(256,256,256)",
             eval__metrics="('psnr','accuracy')",
@@ -60,7 +60,7 @@ BASES = {
         ),
     ),
 }
-PRIOR_STEPS = {"digits": 2000, "patches": 300}
+PRIOR_STEPS = {"digits": 1000, "patches": 300}
 SEEDS = {"digits": 10, "patches": 1}
 """The most seeds of a set: patches take minutes each."""
 QUICK = {
