@@ -391,4 +391,5 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         dropout=getattr(setup.network, "dropout", 0.0) > 0,
         augment=augment.make(tuple(m.augment), setup.shape),
         operators=m.operators,
+        levels=m.noise_levels,
     )

@@ -99,6 +99,7 @@ def default() -> ConfigDict:
     c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta': pairs (a, b), an even mixture of Beta(a, b)
     c.m_step.time_law_log_normal = (-1.2, 1.2)  # of 'log_normal': mean and standard deviation of log(sigma / alpha)
     c.m_step.loss_weight = "snr"  # snr | min_snr | base (by what the base of the denoiser leaves open)
+    c.m_step.noise_levels = 1  # noise levels an example in one update, of the same x and y'
     c.m_step.condition_dropout = 0.0  # > 0 trains the prior with the same network
     c.m_step.operators = "law"  # of the fresh y': law (as the corruption draws them) | data (those of the observations)
     c.m_step.augment = ()  # any of flip, shift, hue, saturation, by name
@@ -200,6 +201,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "m_step.weight_decay": (0, 10),
     "m_step.clip_norm": (0, 1e9),
     "m_step.ema_decay": (0, 0.9999999),
+    "m_step.noise_levels": (1, 10_000),
     "m_step.condition_dropout": (0, 0.99),
     "m_step.accumulate": (1, 2**16),
     "m_step.updates_per_dispatch": (1, 10**6),

@@ -293,6 +293,7 @@ def denoising_loss(
     dropout: bool = False,
     augment: Callable[[Key, Array], Array] | None = None,
     operators: str = "law",
+    levels: int = 1,
 ) -> Callable[[PyTree, Key, PyTree], Array]:
     """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
 
@@ -308,6 +309,7 @@ def denoising_loss(
         dropout: whether the network draws dropout masks.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
         operators: 'law' draws the operator of y' by the corruption's law; with 'data' it is given beside x.
+        levels: how many t and z of the same x and y' are averaged.
 
     Returns:
         (params, key, x [*X]) -> loss []; for operators 'data' (params, key, (x, operator)) -> loss [].
@@ -327,32 +329,44 @@ def denoising_loss(
         if augment is not None:
             x = augment(keys[5], x)
         observation = observe(keys[0], x, operator)
-        t = time_law.sample(keys[1])
-        alpha, sigma = schedule(t)
-        x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)
         keep: Array | float = 1.0
         if condition_dropout > 0:
             keep = jax.random.bernoulli(keys[3], 1 - condition_dropout).astype(jnp.float32)
         context = None if observation is None else denoiser.prepare(observation)
-        x_hat = denoiser.apply(params, x_t, t, context, keep, keys[4] if dropout else None)
-        if weight is not None:
-            scale = weight(sigma / alpha, data_std)
-        else:
-            assert denoiser.open_variance is not None
-            scale = 1 / denoiser.open_variance(t, context)
-        return scale * jnp.mean((x_hat - x) ** 2)
+
+        def at_level(time_key: Key, noise_key: Key, dropout_key: Key) -> Array:
+            t = time_law.sample(time_key)
+            alpha, sigma = schedule(t)
+            x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
+            x_hat = denoiser.apply(params, x_t, t, context, keep, dropout_key if dropout else None)
+            if weight is not None:
+                scale = weight(sigma / alpha, data_std)
+            else:
+                assert denoiser.open_variance is not None
+                scale = 1 / denoiser.open_variance(t, context)
+            return scale * jnp.mean((x_hat - x) ** 2)
+
+        if levels == 1:
+            return at_level(keys[1], keys[2], keys[4])
+        return jnp.mean(jax.vmap(at_level)(*(jax.random.split(keys[i], levels) for i in (1, 2, 4))))
 
     return loss
 
 
-def drawn_noise(schedule: Schedule, time_law: TimeLaw) -> Callable[[Key], Array]:
-    """Key -> the noise level sigma / alpha that ``denoising_loss`` draws with that key."""
+def drawn_noise(schedule: Schedule, time_law: TimeLaw, levels: int = 1) -> Callable[[Key], Array]:
+    """Key -> the noise level sigma / alpha that ``denoising_loss`` draws with that key; of several, the geometric mean."""
 
     def level(key: Key) -> Array:
-        alpha, sigma = schedule(time_law.sample(jax.random.split(key, 6)[1]))
+        alpha, sigma = schedule(time_law.sample(key))
         return sigma / alpha
 
-    return level
+    def mean_level(key: Key) -> Array:
+        drawn = jax.random.split(key, 6)[1]
+        if levels == 1:
+            return level(drawn)
+        return jnp.exp(jnp.mean(jnp.log(jax.vmap(level)(jax.random.split(drawn, levels)))))
+
+    return mean_level
 
 
 def _blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> Array | None:

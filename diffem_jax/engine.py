@@ -35,7 +35,7 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
     model = make_model(setup, start)
     # Ambient Diffusion's loss draws its noise in its own way.
     law = make_time_law(config, setup.schedule)
-    noise = None if config.method == "ambient" else drawn_noise(setup.schedule, law)
+    noise = None if config.method == "ambient" else drawn_noise(setup.schedule, law, m.noise_levels)
     e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape, picard=config.e_step.picard)
     if model.draw is not None:
         e_step = em.map_examples(model.draw)

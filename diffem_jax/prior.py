@@ -83,7 +83,7 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
         optimizer,
         ema_decay=config.m_step.ema_decay,
         mean=parallel.mean,
-        noise=drawn_noise(setup.schedule, make_time_law(config, setup.schedule)),
+        noise=drawn_noise(setup.schedule, make_time_law(config, setup.schedule), config.m_step.noise_levels),
     )
     state, course = em.make_state(denoiser.init(stream_key(config.seed, "prior_init")), optimizer), Course()
     if current and path is not None:

@@ -11,6 +11,7 @@ from diffem_jax.denoisers import (
     Denoiser,
     bind,
     denoising_loss,
+    drawn_noise,
     edm_denoiser,
     gaussian_denoiser,
     isotropic_base,
@@ -291,3 +292,24 @@ def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
     loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), None)
     values = jax.jit(jax.vmap(loss, (None, 0, 0)))(params, jax.random.split(jax.random.key(2), len(x)), x)
     np.testing.assert_allclose(np.mean(values), 1.0, atol=0.03)
+
+
+def test_several_noise_levels_of_one_observation():
+    """One fresh y' and one preparation, and the mean loss over the levels that ``drawn_noise`` tells of."""
+    corruption, schedule, law = PixelMask(shape=(3,), rate=0.0, noise_std=0.0), SCHEDULES["ve"](), Uniform()
+    prepared = []
+
+    def prepare(observation):
+        prepared.append(observation)
+        return observation.y
+
+    # y is x here: the error is 1 at every level, and its weight tells the level.
+    denoiser = Denoiser(lambda key: (), lambda params, x_t, t, y, keep, dropout: y + 1.0, prepare)
+    x = jnp.array([0.3, -1.0, 2.0])
+    for levels in (1, 5):
+        loss = denoising_loss(denoiser, schedule, corruption, law, lambda ratio, std: jnp.log(ratio), levels=levels)
+        told = jnp.log(drawn_noise(schedule, law, levels)(jax.random.key(0)))
+        np.testing.assert_allclose(loss((), jax.random.key(0), x), told, rtol=1e-5)
+    assert len(prepared) == 2
+    values = [float(jnp.log(drawn_noise(schedule, law, 64)(jax.random.key(i)))) for i in range(8)]
+    assert np.std(values) < 0.6 and np.ptp(values) > 0
