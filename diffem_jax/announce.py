@@ -79,7 +79,9 @@ def reached(records: Sequence[dict[str, Any]]) -> str:
         before = number(first.get(name))
         parts.append(f"{text} (start {shown(before)})" if before is not None and first is not last else text)
     seconds = sum(number(r.get(f"{step}_step_seconds")) or 0.0 for r in records for step in "me")
-    return f"done: {last['round']} rounds in {duration(seconds)} of computing" + "".join(f"; {part}" for part in parts)
+    return f"done: {last['round']} round{'s' * (last['round'] != 1)} in {duration(seconds)} of computing" + "".join(
+        f"; {part}" for part in parts
+    )
 
 
 def round_line(number: int, record: dict[str, Any]) -> str:

@@ -111,7 +111,7 @@ def test_the_wheel_of_the_sdist_works_without_the_checkout(tmp_path):
     ]
     tiny += ["--config.m_step.batch_size=64", "--config.e_step.steps=4", "--config.data.num_examples=200"]
     out = installed(diffem, "--config=digits", "--config.eval.metrics=('psnr',)", "--workdir=a run", *tiny, cwd=here)
-    assert "done: 1 rounds" in out and (here / "a run/report.html").read_text().count("<svg")
+    assert "done: 1 round in" in out and (here / "a run/report.html").read_text().count("<svg")
     draw = "import diffem_jax as dx; print(dx.load('digits').prior_draws(3).shape, dx.__file__)"
     out = installed(python, "-c", draw, cwd=here)
     assert out.startswith("(3, 8, 8, 1)") and str(tmp_path / "empty") in out
