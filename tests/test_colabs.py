@@ -71,7 +71,7 @@ def test_scripts_run_shortened(devices, tmp_path):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, scripts)]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     told = re.findall(r"^== (\S+)\n(.*?)^== (\d+) pictures\n", done.stdout, re.DOTALL | re.MULTILINE)
     assert [name for name, _, _ in told] == list(map(str, scripts))

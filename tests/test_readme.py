@@ -59,7 +59,7 @@ def shell(tmp_path):
         printed = ""
         for words in [["-c", LINES, json.dumps(commands)], *others]:
             argv, environment = [sys.executable, *words], os.environ | changed
-            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
             assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
             printed += done.stdout
         return printed
