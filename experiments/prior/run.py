@@ -209,7 +209,7 @@ def report(found: list[Row], quick: bool) -> None:
             f"### {group}, {common.seeds_of(mine)}",
             f"| draws of p(x) | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}",
         ]
-        for method in dict.fromkeys(row["method"] for row in mine):
+        for method in sorted({row["method"]: 0 for row in mine}, key=lambda name: name.startswith("(")):
             these = [row for row in mine if row["method"] == method]
             cells = [common.spread((r.get(h) for r in these), 0 if h.endswith(", s") else 3) for h in heads]
             lines[-1] += f"\n| {method} | {' | '.join(cells)} |"
