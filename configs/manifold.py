@@ -44,7 +44,8 @@ def get_config(variant: str = "quick") -> ConfigDict:
             c.start.num_examples = 4096
             c.start.tolerance = 1e-5
             c.start.variance_floor = 1e-5
-            c.m_step.steps = 500
+            c.m_step.steps = 400
+            c.e_step.steps = 16
         else:
             c.rounds = 7
             c.denoiser.preconditioning = "edm"
