@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from diffem_jax import checkpoints
 from diffem_jax.checkpoints import write_atomically
 from diffem_jax.config import differences, flatten
 from diffem_jax.types import UserError
+
+_TEMPORARY = re.compile(
+    r"^\.(config\.json|metrics\.jsonl|environment\.json|wandb_run\.json|report\.html|\w+\.checksums\.json)\.\d+\.tmp$"
+)
 
 
 class Workdir:
@@ -71,6 +76,8 @@ class Workdir:
     def lock(self) -> Iterator[None]:
         """Holds the folder for this process; the kernel frees it when the process dies, so no lock goes stale.
 
+        Files that a process was killed in the middle of writing are removed.
+
         Raises:
             UserError: another process holds it; names that process.
         """
@@ -87,6 +94,10 @@ class Workdir:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
+            for folder in (self.root, self.start, self.rounds, self.latest, self.prior, self.root / "warm"):
+                for path in folder.glob(".*.tmp"):
+                    if _TEMPORARY.match(path.name):
+                        path.unlink(missing_ok=True)
             yield
 
     def compare_config(self, config: ConfigDict, override: bool) -> None:

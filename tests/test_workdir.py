@@ -63,6 +63,18 @@ def test_a_record_replaces_that_of_its_round_and_kind_alone(folder):
     assert not folder.metrics.with_name("metrics.jsonl.corrupt").exists()
 
 
+def test_half_written_files_of_a_killed_process_are_removed_and_no_others(folder):
+    ours = [".metrics.jsonl.123.tmp", ".environment.json.7.tmp", "rounds/.round_00001.checksums.json.99.tmp"]
+    others = [".mine.txt.123.tmp", "metrics.jsonl.tmp", "notes/.metrics.jsonl.123.tmp", ".metrics.jsonl.tmp"]
+    for name in ours + others:
+        (folder.root / name).parent.mkdir(exist_ok=True)
+        (folder.root / name).write_text("half")
+    with folder.lock():
+        assert not any((folder.root / name).exists() for name in ours)
+    assert all((folder.root / name).exists() for name in others)
+    assert folder.records() == GOOD
+
+
 def test_no_log_yet(tmp_path):
     assert Workdir(tmp_path).records() == [] and _recoveries(Workdir(tmp_path)) == 0
 
