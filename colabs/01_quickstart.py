@@ -54,8 +54,8 @@ def show(path):
 # %%
 _, path = find_config(["--config=digits"])[0].split("=")
 config = runpy.run_path(path)["get_config"]()
-config.m_step.steps = 300
-config.prior.steps = 700
+config.m_step.steps = 600
+config.prior.steps = 1000
 if QUICK:
     config.data.num_examples = 64
     config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
@@ -74,7 +74,8 @@ if QUICK:
 # %%
 problem = load_problem(config)
 observations = problem.observations
-show(plots.image_grid(workdir.parent / "data.png", observations.y, problem.truth[:10], title="seen, and hidden truth"))
+file, names = workdir.parent / "data.png", ("seen", "hidden truth")
+show(plots.image_grid(file, observations.y, problem.truth[:10], labels=names))
 
 # %% [markdown]
 # ## EM
@@ -106,7 +107,8 @@ show(plots.spread_grid(workdir.parent / "spread.png", observations.y[:8], draws,
 
 # %%
 new = draw.prior_draws(Workdir(workdir), 10)
-show(plots.image_grid(workdir.parent / "prior.png", new, new, title="draws of p(x)"))
+nothing_seen = np.zeros(len(new))
+show(plots.image_grid(workdir.parent / "prior.png", nothing_seen, new, labels=("", "draws of p(x)")))
 
 # %% [markdown]
 # The run's page with curves, pictures and settings is `report.html` in the work directory. The same from a shell:

@@ -134,7 +134,10 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
         ) from error
     image = output.with_suffix(".png")
     if problem is None:
-        plots.picture(image, x, x, None, title="draws from the prior")
+        if x.ndim > 2:
+            plots.image_grid(image, np.zeros(len(x)), x, title="draws from the prior", labels=("", "draws"))
+        else:
+            plots.picture(image, x, x, None, title="draws from the prior")
     else:
         observed = rows(problem.observations, np.arange(min(problem.num_examples, 8)))
         shown = shown_observations(problem, observed)

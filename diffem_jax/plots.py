@@ -122,6 +122,7 @@ def image_grid(
     truth: ArrayLike | None = None,
     title: str | None = None,
     columns: int = COLUMNS,
+    labels: Sequence[str] = ("observed", "reconstruction", "truth"),
 ) -> Path:
     """Writes rows of images: observed, reconstruction and, where it is known, truth.
 
@@ -133,16 +134,17 @@ def image_grid(
         truth: like reconstructions.
         title: a line above the picture.
         columns: at most how many examples.
+        labels: names of the three rows.
     """
     observed, restored = np.asarray(observations)[:columns], np.asarray(reconstructions)[:columns]
     rows = []
     if observed.ndim >= 3:
         # Channels hold the mask in some corruptions; the image itself has the data's range.
         alike = observed.shape[1:3] == restored.shape[1:3]
-        rows.append(("observed", [(y, {} if alike else _range(as_image(y))) for y in observed]))
-    rows.append(("reconstruction", [(x, {}) for x in restored]))
+        rows.append((labels[0], [(y, {} if alike else _range(as_image(y))) for y in observed]))
+    rows.append((labels[1], [(x, {}) for x in restored]))
     if truth is not None:
-        rows.append(("truth", [(x, {}) for x in np.asarray(truth)[:columns]]))
+        rows.append((labels[2], [(x, {}) for x in np.asarray(truth)[:columns]]))
     return _grid(path, rows, title)
 
 

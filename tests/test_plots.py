@@ -170,3 +170,12 @@ def test_importing_plots_does_not_import_matplotlib():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_a_grid_without_observations(tmp_path):
+    x = digits(6)
+    both = pixels(plots.image_grid(tmp_path / "a.png", x, x))
+    alone = pixels(plots.image_grid(tmp_path / "b.png", np.zeros(6), x, labels=("", "reconstruction")))
+    named = pixels(plots.image_grid(tmp_path / "c.png", np.zeros(6), x, labels=("", "prior draw long")))
+    assert alone.shape[0] < 0.75 * both.shape[0] and abs(alone.shape[1] - both.shape[1]) < 20
+    assert named.shape != alone.shape or (named != alone).any()
