@@ -98,7 +98,7 @@ print("the contract holds")
 # %%
 config = default()
 with config.unlocked():
-    config.rounds = 3
+    config.rounds = 5
     config.data.name, config.data.split = "digits", "all"
     config.corruption = ConfigDict(
         {"name": "__main__:Exposure", "stops": 1.0, "rate": 0.25, "noise_std": 0.05},
@@ -106,7 +106,7 @@ with config.unlocked():
     config.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
     config.denoiser.preconditioning = "edm"
     config.e_step.steps, config.e_step.batch_size = 32, 600
-    config.m_step.steps = 400
+    config.m_step.steps = 500
     config.eval.metrics = ("psnr", "accuracy")
     if QUICK:
         config.data.num_examples = 64
