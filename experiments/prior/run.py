@@ -89,7 +89,7 @@ def jobs(quick: bool) -> list[Job]:
 
 
 def texture(x: np.ndarray) -> np.ndarray:
-    """Means and spreads of 32 random filters' responses [N, 64] of images; a vector of pixels for small images."""
+    """Means and spreads of 32 random filters' responses [N, 128] of images; a vector of pixels for small images."""
     if x.shape[-1] == 1:
         return x.reshape(len(x), -1)
     kernels = jax.random.normal(jax.random.key(7), (5, 5, x.shape[-1], 32))
