@@ -11,6 +11,7 @@ mixtures of factor analyzers"; the missing-data form follows from conditioning o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -181,6 +182,9 @@ def make_em_iteration(
     return jax.jit(iteration)
 
 
+_kept_iteration = functools.lru_cache(maxsize=8)(make_em_iteration)
+"""The same, compiled once for fits that are alike."""
+
 Report = Callable[[int, int, float], None]
 """(iteration, iterations in all, log-likelihood) -> None."""
 
@@ -325,7 +329,10 @@ def fit(
         # In a fixed random order, so that a minibatch looks like the set; EM over all keeps the order as it is.
         order = np.arange(count) if steps == 1 else np.random.Generator(np.random.Philox(count)).permutation(count)
         chosen = order[np.arange(steps * part) % count]
-        iterate = make_em_iteration(corruption, variance_floor, rows)
+        try:
+            iterate = _kept_iteration(corruption, variance_floor, rows)
+        except TypeError:  # a corruption that cannot be a key
+            iterate = make_em_iteration(corruption, variance_floor, rows)
         sums, step, values = zero_sums(mixture), 0, []
         for i in range(iterations):
             total_value = 0.0
