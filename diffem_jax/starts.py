@@ -330,7 +330,7 @@ def fit(
         order = np.arange(count) if steps == 1 else np.random.Generator(np.random.Philox(count)).permutation(count)
         chosen = order[np.arange(steps * part) % count]
         try:
-            iterate = _kept_iteration(corruption, variance_floor, rows)
+            iterate = _kept_iteration(corruption, variance_floor, rows)  # type: ignore[arg-type]
         except TypeError:  # a corruption that cannot be a key
             iterate = make_em_iteration(corruption, variance_floor, rows)
         sums, step, values = zero_sums(mixture), 0, []
