@@ -192,7 +192,10 @@ def table(
 
 
 def write_readme(name: str, text: str, quick: bool = False) -> None:
-    """Puts the tables between the markers of the experiment's README; those of a small budget say so."""
+    """Puts the tables between the markers of the experiment's README; those of a small budget say so, and give way to full ones."""
+    if quick and (ROOT / "experiments" / name / "results.json").exists():
+        print(f"the README of {name} keeps the results of the full budget")
+        return
     text = f"Of `--quick` runs, whose budget is too small for a verdict.\n\n{text}" if quick else text
     path = ROOT / "experiments" / name / "README.md"
     begin, end = "<!-- results: begin -->", "<!-- results: end -->"
