@@ -153,7 +153,7 @@ def write_page() -> None:
     lines = [
         "# What a round costs at full size",
         "",
-        "Written by `python -m benchmarks.scaling`; no number is typed here, and no accelerator was there: hours and dollars are",
+        "Written by `python -m benchmarks.scaling` from benchmarks/results; no accelerator was there: hours and dollars are",
         "a model, whose counts are XLA's and whose assumptions are below.",
         "",
         "## Work",
