@@ -37,7 +37,7 @@ from experiments.common import Job, Row, fields
 NAME = "prior"
 SECOND, DROPOUTS = "second training", (0.1,)
 GUIDANCE = (1.0, 1.5, 2.0)
-DRAWS = 1797
+DRAWS = {"digits": 1797, "patches": 512}
 BASES = {
     "digits": (
         "--config=digits",
@@ -54,13 +54,13 @@ BASES = {
             rounds=1,
             data__num_examples=2048,
             start__num_examples=1024,
-            m_step__steps=300,
+            m_step__steps=150,
             e_step__batch_size=256,
             eval__num_examples=512,
         ),
     ),
 }
-PRIOR_STEPS = {"digits": 1000, "patches": 300}
+PRIOR_STEPS = {"digits": 1000, "patches": 150}
 SEEDS = {"digits": 10, "patches": 1}
 """The most seeds of a set: patches take minutes each."""
 QUICK = {
@@ -115,7 +115,8 @@ def texture(x: np.ndarray) -> np.ndarray:
 def quality(x: np.ndarray, problem: Problem, classifier: Any) -> Row:
     """How close a set of images is to the truths as a set; larger is better for precision, recall and confidence."""
     truth = np.asarray(problem.truth, np.float32)
-    truth, x = truth[:DRAWS], x[:DRAWS]
+    count = min(len(truth), len(x))
+    truth, x = truth[:count], x[:count]
     sides = metrics.precision_recall_density_coverage(x, truth)
     out = {
         "sliced Wasserstein": metrics.sliced_wasserstein(x, truth, stream_key(0, "sliced_wasserstein")).value,
@@ -148,7 +149,7 @@ def measure(job: Job, work: Path, seed: int, shown: dict[str, np.ndarray]) -> li
     config = stored_config(workdir)
     problem = load_problem(config)
     classifier = None if problem.labels is None else metrics.train_classifier(problem.truth, problem.labels)
-    count = min(DRAWS, problem.num_examples)
+    count = min(DRAWS[job.group], problem.num_examples)
     began = time.monotonic()
     x = draw.prior_draws(workdir, count, seed)
     sampling = time.monotonic() - began
