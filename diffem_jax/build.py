@@ -373,9 +373,14 @@ def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
 
 
 def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None) -> em.Loss:
-    """The denoising loss with the config's law of t, weight and augmentations."""
+    """The denoising loss with the config's law of t, weight and augmentations.
+
+    A run whose posterior is weighted by its base may train a prior too, which has none and takes the published weight.
+    """
     m = setup.config.m_step
-    if m.loss_weight == "base" and denoiser.open_variance is None:
+    beside = corruption is None and not is_unconditional(setup.config)
+    weight = "snr" if beside and m.loss_weight == "base" else m.loss_weight
+    if weight == "base" and denoiser.open_variance is None:
         raise UserError(
             "config.m_step.loss_weight: 'base'; expected with denoiser.preconditioning='posterior' and "
             "denoiser.base='start_moments' or 'isotropic'; use 'snr'"
@@ -385,7 +390,7 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         setup.schedule,
         corruption,
         make_time_law(setup.config, setup.schedule),
-        schedules.LOSS_WEIGHTS.get(m.loss_weight),
+        schedules.LOSS_WEIGHTS.get(weight),
         condition_dropout=m.condition_dropout,
         data_std=setup.config.denoiser.sigma_data,
         dropout=getattr(setup.network, "dropout", 0.0) > 0,

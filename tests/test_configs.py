@@ -10,7 +10,7 @@ from faults.command import command
 from ml_collections import ConfigDict
 
 from diffem_jax import em
-from diffem_jax.build import draws_from_data, make_model, make_setup
+from diffem_jax.build import draws_from_data, edm, make_loss, make_model, make_setup
 from diffem_jax.config import CHOICES, validate
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
@@ -102,6 +102,17 @@ def test_config_is_valid_and_its_parts_fit_at_full_size(name, variant):
     assert jax.tree.leaves(params)
     observation = jax.eval_shape(setup.corruption.sample, stream_key(0, "test"), jnp.zeros(setup.shape))
     assert jax.tree.leaves(observation)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
+def test_every_run_may_train_a_prior_beside_its_posterior(name, variant):
+    """Also one whose loss is weighted by the base of its denoiser, which a prior has not."""
+    setup = make_setup(load(name, variant), shape_of(name, variant))
+    denoiser = edm(setup, None)
+    params = jax.eval_shape(denoiser.init, stream_key(0, "test"))
+    x = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
+    value = jax.eval_shape(make_loss(setup, denoiser, None), params, stream_key(0, "loss"), x)
+    assert value.shape == ()
 
 
 QUICK = [("cifar10", "mask75"), ("manifold", "best")]
