@@ -121,11 +121,12 @@ def collect(job: Job, work: Path, seed: int) -> Row | None:
         return None
     records, config = folder.records(), folder.stored_config()
     fit = checkpoints.metadata(folder.start / "fit")
-    seconds, calls, rounds = fit["seconds"], 0, []
+    # Compilation is left out: it is paid once a setting, and not at all where a compilation cache is shared.
+    seconds, calls, rounds = fit["seconds"] - fit.get("compile_seconds", 0.0), 0, []
     for record in records:
         if record.get("kind") != "round":
             continue
-        seconds += record["e_step_seconds"] + record.get("m_step_seconds", 0.0)
+        seconds += record["e_step_seconds"] + record.get("m_step_seconds", 0.0) - record["compile_seconds"]
         if record["round"]:
             calls += training_calls(config) + sampling_calls(config, config["data.num_examples"] or _examples(folder))
         rounds.append({**record, "seconds": seconds, "network_calls": calls})

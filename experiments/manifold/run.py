@@ -56,7 +56,7 @@ def report(rows: list[Row], quick: bool) -> None:
     spread_rows = [{**row, "round": r["round"], "sinkhorn": r["sinkhorn"]} for row in rows for r in row["rounds"]]
     text = f"Sinkhorn divergence after each round ({common.seeds_of(rows)}); round 0 is the start.\n\n"
     text += common.table(spread_rows, lambda r: r["sinkhorn"], across="round")
-    text += f"\n\nSeconds and millions of network calls until the last round (of at most {longest - 1}).\n\n"
+    text += f"\n\nSeconds (compilation left out) and millions of network calls until the last round (of at most {longest - 1}).\n\n"
     costs = [
         {**row, "group": what, "value": row["rounds"][-1][key] / unit}
         for row in rows
