@@ -21,7 +21,6 @@ def jobs(base: Sequence[str], rates: Sequence[float]) -> list[Job]:
         "DiffEM": (),
         "DiffEM, published denoiser": edm,
         "EM-MMPS": (*edm, *fields(method="em_mmps", mmps__iterations=1)),
-        "EM-PiGDM": (*edm, *fields(method="em_pigdm")),
         "ambient, posterior": (*edm, *fields(method="ambient", ambient__reconstruction="dps", dps__step=GUIDANCE)),
         "ambient, restoration": (*edm, *fields(method="ambient", ambient__reconstruction="restoration")),
         "oracle": fields(method="oracle"),
