@@ -18,6 +18,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+NETWORK_VERSION = 2
+"""Raised by one whenever a network here, or a denoiser or condition array around it, becomes another function of the same
+parameters: those of an earlier version would still load, but draw wrongly. 2: the noise embedding's slower waves.
+"""
+
 
 def sinusoidal_embedding(noise: Array, features: int) -> Array:
     """[B] -> [B, features]: sines and cosines of the log noise level at geometric frequencies from 1/16 to 1/2.

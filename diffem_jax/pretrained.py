@@ -223,7 +223,7 @@ def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card
             raise UserError(f"{workdir}: {key} does not fit 16 bits; expected parameters below 65504")
     target.mkdir(parents=True, exist_ok=True)
     np.savez(target / "model.npz", **arrays)  # type: ignore[arg-type]
-    (target / "config.json").write_text(json.dumps(Workdir(workdir).stored_config(), indent=1) + "\n")
+    (target / "config.json").write_bytes(Workdir(workdir).config.read_bytes())
     (target / "README.md").write_text(card, encoding="utf-8")
     (target / "checksums.json").write_text(
         json.dumps({name: _digest(target / name) for name in _SUMMED}, indent=1) + "\n"

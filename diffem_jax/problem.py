@@ -45,8 +45,16 @@ def rows(tree: PyTree, indices: np.ndarray) -> PyTree:
     return jax.tree.map(lambda a: np.asarray(a[indices]), tree)
 
 
-def stored_config(workdir: Workdir) -> ConfigDict:
-    """The configuration of a run, as it was trained."""
+def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
+    """The configuration of a run, as it was trained.
+
+    Args:
+        workdir: the run's.
+        network: whether its parameters are to be used, which must be for this version of the networks.
+
+    Raises:
+        UserError: there is none, it is damaged, or its parameters are for another version.
+    """
     config = default()
     with config.unlocked():
         for name, value in workdir.stored_config().items():
@@ -61,6 +69,8 @@ def stored_config(workdir: Workdir) -> ConfigDict:
                     f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
                 ) from None
     validate(config)
+    if network:
+        workdir.check_network()
     return config
 
 

@@ -91,17 +91,17 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str
     return checkpoints.load(path, params)
 
 
-def _earlier(problem: Problem) -> tuple[Workdir, Any]:
-    """The earlier run and its config, which must have made the same observations."""
+def _earlier(problem: Problem, network: bool) -> tuple[Workdir, Any]:
+    """The earlier run and its config; its reconstructions may come from any version of the networks."""
     workdir = Workdir(problem.setup.config.start.checkpoint)
     try:
-        return workdir, stored_config(workdir)
+        return workdir, stored_config(workdir, network)
     except UserError as error:
         raise UserError(f"{FIELD}: {error}") from None
 
 
 def _earlier_reconstructions(problem: Problem) -> Any:
-    workdir, config = _earlier(problem)
+    workdir, config = _earlier(problem, network=False)
     mine, theirs = flatten(problem.setup.config), flatten(config)
     told = [
         f"config.{name}: {theirs[name]!r} there, {mine[name]!r} here" for name in SAME if mine[name] != theirs[name]
@@ -128,7 +128,7 @@ def _earlier_reconstructions(problem: Problem) -> Any:
 
 
 def _earlier_parameters(problem: Problem, params: PyTree) -> tuple[PyTree, str]:
-    workdir, _ = _earlier(problem)
+    workdir, _ = _earlier(problem, network=True)
     picked = picked_round(workdir.records())
     path = workdir.last_round() if picked is None else workdir.round_checkpoint(picked)
     found = checkpoints.load(path)["ema_params"]

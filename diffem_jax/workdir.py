@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from diffem_jax import checkpoints
 from diffem_jax.checkpoints import write_atomically
 from diffem_jax.config import differences, flatten
+from diffem_jax.networks import NETWORK_VERSION
 from diffem_jax.types import UserError
 
+_VERSION = "network_version"
 _TEMPORARY = re.compile(
     r"^\.(config\.json|metrics\.jsonl|environment\.json|wandb_run\.json|report\.html|\w+\.checksums\.json)\.\d+\.tmp$"
 )
@@ -104,9 +106,13 @@ class Workdir:
         """Compares the config with the folder's, if there is one; reads only.
 
         Raises:
-            UserError: they differ; names the fields.
+            UserError: they differ; names the fields. Or the run is of another version of the networks, which no
+                override mends.
         """
-        if self.config.exists() and not override:
+        if not self.config.exists():
+            return
+        self.check_network()
+        if not override:
             changed = differences(config, self.stored_config())
             if changed:
                 listed = "\n  ".join(changed)
@@ -116,9 +122,9 @@ class Workdir:
                 )
 
     def check_config(self, config: ConfigDict, override: bool) -> None:
-        """``compare_config``, and then the config is written."""
+        """``compare_config``, and then the config is written, with the version of the networks."""
         self.compare_config(config, override)
-        write_atomically(self.config, json.dumps(flatten(config), indent=1) + "\n")
+        write_atomically(self.config, json.dumps({**flatten(config), _VERSION: NETWORK_VERSION}, indent=1) + "\n")
 
     def stored_config(self) -> dict[str, Any]:
         """The flattened config of the run.
@@ -126,6 +132,27 @@ class Workdir:
         Raises:
             UserError: there is none, or it is not JSON.
         """
+        stored = self._stored()
+        stored.pop(_VERSION, None)
+        return stored
+
+    def check_network(self) -> None:
+        """Compares the version of the networks that the run's parameters are for with this package's.
+
+        Raises:
+            UserError: they differ, or there is no config to tell.
+        """
+        # A run without the record began before there was one, when parameters of both versions were written; nothing in
+        # them tells which, so it counts as the earlier one.
+        found = self._stored().get(_VERSION, 1)
+        if found != NETWORK_VERSION:
+            raise UserError(
+                f"{self.config}: network version {found}; expected {NETWORK_VERSION}, since networks of another version "
+                "load its parameters but draw wrongly with them; train anew in another --workdir, or install the version "
+                "of diffem-jax that made it"
+            )
+
+    def _stored(self) -> dict[str, Any]:
         try:
             stored = json.loads(self.config.read_text())
             if not isinstance(stored, dict):

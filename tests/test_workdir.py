@@ -1,10 +1,18 @@
-"""The log of metrics survives damaged lines, and keeps them."""
+"""The log of metrics survives damaged lines, and keeps them; parameters of another network are not drawn with."""
 
 import json
+import shutil
 
+import jax
 import pytest
+from faults.command import command, refused, snapshot
+from faults.harness import arguments
 
+import diffem_jax as dx
 from diffem_jax.config import default, differences, flatten
+from diffem_jax.networks import NETWORK_VERSION
+from diffem_jax.pretrained import SHIPPED
+from diffem_jax.problem import stored_config
 from diffem_jax.train import _recoveries
 from diffem_jax.workdir import Workdir
 
@@ -88,3 +96,41 @@ def test_a_field_that_a_stored_config_lacks_counts_as_its_default():
         config.start.minibatch = 64
         config.corruption.rate = 0.5
     assert differences(config, stored) == ["corruption.rate: None -> 0.5", "start.minibatch: 0 -> 64"]
+
+
+@pytest.fixture
+def another(tmp_path, request):
+    """A folder whose config says another version of the networks, or none."""
+    folder = Workdir(tmp_path / "run")
+    folder.create()
+    folder.check_config(default(), False)
+    stored = json.loads(folder.config.read_text())
+    assert stored["network_version"] == NETWORK_VERSION
+    stored["network_version"] = request.param
+    folder.config.write_text(json.dumps({name: value for name, value in stored.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("another", [None, NETWORK_VERSION - 1, NETWORK_VERSION + 1, "x"], indirect=True)
+def test_parameters_of_another_network_are_refused(another, tmp_path):
+    words, tiny = (str(another.config), "network version", f"expected {NETWORK_VERSION}"), arguments(eval__metrics="()")
+    before, folder = snapshot(tmp_path), f"--workdir={another.root}"
+    refused(command(folder, *tiny), *words)
+    refused(command(folder, *tiny, "--override"), *words)
+    refused(command(folder, "--mode=sample", f"--output={tmp_path / 'o.npz'}"), *words)
+    refused(command(folder, "--mode=evaluate"), *words)
+    warm = [*tiny, f"--config.start.checkpoint={another.root}", "--config.start.take=parameters"]
+    refused(command(f"--workdir={tmp_path / 'new'}", *warm), *words)
+    assert snapshot(tmp_path) == before
+    # Its reconstructions and records are as good as ever.
+    assert stored_config(another, network=False).rounds == default().rounds
+    assert another.stored_config() == flatten(default())
+
+
+def test_a_model_of_another_network_is_refused(tmp_path, monkeypatch):
+    with jax.numpy_dtype_promotion("standard"):
+        assert dx.load("digits").shape == (8, 8, 1)
+    monkeypatch.setattr("diffem_jax.workdir.NETWORK_VERSION", NETWORK_VERSION + 1)
+    shutil.copytree(SHIPPED / "digits", tmp_path / "digits")
+    with pytest.raises(dx.UserError, match=rf"digits/config\.json: network version {NETWORK_VERSION}; expected"):
+        dx.load(tmp_path / "digits")
