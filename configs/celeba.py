@@ -39,7 +39,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
                 "remat": True,
             }
         )
-        c.data.shape = (64, 64)
+        c.data.shape = (64, 64, 3)
         c.denoiser.preconditioning = "edm"
         c.start.rank = 1024
         c.start.num_examples = 20_000

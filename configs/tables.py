@@ -4,7 +4,7 @@
 
 Variants: breast_cancer30, breast_cancer50, wine30, wine50 (the number is the percentage of entries that are missing).
 Hardware: one CPU core, a minute. What to expect: experiments/kinds/README.md. A table of your own is
-``--config=own_data:table``.
+``--config=own_data``, an .npz with y and mask [N, D].
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import celeba
 from diffem_jax import data, prepare
 from diffem_jax.data import files
 from diffem_jax.types import UserError
@@ -136,6 +137,20 @@ def test_images_are_read_by_index_scaled_and_labelled(tiny):
     assert data.load("tfds:tiny_set", shape=(6, 6, 1 + 2), cache_dir=cache).shape == (6, 6, 3)
     with pytest.raises(UserError, match=r"data\.split: 'dev'.*'train'"):
         data.load("tfds:tiny_set", split="dev", cache_dir=cache)
+
+
+def test_splits_are_joined_and_the_shape_is_that_of_the_celeba_config(tiny):
+    cache, pixels = tiny
+    whole = data.load("tfds:tiny_set", split="train+test", cache_dir=cache)
+    assert sorted(whole.labels[:6]) == list(range(6)) and sorted(whole.labels[6:]) == [6, 7, 8]
+    assert np.allclose((np.asarray(whole.x) + 2) * 255 / 4, pixels[whole.labels], atol=1e-3)
+    assert len(data.load("tfds:tiny_set", split="train+test", num_examples=7, cache_dir=cache).x) == 7
+    shape = tuple(celeba.get_config().data.shape)
+    assert data.load("tfds:tiny_set", split="train+test", shape=shape, crop=8, cache_dir=cache).x.shape == (9, *shape)
+    with pytest.raises(UserError, match=r"'train\+dev'.*not 'dev'"):
+        data.load("tfds:tiny_set", split="train+dev", cache_dir=cache)
+    with pytest.raises(UserError, match=r"data\.shape: \(6, 6\)"):
+        data.load("tfds:tiny_set", shape=(6, 6), cache_dir=cache)
 
 
 def test_images_are_read_where_tensorflow_cannot_be_imported(tiny, tmp_path):

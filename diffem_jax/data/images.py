@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -133,6 +134,11 @@ def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = Non
     return image
 
 
+def _check_shape(shape: tuple[int, ...] | None) -> None:
+    if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
+        raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
+
+
 def image_files(folder: Path) -> list[Path]:
     """The PNG and JPEG files of a folder, by name.
 
@@ -172,8 +178,7 @@ def folder(
     Raises:
         UserError: an unreadable file, or files of different sizes where no shape is given.
     """
-    if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
-        raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
+    _check_shape(shape)
     channels = shape[2] if shape else read_image(files[0]).shape[-1]
     wanted = tuple(shape or fit(read_image(files[0]), None, crop).shape)
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -228,31 +233,40 @@ def tfds_images(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), without TensorFlow.
 
-    Read by index through the array_record files, decoded by Pillow, converted once into the cache.
+    Read by index through the array_record files, decoded by Pillow, converted once into the cache. ``split`` is one of
+    the set's, or several joined by '+', one after the other.
 
     Raises:
         UserError: the set is not prepared (the message says the command and the folder), or holds no images.
     """
+    _check_shape(shape)
     prepared, builder = _builder(name, cache)
-    if split not in builder.info.splits:
-        raise UserError(f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}")
+    if unknown := [part for part in split.split("+") if part not in builder.info.splits]:
+        raise UserError(
+            f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}, or several joined by "
+            f"'+', not {unknown[0]!r}; correct it"
+        )
     if "image" not in builder.info.features:
         raise UserError(
             f"data.name: tfds:{name}: features {sorted(builder.info.features)}; expected an 'image' feature"
         )
     labelled = "label" in builder.info.features
-    source: Any = builder.as_data_source(split=split)
-    total = len(source) if count is None else min(count, len(source))
+    sources: list[Any] = [builder.as_data_source(split=part) for part in split.split("+")]
+    whole = sum(map(len, sources))
+    total = whole if count is None else min(count, whole)
     if total == 0:
         raise UserError(f"data.name: tfds:{name}: split {split!r} is empty; expected examples")
     crop = crop if crop is not None else TFDS_CROPS.get(name)
     if crop and not shape:
         shape = (64, 64, 3)
-    one = fit(np.asarray(source[0]["image"]), shape, crop)
+
+    def examples() -> Iterator[Any]:
+        return (source[i] for source in sources for i in range(len(source)))
+
+    one = fit(np.asarray(next(examples())["image"]), shape, crop)
 
     def make() -> Iterator[tuple[np.ndarray, int]]:
-        for i in range(total):
-            example = source[i]
+        for i, example in enumerate(itertools.islice(examples(), total)):
             image = fit(np.asarray(example["image"]), shape, crop)
             if image.shape != one.shape or image.dtype != np.uint8:
                 raise UserError(
