@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, each in a process of its own: ``make bench`` (at most 30 minutes on two cores)."""
+"""The benchmarks of ``make bench``, one after the other, each in a process of its own (at most 30 minutes on two cores)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import RESULTS, one_core, write
+from benchmarks.common import RESULTS, interleave, one_core, write
 from benchmarks.scaling_page import write_page
 from configs import celeba, cifar10
 from diffem_jax import build, em
@@ -145,24 +145,14 @@ def small(channels: Any = (32, 64), blocks: int = 1, batch: int = 16, side: int 
         "e_step": lowered(w.evaluate, w.evaluation_shapes(batch)),
         "m_step": lowered(w.update, w.update_shapes(batch)),
     }
-    return {
-        part: {"seconds": cpu_seconds(call), **{name: value * steps for name, value in once[part].items()}}
-        for part, call in {
-            "e_step": lambda: e_step(key, params, observations, jnp.arange(batch)),
-            "m_step": lambda: update(key, state, x, slots),
-        }.items()
+    calls = {
+        "e_step": lambda: e_step(key, params, observations, jnp.arange(batch)),
+        "m_step": lambda: update(key, state, x, slots),
     }
-
-
-def cpu_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Median processor seconds on one core: what a quiet core would take, whoever else uses this one."""
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
-        began = time.process_time()
-        jax.block_until_ready(call())
-        seconds.append(time.process_time() - began)
-    return float(np.median(seconds))
+    return {
+        part: {"seconds": seconds, **{name: value * steps for name, value in once[part].items()}}
+        for part, seconds in interleave(calls, clock=time.process_time).items()
+    }
 
 
 def check() -> dict[str, Any]:

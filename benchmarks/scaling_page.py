@@ -11,6 +11,8 @@ from benchmarks.common import RESULTS
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 COMPUTE_SHARE, MEMORY_SHARE = 0.5, 0.8
 """Of the peak arithmetic and of the peak memory bandwidth: assumed."""
+CHIPS = 8
+"""Of the TPU v5e that ``--tpu`` compiles for."""
 
 
 class Machine(NamedTuple):
@@ -34,6 +36,16 @@ MACHINES = (
 )
 
 
+def batch(row: dict[str, Any], part: str) -> int:
+    """Examples of one evaluation of the E-step, or of one update, over all chips."""
+    return row["e_batch"] if part == "evaluation" else row["batch"]
+
+
+def lowered(row: dict[str, Any], part: str, what: str, examples: float) -> float:
+    """FLOPs or bytes of the lowered program for so many examples."""
+    return row[part][what] * examples + row[part][f"fixed_{what}"]
+
+
 def fused(tpu: dict[str, Any], counts: dict[str, Any], case: str, part: str) -> tuple[float, str]:
     """Bytes that really move over bytes before fusion; of the case itself where it was compiled, else of the nearest."""
     if not tpu:
@@ -43,16 +55,14 @@ def fused(tpu: dict[str, Any], counts: dict[str, Any], case: str, part: str) -> 
     found = next(key for key in [*candidates, *tpu] if key in tpu)
     compiled_case, _, kind = found.rpartition(" ")
     row = counts[compiled_case]
-    local = row[{"evaluation": "e_batch", "update": "batch"}[kind]] / 8
-    return tpu[found]["bytes"] / (row[kind]["bytes"] * local + row[kind]["fixed_bytes"]), found
+    return tpu[found]["bytes"] / lowered(row, kind, "bytes", batch(row, kind) / CHIPS), found
 
 
 def seconds(machine: Machine, row: dict[str, Any], part: str, ratio: float, dtype: str) -> dict[str, float]:
     """Seconds of one evaluation of a batch, or of one update, on all chips together."""
-    size = row["e_batch"] if part == "evaluation" else row["batch"]
-    local = max(1.0, size / machine.chips)
+    local = max(1.0, batch(row, part) / machine.chips)
     flops = row[part]["flops"] * local
-    moved = ratio * (row[part]["bytes"] * local + row[part]["fixed_bytes"])
+    moved = ratio * lowered(row, part, "bytes", local)
     reduced = 0.0
     if part == "update" and machine.chips > 1:
         reduced = 2 * (machine.chips - 1) / machine.chips * 4 * row["parameters"] / machine.link
@@ -128,13 +138,12 @@ def tpu_rows(counts: dict[str, Any], tpu: dict[str, Any]) -> list[list[str]]:
     for key, found in tpu.items():
         case, _, part = key.rpartition(" ")
         row = counts[case]
-        local = row["e_batch" if part == "evaluation" else "batch"] / 8
-        expected = row[part]["flops"] * local + row[part]["fixed_flops"]
+        flops, moved = (lowered(row, part, what, batch(row, part) / CHIPS) for what in ("flops", "bytes"))
         out.append(
             [
                 key,
-                f"{found['flops'] / 1e12:.3f} ({found['flops'] / expected - 1:+.1%})",
-                f"{found['bytes'] / 1e9:.1f} ({found['bytes'] / (row[part]['bytes'] * local + row[part]['fixed_bytes']):.2f})",
+                f"{found['flops'] / 1e12:.3f} ({found['flops'] / flops - 1:+.1%})",
+                f"{found['bytes'] / 1e9:.1f} ({found['bytes'] / moved:.2f})",
                 f"{found['all_reduce_bytes'] / 1e6:.1f}",
                 f"{found['memory_bytes'] / 2**30:.1f}",
             ]

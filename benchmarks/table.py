@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
+from benchmarks.run import NAMES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -74,7 +75,8 @@ def main() -> None:
     out = [
         "# Performance",
         "",
-        "Written by `python -m benchmarks.table` from `benchmarks/results/`; `make bench` measures all anew.",
+        "Written by `python -m benchmarks.table` from `benchmarks/results/`. `python -m benchmarks.NAME` measures one anew, `make bench`",
+        f"these: {', '.join(NAMES)}.",
     ]
     for path in sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("scaling")):
         out += [

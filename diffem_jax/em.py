@@ -78,8 +78,9 @@ def make_m_step(
 ) -> MStep:
     """The M-step: (key, state, x [S, B, *X], slots [S, B]) -> (state, {"loss": [S], "gradient_norm": [S]}).
 
-    S updates run in one ``lax.scan``, each on B examples; x may be a tree of arrays, whatever the loss takes. An example's randomness (its fresh corruption, t, noise) comes
-    from (key, step, slot), so the numbers do not depend on how the batch is laid out over devices.
+    S updates run in one ``lax.scan``, each on B examples; x may be a tree of arrays, whatever the loss takes. An example's
+    randomness (its fresh corruption, t, noise) comes from (key, step, slot), so the numbers do not depend on how the batch
+    is laid out over devices.
 
     Args:
         loss: (params, key, x) -> loss of one example.

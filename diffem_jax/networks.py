@@ -46,7 +46,7 @@ class MLP(nn.Module):
         embedding: size of the sinusoidal embedding.
         normalize: layer norm after each hidden layer, as published.
         residual: add each hidden layer's input where the widths agree.
-        fourier: octaves of random-free Fourier features (sines of 2^k x) added for the inputs x; 0 leaves x alone.
+        fourier: octaves k of sines and cosines of 2^k pi x / 4 that are shown beside x; 0 shows x alone.
 
     Source: Rozet et al. 2024, arXiv 2405.13712, appendix; Hosseintabar et al. 2025, arXiv 2510.12691, appendix.
     """
