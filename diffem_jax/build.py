@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffem_jax import ambient, augment, corruptions, denoisers, em, networks, posteriors, samplers, schedules
+from diffem_jax import ambient, augment, bases, corruptions, denoisers, em, networks, posteriors, samplers, schedules
 from diffem_jax.config import nearest
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.gaussians import Mixture
@@ -287,9 +287,9 @@ def make_model(setup: Setup, base: Mixture) -> Model:
                 "use 'edm'"
             )
         linear = cast(LinearCorruption, c)
-        prior = base if config.denoiser.base == "start" else denoisers.isotropic_base(base)
+        prior = base if config.denoiser.base == "start" else bases.isotropic_base(base)
         if config.denoiser.base == "start_moments":
-            denoiser = denoisers.moments_denoiser(setup.network, setup.schedule, linear, setup.shape, base)
+            denoiser = bases.moments_denoiser(setup.network, setup.schedule, linear, setup.shape, base)
         else:
             denoiser = denoisers.posterior_denoiser(setup.network, setup.schedule, linear, setup.shape, prior)
     else:
@@ -375,11 +375,11 @@ def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
 def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None) -> em.Loss:
     """The denoising loss with the config's law of t, weight and augmentations.
 
-    A run whose posterior is weighted by its base may train a prior too, which has none and takes the published weight.
+    A prior beside a posterior is weighted by its own base, or where it has none as published.
     """
-    m = setup.config.m_step
-    beside = corruption is None and not is_unconditional(setup.config)
-    weight = "snr" if beside and m.loss_weight == "base" else m.loss_weight
+    m, weight = setup.config.m_step, setup.config.m_step.loss_weight
+    if corruption is None and not is_unconditional(setup.config):
+        weight = "base" if denoiser.open_variance is not None else "snr" if weight == "base" else weight
     if weight == "base" and denoiser.open_variance is None:
         raise UserError(
             "config.m_step.loss_weight: 'base'; expected with denoiser.preconditioning='posterior' and "

@@ -108,6 +108,7 @@ def default() -> ConfigDict:
 
     c.prior = ConfigDict()
     c.prior.steps = 0  # updates of an unconditional denoiser on the last reconstructions; 0 trains none
+    c.prior.base = "none"  # none: the published denoiser | start: one that begins as the fitted start
     c.prior.sampler = "ddim"  # of the prior's draws: a key of SAMPLERS or 'module:function'
     c.prior.sampler_steps = 64  # steps of that sampler
 
@@ -123,7 +124,9 @@ def default() -> ConfigDict:
     c.ambient.reconstruction = "restoration"  # restoration (one call, E[x | y], not a draw) | dps (posterior draws)
 
     c.stop = ConfigDict()
-    c.stop.rule = "none"  # none | observation_score | observation_distance: picks the round to keep without clean data
+    c.stop.rule = (
+        "none"  # none | held_out | observation_score | observation_distance: the round to keep, without clean data
+    )
     c.stop.patience = 3  # rounds without a new best after which the run ends
 
     c.eval = ConfigDict()
@@ -164,8 +167,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.operators": ("law", "data"),
     "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
     "ambient.reconstruction": ("dps", "restoration"),
+    "prior.base": ("none", "start"),
     "start.take": ("reconstructions", "parameters", "both"),
-    "stop.rule": ("none", "observation_score", "observation_distance"),
+    "stop.rule": ("none", "held_out", "observation_score", "observation_distance"),
 }
 
 # (least, greatest) of numeric fields; both ends allowed.

@@ -11,7 +11,7 @@ A ``Denoiser`` closes over everything but the parameters. Two preconditionings w
       P r = r - v A^T (v A A^T + noise_std^2 I)^-1 A r.
 
   The base is N(mu, s^2 I) or the mixture that the start fitted; the network's last layer starts at zero, so the first
-  denoiser is the base's own.
+  denoiser is the base's own. ``diffem_jax.bases`` has two more that begin as the start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.gaussians import Mixture, has_exact_diagonal, mixture_posterior_mean, overall_moments, posterior_moments
+from diffem_jax.gaussians import Mixture, mixture_posterior_mean, overall_moments
 from diffem_jax.linalg import Gaussian
 from diffem_jax.types import Corruption, DenoiseFn, Key, LinearCorruption, Observation, PyTree, Schedule, TimeLaw
 
@@ -37,13 +37,13 @@ class Denoiser(NamedTuple):
         apply: (params, x_t, t, context or None, keep, dropout_key or None) -> x-hat, for one example. ``keep`` is 1.0,
             or 0.0 to ignore the observation (the prior).
         prepare: observation -> context, what ``apply`` needs of it: done once a draw, not at every sampler step.
-        open_variance: (t, context) -> the average variance that the base leaves for the network to explain, [], or None.
+        open_variance: (t, context, keep) -> the average variance that the base leaves for the network to explain, [], or None.
     """
 
     init: Callable[[Key], PyTree]
     apply: Callable[..., Array]
     prepare: Callable[[Observation], PyTree] = lambda observation: observation
-    open_variance: Callable[[Array, PyTree], Array] | None = None
+    open_variance: Callable[[Array, PyTree, Array | float], Array] | None = None
 
 
 def bind(
@@ -82,7 +82,7 @@ def network_call(network: nn.Module) -> Callable[..., Array]:
     return call
 
 
-def _attach(x: Array, *others: Array) -> Array:
+def attach(x: Array, *others: Array) -> Array:
     """Joins condition arrays along the last axis; a vector joins an image flattened."""
     arrays = [x, *others]
     if len({a.shape[:-1] for a in arrays}) > 1:
@@ -117,7 +117,7 @@ def edm_denoiser(
     Source: Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1.
     """
     call = network_call(network)
-    blank = _blank_condition(corruption, shape)
+    blank = blank_condition(corruption, shape)
 
     def apply(
         params: PyTree, x_t: Array, t: Array, observation: Observation | None, keep: Array | float, dropout: Key | None
@@ -145,7 +145,7 @@ def posterior_denoiser(
         base: the base prior: an isotropic Gaussian (``isotropic_base``) or any mixture.
     """
     call = network_call(network)
-    blank = jnp.zeros(_attached_shape(corruption, shape))
+    blank = jnp.zeros(attached_shape(corruption, shape))
     _, spread = overall_moments(base)
 
     def apply(
@@ -161,101 +161,18 @@ def posterior_denoiser(
             m = jnp.where(jnp.asarray(keep) > 0, seen, m)
         condition = _condition(corruption, observation, keep)
         if condition is None:
-            condition = jnp.zeros_like(_blank_condition(corruption, shape))  # type: ignore[arg-type]
-        out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, condition), dropout)
+            condition = jnp.zeros_like(blank_condition(corruption, shape))  # type: ignore[arg-type]
+        out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), attach(m, condition), dropout)
         if observation is not None:
-            out = jnp.where(jnp.asarray(keep) > 0, _open_part(corruption, observation.operator, v, out), out)
+            out = jnp.where(jnp.asarray(keep) > 0, open_part(corruption, observation.operator, v, out), out)
         return m + jnp.sqrt(v) * out
 
     return Denoiser(initializer(network, shape, blank), apply)
 
 
-class Moments(NamedTuple):
-    """What ``moments_denoiser`` keeps of one observation: y, its condition array, and the start's mean and variance of x."""
-
-    observation: Observation
-    condition: Array
-    mean: Array
-    variance: Array
-
-
-def moments_denoiser(
-    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], start: Mixture
-) -> Denoiser:
-    """A preconditioning that solves with the start once a draw, not at every sampler step.
-
-    With the mean m_y and the variances d of the start's exact posterior given y (by coordinate, or their average where
-    the corruption has its closed forms for that) and v = 1 / (1/d + 1/sigma^2),
-
-        m = v (m_y / d + x_t / sigma^2),  x-hat = m + sqrt(v) F(c_in x_t, m, m_y, log sigma, condition)
-
-    At large noise the network corrects the start's posterior mean, at small noise x_t itself, by as much as the start
-    leaves open: an observed pixel's d is the noise's variance. Where A A^T is not diagonal (blurs, projections) the d of
-    single coordinates do not say which directions are seen; there m takes up y once more and the network's output is
-    projected, as in ``posterior_denoiser``.
-
-    Args:
-        network: a batched network.
-        schedule: the noise schedule.
-        corruption: a linear corruption with ``solve_gram``.
-        shape: the shape of x.
-        start: the fitted start.
-    """
-    call = network_call(network)
-    prior_mean, spread = overall_moments(start)
-    blank = jnp.zeros(_attached_shape(corruption, shape, 2))
-    empty: Array = _blank_condition(corruption, shape)  # type: ignore[assignment]
-    by_coordinate = has_exact_diagonal(corruption)
-    separate = hasattr(corruption, "gram_diagonal")
-
-    def prepare(observation: Observation) -> Moments:
-        mean, variance = posterior_moments(corruption, start, observation)
-        variance = variance if by_coordinate else jnp.mean(variance)
-        if getattr(corruption, "fill_iterations", 0):
-            mean = corruption.fill(observation)  # type: ignore[attr-defined]
-        return Moments(observation, corruption.condition(observation), mean, variance)
-
-    def apply(
-        params: PyTree, x_t: Array, t: Array, context: Moments | None, keep: Array | float, dropout: Key | None
-    ) -> Array:
-        alpha, sigma = schedule(t)
-        ratio = sigma / alpha
-        x = x_t / alpha
-        seen = jnp.asarray(keep) > 0
-        mean, variance, condition = prior_mean, spread, empty
-        if context is not None:
-            mean = jnp.where(seen, context.mean, mean)
-            variance = jnp.where(seen, context.variance, variance)
-            condition = jnp.where(seen, context.condition, condition)
-        v = variance * ratio**2 / (variance + ratio**2)
-        m = mean + (variance / (variance + ratio**2)) * (x - mean)
-        if context is not None and not separate:
-            y, operator = context.observation
-            solved = corruption.solve_gram(y - corruption.forward(m, operator), operator, v)
-            m = jnp.where(seen, m + v * corruption.adjoint(solved, operator), m)
-        out = call(params, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), _attach(m, mean, condition), dropout)
-        if context is not None and not separate:
-            out = jnp.where(seen, _open_part(corruption, context.observation.operator, v, out), out)
-        return m + jnp.sqrt(v) * out
-
-    def open_variance(t: Array, context: Moments) -> Array:
-        alpha, sigma = schedule(t)
-        return jnp.mean(1 / (1 / context.variance + (alpha / sigma) ** 2))
-
-    return Denoiser(initializer(network, shape, blank), apply, prepare, open_variance)
-
-
-def _open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array) -> Array:
+def open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array) -> Array:
     """P r = r - v A^T (v A A^T + noise_std^2 I)^-1 A r: what an observation leaves open of r."""
     return r - v * corruption.adjoint(corruption.solve_gram(corruption.forward(r, operator), operator, v), operator)
-
-
-def isotropic_base(mixture: Mixture) -> Mixture:
-    """N(mu, s^2 I) with the mixture's mean and average variance: the plain base of 'posterior' preconditioning."""
-    mean, variance = overall_moments(mixture)
-    # A scalar variance: corruptions have their closed forms for that.
-    component = Gaussian(mean[None], variance[None], jnp.zeros((1, 0, *mean.shape)))
-    return Mixture(jnp.zeros((1,)), component)
 
 
 def gaussian_denoiser(
@@ -343,7 +260,7 @@ def denoising_loss(
                 scale = weight(sigma / alpha, data_std)
             else:
                 assert denoiser.open_variance is not None
-                scale = 1 / denoiser.open_variance(t, context)
+                scale = 1 / denoiser.open_variance(t, context, keep)
             return scale * jnp.mean((x_hat - x) ** 2)
 
         if levels == 1:
@@ -369,7 +286,7 @@ def drawn_noise(schedule: Schedule, time_law: TimeLaw, levels: int = 1) -> Calla
     return mean_level
 
 
-def _blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> Array | None:
+def blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> Array | None:
     """Zeros of the condition's shape."""
     if corruption is None:
         return None
@@ -380,9 +297,10 @@ def _blank_condition(corruption: Corruption | None, shape: tuple[int, ...]) -> A
     return jnp.zeros(jax.eval_shape(draw).shape)
 
 
-def _attached_shape(corruption: Corruption, shape: tuple[int, ...], images: int = 1) -> tuple[int, ...]:
-    blank = _blank_condition(corruption, shape)
-    return jax.eval_shape(lambda: _attach(*[jnp.zeros(shape)] * images, blank)).shape  # type: ignore[arg-type]
+def attached_shape(corruption: Corruption, shape: tuple[int, ...], images: int = 1) -> tuple[int, ...]:
+    """The shape of the condition with as many arrays of x's shape before it."""
+    blank = blank_condition(corruption, shape)
+    return jax.eval_shape(lambda: attach(*[jnp.zeros(shape)] * images, blank)).shape  # type: ignore[arg-type]
 
 
 def initializer(network: nn.Module, shape: tuple[int, ...], condition: Array | None) -> Callable[[Key], PyTree]:

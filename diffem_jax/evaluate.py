@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffem_jax import metrics, plots
+from diffem_jax import held_out, metrics, plots
 from diffem_jax.config import nearest
 from diffem_jax.parallel import Parallel
 from diffem_jax.problem import Problem, rows
@@ -95,7 +95,9 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
     """
     chosen = {}
     rule = problem.setup.config.stop.rule
-    names = [*problem.setup.config.eval.metrics, *([] if rule == "none" else [rule])]
+    if rule == held_out.NAME:
+        held_out.check(problem)
+    names = [*problem.setup.config.eval.metrics, *([] if rule in ("none", held_out.NAME) else [rule])]
     for name in dict.fromkeys(names):
         if name not in METRICS:
             raise UserError(f"config.eval.metrics: {name!r} is not known; {nearest(name, METRICS)}")

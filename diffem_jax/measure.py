@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffem_jax import identifiability, metrics
+from diffem_jax import held_out, identifiability, metrics
 from diffem_jax.data import ReconstructionStore, npz
 from diffem_jax.draw import chosen_round, round_step
 from diffem_jax.evaluate import METRICS, make_measures
@@ -119,6 +119,9 @@ def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[
     observed = rows(problem.observations, np.arange(count))
     x = several_draws(step, parallel, params, observed, config.eval.posterior_draws, **options)
     estimates = {"posterior_spread": metrics.spread(x)}
+    record: dict[str, float] = {}
+    if held_out.possible(problem.setup.corruption):
+        record |= held_out.make(problem, parallel)(step, params)
     if problem.truth is not None:
         truth = np.asarray(problem.truth[:count])
         levels = metrics.LEVELS
@@ -128,7 +131,6 @@ def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[
         covered = metrics.coverage(x, truth, levels), metrics.tarp(x, truth, key, levels, references)
         for name, found in zip(("coverage", "tarp"), covered, strict=True):
             estimates |= {f"{name}_{100 * level:.0f}": e for level, e in zip(levels, found, strict=True)}
-    record: dict[str, float] = {}
     for name, estimate in estimates.items():
         record[name] = float(estimate.value)
         if estimate.standard_error is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffem_jax import checkpoints, em
+from diffem_jax import bases, checkpoints, em
 from diffem_jax.build import (
     Setup,
     edm,
@@ -76,7 +76,7 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
     reader = store.round(number).open()
     began = time.monotonic()
     parallel = make_parallel(config.parallel)
-    denoiser = edm(setup, None)
+    denoiser = _denoiser(setup, workdir)
     optimizer = make_optimizer(config.m_step, config.prior.steps)
     m_step = em.make_m_step(
         make_loss(setup, denoiser, None),
@@ -131,7 +131,14 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     """The fields that the prior depends on besides the reconstructions; others of the run cannot change or do not matter."""
     loop = ("dropout", "updates_per_dispatch", "condition", "carry", "accumulate")
     m_step = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
-    return {"prior.steps": config.prior.steps, **m_step}
+    return {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **m_step}
+
+
+def _denoiser(setup: Setup, workdir: Workdir) -> Denoiser:
+    """As published, or by ``prior.base`` 'start' the one that begins as the run's fitted start."""
+    if setup.config.prior.base == "start":
+        return bases.start_denoiser(setup.network, setup.schedule, setup.shape, load_start(workdir))
+    return edm(setup, None)
 
 
 def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, Any]:
@@ -143,7 +150,7 @@ def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, A
     setup = make_setup(config, tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"]))
     path = workdir.prior / "final"
     if path.exists():
-        return setup, edm(setup, None), checkpoints.load(path)["ema_params"]
+        return setup, _denoiser(setup, workdir), checkpoints.load(path)["ema_params"]
     if is_unconditional(config) or config.method == "ambient" or config.m_step.condition_dropout > 0:
         model = make_model(setup, load_start(workdir))
         return setup, model.denoiser, checkpoints.load(workdir.last_round())["ema_params"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax import checkpoints, em, evaluate, refresh, report, stopping, warm
+from diffem_jax import checkpoints, em, evaluate, held_out, refresh, report, stopping, warm
 from diffem_jax.announce import Estimate, round_line
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.diagnose import broken_step
@@ -58,6 +58,8 @@ class Run:
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
         self.estimate = Estimate(self.config, problem.num_examples, say)
         self.writers: Writers | None = None
+        asked = self.config.stop.rule == held_out.NAME
+        self.held_out = held_out.make(problem, self.parallel) if asked else None
 
     # E-step ----------------------------------------------------------------------------------------------------------
 
@@ -310,6 +312,7 @@ class Run:
             saved = checkpoints.metadata(self.workdir.round_checkpoint(number))
             record = {name: saved[name] for name in ("step", "loss", "m_step_seconds")}
         seconds = self.e_step(number, params, step)
+        held = self.held_out(step, params) if self.held_out else {}
         if self.lead:
             draws = self.store.round(number).open().rows
             every = self.config.eval.every
@@ -323,6 +326,7 @@ class Run:
                 "redrawn": self.redrawn,
                 "compile_seconds": self.compiled,
                 **measured,
+                **held,
             }
             self.compiled = 0.0
             self.workdir.log(entry)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "diffem_jax"
 LAYERS = [
     {"types"},
     {"schedules", "linalg", "networks", "augment"},
-    {"corruptions", "gaussians", "denoisers"},
+    {"corruptions", "gaussians", "denoisers", "bases"},
     {"posteriors", "samplers", "picard", "starts", "ambient"},
     {"em"},
     {
@@ -29,6 +29,7 @@ LAYERS = [
     {"problem"},
     {
         "evaluate",
+        "held_out",
         "round_zero",
         "fresh",
         "refresh",

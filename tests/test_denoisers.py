@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffem_jax.bases import isotropic_base, left_open, moments_denoiser, start_denoiser
 from diffem_jax.corruptions import GaussianBlur, PixelMask
 from diffem_jax.denoisers import (
     Denoiser,
@@ -14,9 +15,7 @@ from diffem_jax.denoisers import (
     drawn_noise,
     edm_denoiser,
     gaussian_denoiser,
-    isotropic_base,
     mixture_denoiser,
-    moments_denoiser,
     posterior_denoiser,
 )
 from diffem_jax.gaussians import Mixture, posterior_moments, sample_posterior
@@ -292,6 +291,46 @@ def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
     loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), None)
     values = jax.jit(jax.vmap(loss, (None, 0, 0)))(params, jax.random.split(jax.random.key(2), len(x)), x)
     np.testing.assert_allclose(np.mean(values), 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "mixture"])
+def test_without_an_observation_the_first_denoisers_are_the_start(prior):
+    """Both the prior of its own and the posterior's network that ignores y, in mean and in what they leave open."""
+    schedule, law = schedule_of(), low_rank() if prior == "gaussian" else two_components()
+    network = MLP(features=(8,), embedding=4)
+    both = start_denoiser(network, schedule, (D,), law), moments_denoiser(network, schedule, CORRUPTION, (D,), law)
+    truth = mixture_denoiser(schedule, law)
+    x = sample_mixture(jax.random.key(3), law, 40_000)
+    for denoiser in both:
+        free = bind(denoiser, denoiser.init(jax.random.key(0)))
+        for t in map(jnp.float32, TIMES):
+            x_t = jnp.array([0.4, -0.8, 0.1])
+            np.testing.assert_allclose(free(x_t, t), truth(x_t, t), rtol=1e-4, atol=1e-5)
+            alpha, sigma = schedule(t)
+            noisy = alpha * x + sigma * jax.random.normal(jax.random.key(4), x.shape)
+            left = np.mean((jax.jit(jax.vmap(truth, (0, None)))(noisy, t) - x) ** 2)
+            context = denoiser.prepare(OBSERVATION)
+            told = denoiser.open_variance(t, context, 0.0)
+            np.testing.assert_allclose(told, left_open(law)(sigma / alpha), rtol=1e-5)
+            # Of a mixture it is an estimate, too large where noise hides some of which component it was.
+            np.testing.assert_allclose(told, left, rtol=0.05 if prior == "gaussian" else 0.8)
+
+
+def low_rank():
+    """A Gaussian of rank 1 beyond its diagonal."""
+    factor = jnp.array([[[1.5, -1.0, 0.5]]])
+    return Mixture(jnp.zeros((1,)), Gaussian(jnp.full((1, D), 0.3), jnp.full((1, D), 0.04), factor))
+
+
+def sample_mixture(key, law, count):
+    """Draws of a mixture without an observation."""
+    rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
+    k = rng.choice(len(law.log_weights), count, p=np.exp(law.log_weights))
+    part = jax.tree.map(np.asarray, law.components)
+    own = np.broadcast_to(part.variance.reshape(len(part.mean), -1), part.mean.shape)[k]
+    latent = rng.normal(size=(count, part.factor.shape[1]))
+    x = part.mean[k] + np.einsum("nr,nrd->nd", latent, part.factor[k]) + np.sqrt(own) * rng.normal(size=(count, D))
+    return jnp.asarray(x, jnp.float32)
 
 
 def test_several_noise_levels_of_one_observation():

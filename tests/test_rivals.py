@@ -1,6 +1,7 @@
 """The rivals and what compares them: ambient denoisers, redrawn samples, scores without clean data, warm starts."""
 
 import sys
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -10,14 +11,19 @@ import pytest
 from faults.command import command, refused
 from faults.harness import arguments
 
-from diffem_jax import ambient, metrics, stopping
+from diffem_jax import ambient, held_out, metrics, stopping
+from diffem_jax.config import default
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.data import ReconstructionStore
 from diffem_jax.denoisers import bind
+from diffem_jax.gaussians import Mixture, posterior_moments, sample_posterior
+from diffem_jax.linalg import Gaussian
+from diffem_jax.parallel import make_parallel
+from diffem_jax.problem import Problem
 from diffem_jax.redraw import not_finite, redraw
 from diffem_jax.samplers import ddim
 from diffem_jax.schedules import LOSS_WEIGHTS, Uniform, VarianceExploding, log_uniform_grid
-from diffem_jax.types import Observation, UserError, stream_key
+from diffem_jax.types import Observation, UserError, example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
 SCHEDULE = VarianceExploding(sigma_min=1e-3, sigma_max=10.0)
@@ -181,6 +187,52 @@ def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong()
         _score(fresh[:2], jax.tree.map(lambda a: a[:2], observed), corruption)
 
 
+@pytest.mark.parametrize("name", ["mask", "projection"])
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, parallel):
+    """In a Gaussian model with the exact posterior at hand: wider, narrower, prior and shifted draws all score worse."""
+    kinds = {"mask": PixelMask(shape=(5,), noise_std=0.1), "projection": Projection(shape=(5,), measurements=3)}
+    corruption, count = kinds[name], 1200
+    factor = jnp.array([[[1.0, 0.8, 0.6, -0.5, 0.2], [0.3, -0.5, 0.7, 0.9, -1.0]]])
+    law = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 5)), jnp.full((1, 5), 0.05), factor))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 2)) @ np.asarray(factor[0]) + 0.05**0.5 * rng.normal(size=(count, 5))
+    observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), count), jnp.asarray(x, jnp.float32))
+    config = default()
+    config.e_step.batch_size = 500
+    problem = Problem(
+        SimpleNamespace(config=config, corruption=corruption), jax.tree.map(np.asarray, observed), x, None
+    )
+    mapped = make_parallel(parallel)
+    measure = held_out.make(problem, mapped)
+
+    def step(key, how, observations, indices):
+        def one(k, o):
+            given, blind = jax.random.split(k)
+            draw, mean = sample_posterior(given, corruption, law, o), posterior_moments(corruption, law, o)[0]
+            free = sample_posterior(blind, corruption, law, o._replace(operator=jnp.zeros_like(o.operator)))
+            return how[0] * draw + (1 - how[0] - how[1]) * mean + how[1] * free + how[2]
+
+        return jax.vmap(one)(example_keys(key, indices), observations)
+
+    compiled = mapped.map_e_step(step)
+    found = {
+        how: measure(compiled, np.array(how, np.float32))
+        for how in ((1, 0, 0), (1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5))
+    }
+    exact = found.pop((1, 0, 0))
+    assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
+    for how, other in found.items():
+        assert other["held_out"] > exact["held_out"] + exact["held_out_se"], (how, other, exact)
+    assert measure(compiled, np.array((1, 0, 0), np.float32)) == exact
+
+
+def test_the_rule_of_held_out_measurements_needs_some_that_can_be_held_back(tmp_path):
+    flags = ["--config=digits:jpeg", "--config.stop.rule=held_out", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.stop.rule", "'held_out'", "use 'observation_score'")
+    assert not (tmp_path / "run").exists()
+
+
 def _rounds(*values):
     return [{"kind": "round", "round": i, "s": v} for i, v in enumerate(values)]
 
@@ -264,7 +316,7 @@ def test_fidelity_with_an_extractor_of_the_tests_own():
 # Through the command ---------------------------------------------------------------------------------------------------
 
 TINY = arguments(e_step__batch_size=100, eval__metrics="()")
-COMMON = ["--config.stop.patience=1", "--config.stop.rule=observation_score"]
+COMMON = ["--config.stop.patience=1", "--config.stop.rule=held_out", "--config.eval.metrics=('observation_score',)"]
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +332,9 @@ def earlier(tmp_path_factory):
 def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier):
     records = earlier.records()
     stop = next(r for r in records if r["kind"] == "stop")
-    scores = {r["round"]: r["observation_score"] for r in records if r["kind"] == "round" and r["round"]}
-    assert stop["picked"] == min(scores, key=scores.get) and stop["observation_score"] == min(scores.values())
+    scores = {r["round"]: r["held_out"] for r in records if r["kind"] == "round" and r["round"]}
+    assert stop["picked"] == min(scores, key=scores.get) and stop["held_out"] == min(scores.values())
+    assert all(r["held_out_se"] > 0 and r["observation_score_se"] > 0 for r in records if r["kind"] == "round")
     assert stop["picked"] in ReconstructionStore(earlier.reconstructions).rounds()
     assert all(r["redrawn"] == 0 for r in records if r["kind"] == "round")
     assert (earlier.samples / "spread.png").stat().st_size > 1000
@@ -297,7 +350,7 @@ def test_any_round_is_measured_with_errors_and_counts(earlier):
     assert ended.code == 0, ended
     record = [r for r in earlier.records() if r["kind"] == "evaluation"][-1]
     assert record["round"] == 1
-    for name in ("psnr", "coverage_90", "tarp_90", "crps", "posterior_spread", "observation_score"):
+    for name in ("psnr", "coverage_90", "tarp_90", "crps", "posterior_spread", "observation_score", "held_out"):
         assert record[f"{name}_se"] > 0 and record[f"{name}_samples"] > 1 and np.isfinite(record[name])
     for name in ("sliced_wasserstein_unpaired", "frechet_unpaired", "kid", "features_precision"):
         assert record[f"{name}_samples"] >= 100 and np.isfinite(record[name])

@@ -110,6 +110,13 @@ class FourierMask(_CartesianFourier, Spectral):
         """Where the mask is positive, of the shape of y."""
         return jnp.broadcast_to(operator, self.y_shape) > 0
 
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its measured lines hidden as well, and where those are, of the shape of y."""
+        hidden = jax.random.bernoulli(key, share, (self.spatial[-1], 1))
+        operator = jnp.where(hidden, jnp.zeros_like(observation.operator), observation.operator)
+        left = self.observed(operator)
+        return Observation(jnp.where(left, observation.y, 0.0), operator), self.observed(observation.operator) & ~left
+
     def forward(self, x: Array, operator: Array) -> Array:
         """The measured m * F x."""
         return jnp.where(self.observed(operator), to_real(self._spectrum(self._image(x))), 0.0)

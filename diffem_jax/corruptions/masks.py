@@ -105,6 +105,13 @@ def _laplace(x: Array) -> Array:
     return out
 
 
+def _hide(mask: Mask, observation: Observation, hidden: Array) -> tuple[Observation, Array]:
+    """The observation without what is hidden, and which of its entries that took."""
+    operator = jnp.where(hidden, jnp.zeros_like(observation.operator), observation.operator)
+    left = Observation(mask.forward(observation.y, operator), operator)
+    return left, mask.observed(observation.operator) & ~mask.observed(operator)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelMask(Mask):
     """Every pixel is erased with probability ``rate``, independently.
@@ -128,6 +135,10 @@ class PixelMask(Mask):
     def draw_operator(self, key: Key) -> Array:
         """One mask: 1 with probability 1 - rate."""
         return jax.random.bernoulli(key, 1.0 - self.rate, self.mask_shape).astype(jnp.float32)
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its seen pixels hidden as well, and where those are, of the shape of y."""
+        return _hide(self, observation, jax.random.bernoulli(key, share, self.mask_shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +174,10 @@ class GroupMask(Mask):
         sizes = self.groups or (1,) * self.shape[-1]
         seen = jax.random.bernoulli(key, 1.0 - self.rate, (*self.shape[:-1], len(sizes)))
         return jnp.repeat(seen.astype(jnp.float32), np.asarray(sizes), axis=-1, total_repeat_length=self.shape[-1])
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its seen groups hidden as well, and where those are."""
+        return _hide(self, observation, dataclasses.replace(self, rate=1.0 - share).draw_operator(key) > 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,20 @@ class VaryingNoise(Linear):
         return lambda operator, v: of.gram_diagonal(operator[0], v)
 
     @property
+    def hold_out(self) -> Any:
+        """(key, observation, share) -> what A holds back, there only where A can."""
+        of: Any = self.of
+        if not hasattr(of, "hold_out"):
+            raise AttributeError("hold_out")
+
+        def hold_out(key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+            operator, std = observation.operator
+            left, held = of.hold_out(key, Observation(observation.y, operator), share)
+            return Observation(left.y, (left.operator, std)), held
+
+        return hold_out
+
+    @property
     def _unit(self) -> Any:
         """A with noise of standard deviation 1: A v A^T + s^2 I is s^2 times its gram matrix for v / s^2."""
         return dataclasses.replace(self.of, noise_std=1.0)

@@ -54,6 +54,14 @@ class Projection(Linear):
         """The log det of the M x M matrix."""
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(self._gram_matrix(operator, v)))))
 
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation without a share of its rows, at least one, and which those are: [M]."""
+        count = max(1, round(share * self.measurements))
+        _, at = jax.lax.top_k(jax.random.uniform(key, (self.measurements,)), count)
+        held = jnp.zeros(self.measurements, bool).at[at].set(True)
+        y, operator = observation
+        return Observation(jnp.where(held, 0.0, y), jnp.where(held[:, None], 0.0, operator)), held
+
     def null_operator(self) -> Array:
         """A = 0."""
         return jnp.zeros((self.measurements, self.size))

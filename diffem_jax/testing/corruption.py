@@ -20,7 +20,7 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
 
     Checked are: hashing and equality; shapes, ``jit`` and ``vmap``; determinism, and different operators for different
     keys (unless ``corruption.random_operator`` is False); mean and variance of y, and the independence of the noise of
-    neighbouring entries; that neither hidden entries of x nor unmeasured entries of y, replaced by NaN, change
+    neighbouring entries; what ``hold_out`` takes, where there is one; that neither hidden entries of x nor unmeasured entries of y, replaced by NaN, change
     anything; the condition's spatial shape. For linear ones: adjointness, ``solve_gram`` and ``log_det_gram`` against
     dense matrices, and that the null operator observes nothing.
 
@@ -38,11 +38,33 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(corruption.shape, np.float32).clip(-1.95, 1.95)
     observation = _check_draws(corruption, x, jax.random.key(seed), samples)
+    if hasattr(corruption, "hold_out"):
+        _check_hold_out(corruption, x, observation, jax.random.key(seed))
     if not _is_linear(corruption):
         return
     _check_linear(corruption, observation.operator, rng)
     if observation.y.size <= dense_limit:
         _check_dense(corruption, observation.operator, rng)
+
+
+def _check_hold_out(corruption: Any, x: np.ndarray, observation: Observation, key: jax.Array) -> None:
+    """What is held back was measured, is not in what is left, and the rest is as it was."""
+    taken = 0
+    for one in jax.random.split(key, 16):
+        left, held = jax.jit(corruption.hold_out, static_argnums=2)(one, observation, 0.3)
+        seen = np.broadcast_to(np.asarray(corruption.observed(observation.operator)), observation.y.shape)
+        held = np.asarray(held)
+        require(held.shape == seen.shape and not (held & ~seen).any(), "hold_out must hold back what was measured")
+        require(not np.asarray(left.y)[held].any(), "what hold_out holds back must be 0 in the y that is left")
+        spoiled = observation._replace(y=jnp.where(held, jnp.nan, observation.y))
+        again, _ = corruption.hold_out(jax.random.clone(one), spoiled, 0.3)
+        require(_equal(again, left), "what is left must not depend on what is held back")
+        kept = np.where(held, 0.0, corruption.forward(x, observation.operator))
+        require(
+            np.allclose(corruption.forward(x, left.operator), kept, atol=1e-5), "the operator left must be the rest"
+        )
+        taken += int(held.sum())
+    require(taken > 0, "hold_out never holds anything back")
 
 
 def _is_linear(corruption: Any) -> bool:
