@@ -1,7 +1,7 @@
 # %% [markdown]
 # # TPU and several devices: the CIFAR-10 config
 #
-# `cifar10:mask75` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 58 million
+# `cifar10:mask75` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 57 million
 # parameters, 21 rounds of 50,000 updates. The same cells run it on a TPU or GPU runtime (Runtime, Change runtime type), and on
 # a CPU a shrunken config on two pretended devices, so that every step below can be seen at work anywhere.
 #
@@ -73,7 +73,7 @@ if ACCELERATOR:
 # | `e_step.batch_size`, `m_step.batch_size` | over *all* devices, and a multiple of their number; larger E-step batches fill a TPU |
 # | `parallel` | `pmap` or `jit`: the same numbers to round-off; use the faster one |
 # | `m_step.updates_per_dispatch` | updates in one call: more hides the host, fewer answer sooner |
-# | `network.dtype`, `network.remat` | from Python: `jnp.bfloat16` halves the activations, `remat` recomputes them |
+# | `network.dtype`, `network.remat` | `bfloat16` halves the activations, `remat` recomputes them |
 # | `m_step.accumulate` | splits a batch that does not fit |
 # | `denoiser.preconditioning` | `posterior` instead of the published `edm`: with it y is met from the first round on |
 # | `checkpoint.every_steps` | runtimes are taken away; the same command goes on to the same bits |

@@ -27,11 +27,16 @@ class Engine(NamedTuple):
 def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
     """Builds and maps the E-step and the M-step."""
     config, m = setup.config, setup.config.m_step
-    for field, size in (("e_step.batch_size", config.e_step.batch_size), ("m_step.batch_size", m.batch_size)):
-        if size % (parallel.num_devices * (m.accumulate if field[0] == "m" else 1)):
-            raise UserError(
-                f"config.{field}: {size}; expected a multiple of the number of devices, {parallel.num_devices}"
-            )
+    devices = parallel.num_devices
+    if config.e_step.batch_size % devices:
+        raise UserError(
+            f"config.e_step.batch_size: {config.e_step.batch_size}; expected a multiple of the number of devices, {devices}"
+        )
+    if m.batch_size % (devices * m.accumulate):
+        times = f" times m_step.accumulate, {devices} x {m.accumulate}" if m.accumulate > 1 else f", {devices}"
+        raise UserError(
+            f"config.m_step.batch_size: {m.batch_size}; expected a multiple of the number of devices{times}"
+        )
     model = make_model(setup, start)
     # Ambient Diffusion's loss draws its noise in its own way.
     law = make_time_law(config, setup.schedule)

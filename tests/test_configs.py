@@ -12,12 +12,14 @@ from ml_collections import ConfigDict
 from diffem_jax import em
 from diffem_jax.build import draws_from_data, edm, make_loss, make_model, make_setup
 from diffem_jax.config import CHOICES, validate
+from diffem_jax.engine import make_engine
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
+from diffem_jax.parallel import make_parallel
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.samplers import SAMPLERS
 from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
-from diffem_jax.types import stream_key
+from diffem_jax.types import UserError, stream_key
 
 VARIANTS = {
     "digits": ("mask50", "mask75", "projection", "jpeg", "phase", "paper", "mask75_paper"),
@@ -102,6 +104,18 @@ def test_config_is_valid_and_its_parts_fit_at_full_size(name, variant):
     assert jax.tree.leaves(params)
     observation = jax.eval_shape(setup.corruption.sample, stream_key(0, "test"), jnp.zeros(setup.shape))
     assert jax.tree.leaves(observation)
+
+
+@pytest.mark.parametrize(
+    ("section", "size", "accumulate", "told"),
+    [("e_step", 301, 1, "devices, 2"), ("m_step", 255, 1, "devices, 2"), ("m_step", 256, 256, "accumulate, 2 x 256")],
+)
+def test_a_batch_that_the_devices_do_not_divide_is_refused(section, size, accumulate, told):
+    config = load("digits", "mask50")
+    config[section].batch_size, config.m_step.accumulate = size, accumulate
+    setup = make_setup(config, (8, 8, 1))
+    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}$"):
+        make_engine(setup, make_parallel("jit")._replace(num_devices=2), standard_normal(setup.shape))
 
 
 @pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
