@@ -19,7 +19,7 @@ BASE = (
     "--config=digits",
     *fields(
         rounds=3,
-        m_step__steps=600,
+        m_step__steps=300,
         m_step__batch_size=256,
         network__features="(256,256,256)",
         eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired','observation_score')",

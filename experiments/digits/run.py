@@ -12,7 +12,7 @@ BASE = (
     "--config=digits",
     *fields(
         rounds=3,
-        m_step__steps=1000,
+        m_step__steps=600,
         m_step__batch_size=256,
         e_step__steps=32,
         network__features="(256,256,256)",

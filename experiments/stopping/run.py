@@ -15,7 +15,7 @@ from experiments import common, figures
 from experiments.common import Job, Row, fields
 
 NAME = "stopping"
-RULES = ("observation_score", "observation_distance")
+RULES = ("held_out", "observation_score", "observation_distance")
 
 
 def jobs(quick: bool) -> list[Job]:
@@ -23,17 +23,17 @@ def jobs(quick: bool) -> list[Job]:
         return fields(rounds=rounds, stop__rule=RULES[0], stop__patience=rounds)
 
     small = fields(m_step__batch_size=256, network__features="(256,256,256)", m_step__steps=100 if quick else 400)
-    digits = ("--config=digits", *small, *rule(4 if quick else 16), *_metrics("'psnr'", "'sliced_wasserstein'"))
+    digits = ("--config=digits", *small, *rule(4 if quick else 12), *_metrics("'psnr'", "'sliced_wasserstein'"))
     eager = fields(denoiser__preconditioning="edm", m_step__learning_rate=2e-3)
     patches = (
         "--config=patches:mask50",
-        *fields(data__num_examples=1024, start__num_examples=1024, start__rank=32, m_step__steps=40 if quick else 150),
+        *fields(data__num_examples=1024, start__num_examples=1024, start__rank=32, m_step__steps=40 if quick else 100),
         *fields(m_step__batch_size=32, m_step__augment="()", e_step__steps=8, e_step__batch_size=256),
         *fields(network__channels="(16,32)", eval__num_examples=1024),
-        *rule(2 if quick else 8),
+        *rule(2 if quick else 6),
         *_metrics("'psnr'", "'sliced_wasserstein'"),
     )
-    manifold = ("--config=manifold", *rule(3 if quick else 10), *_metrics("'sinkhorn'", "'sliced_wasserstein'"))
+    manifold = ("--config=manifold", *rule(3 if quick else 8), *_metrics("'sinkhorn'", "'sliced_wasserstein'"))
     # Too little training a round: the draws of an under-fitted network drift away from a good start.
     starved = (*manifold, *fields(start__name="mixture", start__components=32, start__rank=1, start__num_examples=4096))
     return [
@@ -51,7 +51,7 @@ def jobs(quick: bool) -> list[Job]:
 
 
 def _metrics(*names: str) -> tuple[str, ...]:
-    return fields(eval__metrics=f"({','.join(names)},'observation_distance')")
+    return fields(eval__metrics=f"({','.join(names)},'observation_score','observation_distance')")
 
 
 def hidden(row: Row) -> Callable[[Row], float]:
