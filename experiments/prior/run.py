@@ -2,7 +2,8 @@
 
     python -m experiments.prior.run [--seeds=3] [--quick] [--only=digits]
 
-'second training' is the published way (config.prior.steps); 'one network' drops the observation with a probability in
+'second training' is the published way (config.prior.steps), 'second training from the start' has the fitted start as base
+(config.prior.base) and goes on from the same rounds; 'one network' drops the observation with a probability in
 the M-step (config.m_step.condition_dropout) and needs nothing else. Both train the same number of updates a round on the
 same data; draws of p(x) are compared with the hidden truths, and draws of p(x | y), also guided, with their own truth.
 """
@@ -10,6 +11,7 @@ same data; draws of p(x) are compared with the hidden truths, and draws of p(x |
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -35,7 +37,7 @@ from experiments import common
 from experiments.common import Job, Row, fields
 
 NAME = "prior"
-SECOND, DROPOUTS = "second training", (0.1,)
+SECOND, FROM_START, DROPOUTS = "second training", "second training from the start", (0.1,)
 GUIDANCE = (1.0, 1.5, 2.0)
 DRAWS = {"digits": 1797, "patches": 512}
 BASES = {
@@ -53,14 +55,16 @@ BASES = {
         *fields(
             rounds=1,
             data__num_examples=2048,
-            start__num_examples=1024,
-            m_step__steps=150,
+            start__num_examples=2048,
+            network__channels="(16,32)",
+            m_step__steps=500,
+            m_step__batch_size=32,
             e_step__batch_size=256,
             eval__num_examples=512,
         ),
     ),
 }
-PRIOR_STEPS = {"digits": 1000, "patches": 150}
+PRIOR_STEPS = {"digits": 1500, "patches": 500}
 SEEDS = {"digits": 10, "patches": 1}
 """The most seeds of a set: patches take minutes each."""
 QUICK = {
@@ -81,6 +85,7 @@ def jobs(quick: bool) -> list[Job]:
         flags = (*base, *(QUICK[group] if quick else ()))
         steps = (QUICK_PRIOR if quick else PRIOR_STEPS)[group]
         out.append(Job(SECOND, (*flags, *fields(prior__steps=steps)), group, evaluate=False))
+        out.append(Job(FROM_START, (*flags, *fields(prior__steps=steps, prior__base="start")), group, evaluate=False))
         out += [
             Job(dropout_name(rate), (*flags, *fields(m_step__condition_dropout=rate)), group, evaluate=False)
             for rate in DROPOUTS
@@ -177,7 +182,7 @@ def measure(job: Job, work: Path, seed: int, shown: dict[str, np.ndarray]) -> li
 
 
 def _weights(job: Job) -> tuple[float, ...]:
-    return (1.0,) if job.method == SECOND else GUIDANCE
+    return GUIDANCE if job.method.startswith("one") else (1.0,)
 
 
 def _of_start(start: Mixture, count: int, seed: int) -> np.ndarray:
@@ -247,6 +252,14 @@ def figure(shown: dict[str, np.ndarray], path: Path) -> None:
     plot.savefig(path, dpi=110)
 
 
+def _share_rounds(jobs: list[Job], work: Path, seed: int) -> None:
+    """Gives the training from the start the rounds of the published way, whose prior it then trains anew."""
+    folders = {job.method: job.folder(work, seed) for job in jobs}
+    source, target = folders.get(SECOND), folders.get(FROM_START)
+    if source and target and (source / "trained.json").exists() and not target.exists():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("trained.json"))
+
+
 def main() -> None:
     options = common.arguments(__doc__ or "")
     wanted = [job for job in jobs(options.quick) if options.only in f"{job.group}/{job.method}"]
@@ -254,7 +267,11 @@ def main() -> None:
     seeds = options.seeds
     for group in BASES:
         options.seeds = min(seeds, SEEDS[group])
-        common.run_jobs(NAME, [job for job in wanted if job.group == group], options)
+        mine = [job for job in wanted if job.group == group]
+        common.run_jobs(NAME, [job for job in mine if job.method == SECOND], options)
+        for seed in range(options.seeds):
+            _share_rounds(mine, work, seed)
+        common.run_jobs(NAME, mine, options)
     shown: dict[str, np.ndarray] = {}
     found = []
     for job in wanted:
