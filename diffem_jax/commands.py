@@ -250,7 +250,7 @@ def sample(
     if observations is not None:
         problem, x = draw.posterior_draws(folder, observations, num_samples, seed, round)
     else:
-        x = draw.prior_draws(folder, num_samples, seed)
+        x = draw.prior_draws(folder, num_samples, seed, round)
     image = draw.write_draws(target, x, problem)
     _say(
         f"wrote {target}: x of shape {x.shape}"

@@ -9,6 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffem_jax.posteriors import COVARIANCES, POSTERIORS
+from diffem_jax.schedules import LOSS_WEIGHTS, SCHEDULES, TIME_GRIDS, TIME_LAWS
+from diffem_jax.starts import STARTS
 from diffem_jax.types import UserError
 
 
@@ -28,7 +31,7 @@ def default() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = "digits"  # a source of diffem_jax.data, 'tfds:<name>', 'folder', 'arrays' or 'observations'
     c.data.path = ""  # file or folder of the last three
-    c.data.split = "train"  # train, test (the held-out examples) or all; of a tfds set any of its splits
+    c.data.split = "train"  # train, test (held out) or all; of a tfds set any of its splits, or several: a+b
     c.data.num_examples = 0  # 0 takes all
     c.data.shape = ()  # shape of x: of crops and resized images, or of own data whose y has another shape
     c.data.crop = 0  # side of the centre square cut before resizing; 0 is the largest
@@ -152,20 +155,20 @@ PLUGGABLE = ("method", "schedule.name", "start.name")
 """Fields with choices that also take 'module:name'; a section named so may have further fields."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("diffem", "em_mmps", "em_pigdm", "em_dps", "ambient", "oracle"),
+    "method": ("diffem", *(f"em_{name}" for name in POSTERIORS), "ambient", "oracle"),
     "parallel": ("pmap", "jit"),
     "denoiser.preconditioning": ("posterior", "edm"),
     "denoiser.base": ("start", "start_moments", "isotropic"),
-    "schedule.name": ("ve", "vp", "rectified_flow"),
-    "start.name": ("gaussian", "mixture"),
-    "e_step.time_grid": ("log_uniform", "karras"),
+    "schedule.name": tuple(SCHEDULES),
+    "start.name": tuple(STARTS),
+    "e_step.time_grid": tuple(TIME_GRIDS),
     "m_step.learning_rate_schedule": ("constant", "linear", "cosine"),
     "m_step.optimizer": ("adam", "adamw", "sgd"),
     "m_step.carry": ("all", "params", "nothing"),
-    "m_step.time_law": ("uniform", "beta", "log_normal"),
-    "m_step.loss_weight": ("snr", "min_snr", "base"),
+    "m_step.time_law": tuple(TIME_LAWS),
+    "m_step.loss_weight": (*LOSS_WEIGHTS, "base"),
     "m_step.operators": ("law", "data"),
-    "mmps.covariance": ("jacobian", "cov_x", "cov_t", "zeros"),
+    "mmps.covariance": tuple(COVARIANCES),
     "ambient.reconstruction": ("dps", "restoration"),
     "prior.base": ("none", "start"),
     "start.take": ("reconstructions", "parameters", "both"),

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from diffem_jax import ambient, checkpoints, denoisers, em, plots
-from diffem_jax.build import Setup, make_sampler
+from diffem_jax.build import Setup
 from diffem_jax.engine import make_engine
 from diffem_jax.evaluate import shown_observations
 from diffem_jax.parallel import Parallel, make_parallel
+from diffem_jax.parts import make_sampler
 from diffem_jax.prior import load_prior
 from diffem_jax.problem import Problem, load_own, rows, stored_config
 from diffem_jax.progress import Progress
@@ -70,15 +71,16 @@ def round_step(workdir: Workdir, setup: Setup, parallel: Parallel, number: int) 
     return make_engine(setup, parallel, start).e_step, state["ema_params"]
 
 
-def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0) -> np.ndarray:
-    """num_samples draws of p(x), [num_samples, *X].
+def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0, round: int | None = None) -> np.ndarray:
+    """num_samples draws of p(x), [num_samples, *X]; where the run trained no prior of its own, by a round's network.
 
     Raises:
         UserError: the run has no prior.
     """
     config = stored_config(workdir)
-    setup, denoiser, params = load_prior(workdir, config)
-    return draws_of_prior(setup, denoiser, params, (workdir.prior / "final").exists(), num_samples, seed)
+    own = (workdir.prior / "final").exists()
+    setup, denoiser, params = load_prior(workdir, config, 0 if own else chosen_round(workdir, round))
+    return draws_of_prior(setup, denoiser, params, own, num_samples, seed)
 
 
 def draws_of_prior(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax import samplers, starts
-from diffem_jax.build import Model, Setup, lookup
+from diffem_jax.build import Model, Setup
+from diffem_jax.parts import lookup
 from diffem_jax.types import Key, UserError, stream_key
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, em
-from diffem_jax.build import Setup, edm, is_unconditional, make_model, make_setup
+from diffem_jax.build import Setup, draws_prior, make_model, make_setup, prior_denoiser
 from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
 from diffem_jax.data.npz import read_arrays
@@ -113,11 +113,10 @@ class Pretrained:
         """
         own = "prior" in self._parts
         if own:
-            denoiser, params = edm(self.setup, None), self._parts["prior"]
+            denoiser, params = prior_denoiser(self.setup, self._start), self._parts["prior"]
         else:
             denoiser, params = make_model(self.setup, self._start).denoiser, self._parts["posterior"]
-            c = self.config
-            if not (is_unconditional(c) or c.method == "ambient" or c.m_step.condition_dropout > 0):
+            if not draws_prior(self.config):
                 raise UserError(
                     "this model has no prior; expected one trained with config.prior.steps > 0 or "
                     "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"

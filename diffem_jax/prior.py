@@ -10,22 +10,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffem_jax import bases, checkpoints, em
-from diffem_jax.build import (
-    Setup,
-    edm,
-    is_unconditional,
-    make_loss,
-    make_model,
-    make_optimizer,
-    make_setup,
-    make_time_law,
-)
+from diffem_jax import checkpoints, em
+from diffem_jax.build import Setup, draws_prior, make_loss, make_model, make_setup, prior_denoiser
 from diffem_jax.config import flatten
 from diffem_jax.data import ReconstructionStore, index_stream
-from diffem_jax.denoisers import Denoiser, drawn_noise
+from diffem_jax.denoisers import Denoiser
+from diffem_jax.engine import make_m_step
 from diffem_jax.guards import PRIOR
 from diffem_jax.parallel import barrier, make_parallel
+from diffem_jax.parts import make_optimizer
 from diffem_jax.round_zero import load_start
 from diffem_jax.stopping import picked_round
 from diffem_jax.types import EMState, UserError, stream_key
@@ -76,15 +69,8 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
     reader = store.round(number).open()
     began = time.monotonic()
     parallel = make_parallel(config.parallel)
-    denoiser = _denoiser(setup, workdir)
+    denoiser = prior_denoiser(setup, load_start(workdir))
     optimizer = make_optimizer(config.m_step, config.prior.steps)
-    m_step = em.make_m_step(
-        make_loss(setup, denoiser, None),
-        optimizer,
-        ema_decay=config.m_step.ema_decay,
-        mean=parallel.mean,
-        noise=drawn_noise(setup.schedule, make_time_law(config, setup.schedule), config.m_step.noise_levels),
-    )
     state, course = em.make_state(denoiser.init(stream_key(config.seed, "prior_init")), optimizer), Course()
     if current and path is not None:
         course = Course(found["done"], found["loss_sum"], found["loss_count"])
@@ -108,7 +94,7 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
         ),
         batch_size=config.m_step.batch_size,
         every=config.checkpoint.every_steps,
-        m_step=parallel.map_m_step(m_step),
+        m_step=make_m_step(setup, parallel, make_loss(setup, denoiser, None), optimizer),
         read=reader.rows,
         attach=lambda drawn, mine: drawn,
         batches=index_stream(config.seed, 2**31, len(reader), config.m_step.batch_size, course.done),
@@ -134,15 +120,8 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     return {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **m_step}
 
 
-def _denoiser(setup: Setup, workdir: Workdir) -> Denoiser:
-    """As published, or by ``prior.base`` 'start' the one that begins as the run's fitted start."""
-    if setup.config.prior.base == "start":
-        return bases.start_denoiser(setup.network, setup.schedule, setup.shape, load_start(workdir))
-    return edm(setup, None)
-
-
-def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, Any]:
-    """The prior of a run: the unconditional network, or the conditional one where it was trained with condition dropout.
+def load_prior(workdir: Workdir, config: ConfigDict, number: int) -> tuple[Setup, Denoiser, Any]:
+    """The prior of a run: the one of its own, or that of a round's network where this one draws without an observation too.
 
     Raises:
         UserError: the run has neither.
@@ -150,10 +129,10 @@ def load_prior(workdir: Workdir, config: ConfigDict) -> tuple[Setup, Denoiser, A
     setup = make_setup(config, tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"]))
     path = workdir.prior / "final"
     if path.exists():
-        return setup, _denoiser(setup, workdir), checkpoints.load(path)["ema_params"]
-    if is_unconditional(config) or config.method == "ambient" or config.m_step.condition_dropout > 0:
+        return setup, prior_denoiser(setup, load_start(workdir)), checkpoints.load(path)["ema_params"]
+    if number and draws_prior(config):
         model = make_model(setup, load_start(workdir))
-        return setup, model.denoiser, checkpoints.load(workdir.last_round())["ema_params"]
+        return setup, model.denoiser, checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
     raise UserError(
         f"{workdir.root}: this run has no prior; expected config.prior.steps > 0 or config.m_step.condition_dropout > 0 in "
         "training (run the training command again with --config.prior.steps=2000), or give --observations for posterior draws"

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import checkpoints, starts
-from diffem_jax.build import Setup, is_linear, lookup
+from diffem_jax.build import Setup, is_linear
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
+from diffem_jax.parts import lookup
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.types import Observation, UserError, stream_key

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.types import Key, Schedule
+from diffem_jax.types import Key, Schedule, TimeLaw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class LogNormal:
         return jnp.clip(self.schedule.time(sigma), 0.0, 1.0)  # type: ignore[attr-defined]
 
 
-TIME_LAWS: dict[str, Callable[..., object]] = {"uniform": Uniform, "beta": BetaMixture, "log_normal": LogNormal}
+TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {"uniform": Uniform, "beta": BetaMixture, "log_normal": LogNormal}
 
 
 def snr_weight(sigma: Array, data_std: float) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffem_jax import metrics
-from diffem_jax.build import lookup
+from diffem_jax.parts import lookup
 from diffem_jax.problem import Problem
 from diffem_jax.types import UserError, stream_key
 

@@ -17,12 +17,12 @@ import jax
 from ml_collections import ConfigDict
 
 from diffem_jax import announce, checkpoints, plugged, prior, warm
-from diffem_jax.build import make_optimizer, make_sampler
 from diffem_jax.data.files import check_memory
 from diffem_jax.engine import make_engine
 from diffem_jax.evaluate import make_measures
 from diffem_jax.guards import NonFinite, Preempted
 from diffem_jax.parallel import barrier, make_parallel, process_index
+from diffem_jax.parts import make_optimizer, make_sampler
 from diffem_jax.problem import Problem, load_problem
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.rounds import Run

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffem_jax.build import lookup
 from diffem_jax.checkpoints import write_atomically
 from diffem_jax.config import flatten
+from diffem_jax.parts import lookup
 from diffem_jax.types import UserError
 from diffem_jax.workdir import Workdir
 

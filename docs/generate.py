@@ -96,7 +96,7 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-GIVEN = ("shape", "parent", "name", "native_gradient", "diagonal_gram")
+GIVEN = ("shape", "parent", "name", "native_gradient")
 """Fields of classes that are no fields of a config: the data or the program sets them, or Python alone can."""
 
 

@@ -25,7 +25,8 @@ LAYERS = [
         "redraw",
         "guards",
     },
-    {"build", "workdir"},
+    {"parts", "workdir"},
+    {"build"},
     {"problem"},
     {
         "evaluate",

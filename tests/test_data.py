@@ -440,7 +440,7 @@ def test_every_observation_may_have_its_own_noise(tmp_path):
 
 
 def test_a_range_of_noise_in_the_config_wraps_the_corruption():
-    from diffem_jax.build import make_corruption
+    from diffem_jax.parts import make_corruption
 
     section = {"name": "pixel_mask", "rate": 0.3, "noise_std": 0.01, "noise_std_max": 0.0}
     assert make_corruption("corruption", section, SHAPE) == PixelMask(shape=SHAPE, rate=0.3)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffem_jax.build import make_model, make_network, make_setup
+from diffem_jax.build import make_model, make_setup
 from diffem_jax.networks import MLP, NETWORKS, ResBlock, UNet, convolve, parameter_count, sinusoidal_embedding
+from diffem_jax.parts import make_network
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.types import UserError
 

@@ -15,6 +15,7 @@ from faults.harness import arguments
 import diffem_jax as dx
 from diffem_jax import data, metrics, pretrained
 from diffem_jax.draw import posterior_draws
+from diffem_jax.gaussians import mixture_posterior_mean
 from diffem_jax.workdir import Workdir
 
 DIGITS = pretrained.SHIPPED / "digits"
@@ -64,6 +65,21 @@ def test_the_shipped_prior_draws_digits(model):
     }
     assert x.shape == (200, 8, 8, 1) and distance["x"] < distance["n"] / 4
     np.testing.assert_allclose(model.prior_draws(3), model.prior_draws(3), atol=0)
+
+
+def test_a_prior_that_began_as_the_start_is_loaded_as_one(model, monkeypatch):
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.prior.base = "start"
+    fresh = pretrained.prior_denoiser(model.setup._replace(config=config), model._start).init(jax.random.key(0))
+    mine = pretrained.Pretrained(config, {**model._parts, "prior": fresh})
+    monkeypatch.setattr(pretrained, "draws_of_prior", lambda setup, denoiser, params, *rest, **more: (denoiser, params))
+    denoiser, params = mine.prior_draws()
+    x, t = jax.random.normal(jax.random.key(1), model.shape), np.float32(0.6)
+    # A fresh network's last layer is zero.
+    _, sigma = model.setup.schedule(t)
+    expected = mixture_posterior_mean(None, model._start, x, np.ones((), np.float32), sigma, None)
+    np.testing.assert_allclose(denoiser.apply(params, x, t, None, 0.0, None), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from faults.command import command, refused
 from faults.harness import arguments
 
-from diffem_jax import ambient, held_out, metrics, stopping
+from diffem_jax import ambient, checkpoints, draw, held_out, metrics, stopping
 from diffem_jax.config import default
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.data import ReconstructionStore
@@ -342,6 +342,20 @@ def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier)
 
 def test_a_round_that_is_not_there_is_refused(earlier):
     refused(command("--mode=evaluate", f"--workdir={earlier.root}", "--round=7"), "--round", "choose one of [0, 1, 2]")
+
+
+def test_a_prior_by_the_posteriors_network_is_that_of_the_chosen_round(earlier, monkeypatch):
+    monkeypatch.setattr("diffem_jax.prior.draws_prior", lambda config: True)
+    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, denoiser, params, *rest: params)
+    picked = stopping.picked_round(earlier.records())
+    with jax.numpy_dtype_promotion("standard"):
+        found = {number: draw.prior_draws(earlier, 1, round=number) for number in (None, 1, 2)}
+    for number, params in found.items():
+        expected = checkpoints.load(earlier.round_checkpoint(number or picked))["ema_params"]
+        assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(expected)))
+    assert not all(map(np.array_equal, jax.tree.leaves(found[1]), jax.tree.leaves(found[2])))
+    with pytest.raises(UserError, match="no prior"):
+        draw.prior_draws(earlier, 1, round=0)
 
 
 @pytest.mark.slow

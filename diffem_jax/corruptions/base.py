@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -99,13 +98,7 @@ class Linear(AdditiveNoise):
 
     Both are right for any linear ``forward``; a family with a closed form overrides them. Entries of y that are not
     observed take no part: solutions are 0 there, and they add nothing to the log-determinant.
-
-    Attributes:
-        diagonal_gram: whether ``solve_gram`` has a closed form for a v of ``shape`` too, not for a scalar v alone. The
-            starts then fit a variance for every coordinate.
     """
-
-    diagonal_gram: ClassVar[bool] = False
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """A^T y."""
@@ -149,8 +142,6 @@ class DiagonalGram(Linear):
 
     A subclass writes ``gram_diagonal``.
     """
-
-    diagonal_gram: ClassVar[bool] = True
 
     def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
         """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``."""

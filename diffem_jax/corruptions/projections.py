@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,6 @@ class Projection(Linear):
     Source: the manifold experiment of Rozet et al. 2024, arXiv 2405.13712, appendix, and of Hosseintabar et al.
     2025, arXiv 2510.12691, section 4.1 (M = 2, D = 5).
     """
-
-    diagonal_gram: ClassVar[bool] = True
 
     measurements: int = 2
 
