@@ -152,17 +152,22 @@ def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
 
 
 def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
-    """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round)."""
+    """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round), anew in each round."""
     peak, end = m_step.learning_rate, m_step.learning_rate_end
     body = max(1, steps - m_step.warmup_steps)
-    rate: optax.Schedule = {
+    course: optax.Schedule = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, end, body),
         "cosine": lambda: optax.cosine_decay_schedule(peak, body, alpha=min(1.0, end / peak)),
     }[m_step.learning_rate_schedule]()
     if m_step.warmup_steps:
         ramp = optax.linear_schedule(0.0, peak, m_step.warmup_steps)
-        rate = optax.join_schedules([ramp, rate], [m_step.warmup_steps])
+        course = optax.join_schedules([ramp, course], [m_step.warmup_steps])
+
+    def rate(count: Any) -> Any:
+        # An optimiser that is carried over (m_step.carry 'all') counts on through the rounds.
+        return course(count % steps)
+
     optimizer = {
         "adam": lambda: optax.adam(rate),
         "adamw": lambda: optax.adamw(rate, weight_decay=m_step.weight_decay),

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build import draws_from_data, edm, make_loss, make_model, make_setup
-from diffem_jax.config import CHOICES, validate
+from diffem_jax.config import CHOICES, default, validate
 from diffem_jax.engine import make_engine
 from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
 from diffem_jax.parallel import make_parallel
+from diffem_jax.parts import make_optimizer
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.samplers import SAMPLERS
 from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
@@ -116,6 +117,20 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(section, size, accumu
     setup = make_setup(config, (8, 8, 1))
     with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}$"):
         make_engine(setup, make_parallel("jit")._replace(num_devices=2), standard_normal(setup.shape))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
+    """Also where the optimiser is carried over, whose count goes on."""
+    m_step = default().m_step
+    m_step.optimizer, m_step.learning_rate_schedule, m_step.warmup_steps = "sgd", schedule, 1
+    optimizer = make_optimizer(m_step, 5)
+    state, rates = optimizer.init(jnp.zeros(())), []
+    for _ in range(10):
+        update, state = optimizer.update(jnp.ones(()), state)
+        rates.append(-float(update))
+    assert rates[5:] == rates[:5] and rates[0] == 0 and rates[1] == pytest.approx(m_step.learning_rate)
+    assert rates[4] < rates[1] or schedule == "constant"
 
 
 @pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
