@@ -188,14 +188,13 @@ def _ambient_model(setup: Setup) -> Model:
 
 
 def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
-    if ":" in config.method:
-        return {}
+    """What the config tells a transform; nothing to one that has no section of its own."""
+    if config.method == "em_mmps":
+        moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
+        return {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
     if config.method == "em_dps":
         return {"step": config.dps.step}
-    if config.method == "em_pigdm":
-        return {"data_std": config.denoiser.sigma_data}
-    moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
-    return {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
+    return {"data_std": config.denoiser.sigma_data} if config.method == "em_pigdm" else {}
 
 
 def draws_from_data(setup: Setup) -> bool:

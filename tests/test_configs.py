@@ -99,6 +99,7 @@ def examples(setup) -> object:
 def test_config_is_valid_and_its_parts_fit_at_full_size(name, variant):
     config = load(name, variant)
     validate(config)
+    assert tuple(config.data.shape) in ((), shape_of(name, variant))
     setup = make_setup(config, shape_of(name, variant))
     model = make_model(setup, standard_normal(setup.shape))
     params = jax.eval_shape(model.denoiser.init, stream_key(0, "test"))

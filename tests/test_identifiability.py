@@ -25,6 +25,28 @@ def problem_of(corruption, operators=None, count=64):
     return SimpleNamespace(setup=setup, observations=observations, num_examples=count)
 
 
+def test_a_corruption_of_ones_own_need_not_say_what_is_observed():
+    class Bare:
+        """A fixed map onto the first two of four coordinates, by the methods of the protocol alone."""
+
+        shape, noise_std = (4,), 0.1
+
+        def draw_operator(self, key):
+            return jax.numpy.zeros(())
+
+        def forward(self, x, operator):
+            return x[:2]
+
+        def adjoint(self, y, operator):
+            return jax.numpy.pad(y, (0, 2))
+
+        def solve_gram(self, r, operator, v):
+            return r / (v + self.noise_std**2)
+
+    report = look(problem_of(Bare()))
+    assert report.unseen == 2 and not report.directions[:, :2].any()
+
+
 def test_masks_are_counted_and_pairs_never_seen_together_are_told():
     corruption = CORRUPTIONS["pixel_mask"](shape=(4, 3, 2))
     masks = (np.random.default_rng(0).uniform(size=(64, 4, 3, 1)) < 0.5).astype(np.float32)

@@ -417,16 +417,19 @@ def test_ambient_is_for_masks():
 _SEEN = Observation(np.ones((4, 4, 1), np.float32), np.ones((4, 4, 1), np.float32))
 
 
-def test_every_transform_is_a_method():
+def test_every_transform_is_a_method(monkeypatch):
+    """Also one that a line in the registry adds, which has no section of its own."""
     from diffem_jax import build, config
     from diffem_jax.posteriors import POSTERIORS
     from diffem_jax.round_zero import standard_normal
 
     assert {f"em_{name}" for name in POSTERIORS} == set(build.METHODS)
+    monkeypatch.setitem(build.METHODS, "em_added", lambda denoise, schedule, corruption, observation: denoise)
     for method in build.METHODS:
         c = config.default()
         c.method, c.dps.step = method, 0.5
-        config.validate(c)
+        if method != "em_added":
+            config.validate(c)
         model = build.make_model(build.make_setup(c, (4, 4, 1)), standard_normal((4, 4, 1)))
         params = jax.eval_shape(lambda m=model: m.denoiser.init(jax.random.key(0)))
         out = jax.eval_shape(lambda p, m=model: m.bind(p, _SEEN)(jnp.zeros((4, 4, 1)), jnp.float32(0.5)), params)
