@@ -26,7 +26,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.parallel import agree_text, barrier
-from diffem_jax.types import PyTree, UserError
+from diffem_jax.types import PyTree, UserError, first_line
 
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
 
@@ -91,7 +91,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         if isinstance(error, ValueError) and not _is_storage_error(error):
             raise
         raise UserError(
-            f"{path}: the checkpoint could not be written ({_first_line(error)}); expected free space and write permission; "
+            f"{path}: the checkpoint could not be written ({_said(error)}); expected free space and write permission; "
             "earlier checkpoints are whole: make space and run the same command again"
         ) from error
 
@@ -148,8 +148,8 @@ def _is_storage_error(error: Exception) -> bool:
     return any(word in str(error).lower() for word in words)
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _said(error: Exception) -> str:
+    line = first_line(error)
     # Long ones are a path in the middle of two sentences that matter.
     return line if len(line) <= 200 else f"{line[:60]} ... {line[-130:]}"
 
@@ -205,7 +205,7 @@ def load(path: Path, like: PyTree | None = None) -> PyTree:
         return ocp.load_checkpointables(path.absolute(), {"state": jax.tree.map(describe, like)})["state"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: its arrays do not fit this configuration ({_first_line(error)}); expected the network and optimiser "
+            f"{path}: its arrays do not fit this configuration ({_said(error)}); expected the network and optimiser "
             "that wrote it; use its own config.json"
         ) from error
 

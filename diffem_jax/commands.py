@@ -19,7 +19,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from diffem_jax.config import OPEN_SECTIONS, default, flatten, nearest, validate
-from diffem_jax.types import UserError
+from diffem_jax.types import UserError, first_line
 from diffem_jax.usage import HELP, paint
 
 EXIT_USER_ERROR = 2
@@ -79,7 +79,7 @@ def _leave(code: int, message: str) -> NoReturn:
 def _crash(error: Exception) -> NoReturn:
     if not _several():
         raise error
-    line = (str(error).strip().splitlines() or [""])[0][:200]
+    line = first_line(error)[:200]
     if isinstance(error, RuntimeError | ValueError) and any(word in line.lower() for word in _LOST):
         _leave(
             EXIT_LOST,

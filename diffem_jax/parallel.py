@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffem_jax.types import PyTree, UserError
+from diffem_jax.types import PyTree, UserError, first_line
 
 AXIS = "batch"
 
@@ -278,10 +278,9 @@ def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
             shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--coordinator: {coordinator or 'auto'}: {line}; expected process 0 at that address and, for auto, a cluster "
-            "that JAX knows (TPU pod, Slurm, Open MPI); start every process, or give host:port"
+            f"--coordinator: {coordinator or 'auto'}: {first_line(error)}; expected process 0 at that address and, for auto, "
+            "a cluster that JAX knows (TPU pod, Slurm, Open MPI); start every process, or give host:port"
         ) from error
     _joined.append(jax.process_index())
 

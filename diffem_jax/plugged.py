@@ -9,7 +9,7 @@ from jax import Array
 from diffem_jax import samplers, starts
 from diffem_jax.build import Model, Setup
 from diffem_jax.parts import lookup
-from diffem_jax.types import Key, UserError, stream_key
+from diffem_jax.types import Key, UserError, first_line, stream_key
 
 
 def check(setup: Setup, model: Model) -> None:
@@ -51,6 +51,6 @@ def check(setup: Setup, model: Model) -> None:
     except Exception as error:
         said = ", ".join(f"config.{field}: {name!r}" for field, name in plugged.items())
         raise UserError(
-            f"{said}: cannot be traced ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}); expected objects that keep their "
-            "contract; try them by the checks of diffem_jax.testing"
+            f"{said}: cannot be traced ({type(error).__name__}: {first_line(error)[:200]}); expected objects that keep "
+            "their contract; try them by the checks of diffem_jax.testing"
         ) from error

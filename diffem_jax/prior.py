@@ -27,6 +27,8 @@ from diffem_jax.updates import run as run_updates
 from diffem_jax.workdir import Workdir
 
 Say = Callable[[str], None]
+STREAM = 2**31
+"""In the place of a round's number: the order of the reconstructions is none of a round's."""
 
 
 def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int] = lambda: 0) -> None:
@@ -97,7 +99,7 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
         m_step=make_m_step(setup, parallel, make_loss(setup, denoiser, None), optimizer),
         read=reader.rows,
         attach=lambda drawn, mine: drawn,
-        batches=index_stream(config.seed, 2**31, len(reader), config.m_step.batch_size, course.done),
+        batches=index_stream(config.seed, STREAM, len(reader), config.m_step.batch_size, course.done),
         save=save,
         stop=stop,
     )

@@ -26,7 +26,7 @@ from diffem_jax.parts import make_optimizer, make_sampler
 from diffem_jax.problem import Problem, load_problem
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.rounds import Run
-from diffem_jax.types import UserError, stream_key
+from diffem_jax.types import UserError, first_line, stream_key
 from diffem_jax.workdir import Workdir
 from diffem_jax.writers import Writers
 from diffem_jax.writers import check as check_writers
@@ -105,7 +105,7 @@ def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
         fields = {key: config.network[key] for key in config.network}
         raise UserError(
-            f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)}); correct its fields"
+            f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)[:200]}); correct its fields"
         ) from error
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
     # Parameters, their average and gradients are there in any case.
@@ -126,11 +126,6 @@ def writers(run: Run, lead: bool) -> Iterator[None]:
         yield
     finally:
         run.writers.close()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _recoveries(folder: Workdir) -> int:

@@ -33,6 +33,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none; for the messages of ``UserError``."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Observation(NamedTuple):
     """What is seen of one example.
 

@@ -20,9 +20,9 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
 
     Checked are: hashing and equality; shapes, ``jit`` and ``vmap``; determinism, and different operators for different
     keys (unless ``corruption.random_operator`` is False); mean and variance of y, and the independence of the noise of
-    neighbouring entries; what ``hold_out`` takes, where there is one; that neither hidden entries of x nor unmeasured entries of y, replaced by NaN, change
-    anything; the condition's spatial shape. For linear ones: adjointness, ``solve_gram`` and ``log_det_gram`` against
-    dense matrices, and that the null operator observes nothing.
+    neighbouring entries; what ``hold_out`` takes, where there is one; that neither hidden entries of x nor unmeasured
+    entries of y, replaced by NaN, change anything; the condition's spatial shape. For linear ones: adjointness,
+    ``solve_gram`` and ``log_det_gram`` against dense matrices, and that the null operator observes nothing.
 
     Use a small shape: the dense matrices have as many columns as x has entries.
 
