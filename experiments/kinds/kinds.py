@@ -14,17 +14,15 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from configs import series, tables, volumes
-from diffem_jax import checkpoints, em, metrics
-from diffem_jax.engine import make_engine
+from diffem_jax import metrics
+from diffem_jax.draw import round_step
 from diffem_jax.parallel import make_parallel
-from diffem_jax.problem import Problem, load_problem, rows
-from diffem_jax.round_zero import load_start, start_draw
+from diffem_jax.problem import load_problem, rows
+from diffem_jax.several import several_draws
 from diffem_jax.train import run_em
-from diffem_jax.types import stream_key
 
 HERE = pathlib.Path(__file__).parent
 KINDS: dict[str, Any] = {
@@ -46,18 +44,6 @@ HEADS = (
     "95 %",
     "seconds of training",
 )
-
-
-def draws_of(step: Any, params: Any, problem: Problem, observed: Any, count: int, samples: int) -> np.ndarray:
-    """[samples, count, *X] posterior draws."""
-    parallel, size = make_parallel("jit"), problem.setup.config.e_step.batch_size
-    mapped, key = parallel.map_e_step(step), stream_key(1, "kinds")
-    total, parts = samples * count, []
-    for first in range(0, total, size):
-        indices = np.arange(first, first + size) % total
-        batch = parallel.shard(jax.tree.map(lambda a, i=indices: a[i % count], observed))
-        parts.append(np.asarray(mapped(key, params, batch, parallel.shard(indices.astype(np.int32)))))
-    return np.concatenate(parts)[:total].reshape(samples, count, *problem.setup.shape)
 
 
 def impute(name: str, y: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,12 +79,14 @@ def measure(name: str, runs: pathlib.Path) -> dict[str, Any]:
     problem = load_problem(config)
     count, samples = min(ROWS.get(name, 10**6), problem.num_examples), DRAWS.get(name, 64)
     observed, truth = rows(problem.observations, np.arange(count)), np.asarray(problem.truth[:count])
-    start = load_start(folder)
-    model = make_engine(problem.setup, make_parallel("jit"), start).model
-    step = em.make_e_step(model.bind, problem.setup.sampler, problem.setup.times, problem.setup.shape)
-    params = checkpoints.load(folder.last_round())["ema_params"]
-    drawn = draws_of(step, params, problem, observed, count, samples)
-    first = draws_of(em.map_examples(start_draw(problem.setup)), start, problem, observed, count, samples)
+    parallel = make_parallel("jit")
+
+    def draws(number: int) -> np.ndarray:
+        step, params = round_step(folder, problem.setup, parallel, number)
+        options: dict[str, Any] = {"seed": 1, "stream": "kinds", "batch": config.e_step.batch_size, "quiet": True}
+        return several_draws(step, parallel, params, observed, samples, **options)
+
+    drawn, first = draws(config.rounds), draws(0)
     missing = np.broadcast_to(observed.operator, observed.y.shape) == 0
 
     def error(x: np.ndarray) -> float:
