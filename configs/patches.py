@@ -44,7 +44,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.m_step.updates_per_dispatch = 1
         c.denoiser.base = "start_moments"
         c.start.rank = 64
-        c.start.iterations = 8
+        c.start.iterations = 30 if variant == "mask90" else 12
         c.start.num_examples = 4096
         c.e_step.steps = 12
         c.e_step.batch_size = 256

@@ -28,8 +28,14 @@ from diffem_jax.gaussians import (
     has_exact_diagonal,
     sample_posterior,
 )
+from diffem_jax.initial import back_project, initial_gaussian, spread_components
 from diffem_jax.linalg import Gaussian, cholesky, expand, solve_lower, solve_psd
 from diffem_jax.types import Key, LinearCorruption, Observation, example_keys
+
+LENGTHEN = 1.2
+"""By how much the stride of a Gaussian's EM grows with every step that raised the likelihood."""
+PATIENCE = 3
+"""Steps in a row that gained too little, after which a fit with growing strides ends: one alone may be a short one."""
 
 
 class Sums(NamedTuple):
@@ -196,61 +202,22 @@ class Fit(NamedTuple):
     log_likelihoods: list[float]
 
 
-def back_project(corruption: LinearCorruption, observations: Observation) -> Array:
-    """E[x | y] under N(0, I), [N, *X]: what the observations say of x without any model."""
+@jax.jit
+def relax(before: Mixture, after: Mixture, step: Array, variance_floor: Array) -> Mixture:
+    """An EM step made longer: before + step (after - before), of variances and weights in their logarithms.
 
-    def one(observation: Observation) -> Array:
-        y, operator = observation
-        return corruption.adjoint(corruption.solve_gram(y, operator, jnp.ones(())), operator)
-
-    return jax.jit(lambda o: jax.lax.map(one, o, batch_size=64))(observations)
-
-
-def initial_gaussian(back_projected: np.ndarray, rank: int, *, scalar_variance: bool = False) -> Mixture:
-    """A first guess from back-projections [N, *X]: their mean, and their leading principal axes as factors."""
-    shape = back_projected.shape[1:]
-    flat = back_projected.reshape(len(back_projected), -1).astype(np.float32)
-    mean = flat.mean(axis=0)
-    _, scale, axes = np.linalg.svd(flat - mean, full_matrices=False)
-    scale = np.pad(scale / math.sqrt(len(flat)), (0, max(0, rank - len(scale))))[:rank]
-    axes = np.pad(axes, ((0, max(0, rank - len(axes))), (0, 0)))[:rank]
-    # Observations see part of x, so their spread understates that of x; EM settles the rest.
-    factor = 0.9 * np.maximum(scale, 0.05)[:, None] * axes
-    variance = np.full((1,) if scalar_variance else (1, *shape), max(0.1, 0.3 * float(flat.var())), np.float32)
-    component = Gaussian(
-        jnp.asarray(mean.reshape(1, *shape)), jnp.asarray(variance), jnp.asarray(factor.reshape(1, rank, *shape))
-    )
-    return Mixture(jnp.zeros((1,)), jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), component))
-
-
-def spread_components(gaussian: Mixture, draws: np.ndarray, components: int, rank: int, shrink: float = 0.5) -> Mixture:
-    """A first mixture from a fitted Gaussian: its means are posterior draws far from each other, its shape is shared.
-
-    Args:
-        gaussian: a mixture of one component.
-        draws: posterior draws under it, [N, *X].
-        components: K.
-        rank: R of the new components.
-        shrink: factor on the standard deviations, in (0, 1].
+    Source: Salakhutdinov and Roweis 2003, "Adaptive overrelaxed bound optimization methods".
     """
-    shape = draws.shape[1:]
-    flat = draws.reshape(len(draws), -1)
-    chosen = [0]
-    distance = np.sum((flat - flat[0]) ** 2, axis=1)
-    rng = np.random.Generator(np.random.Philox(components))
-    for _ in range(components - 1):
-        # k-means++ seeding (Arthur and Vassilvitskii 2007).
-        chosen.append(int(rng.choice(len(flat), p=distance / distance.sum())))
-        distance = np.minimum(distance, np.sum((flat - flat[chosen[-1]]) ** 2, axis=1))
-    component = jax.tree.map(lambda leaf: leaf[0], gaussian.components)
-    count = component.factor.shape[0]
-    factor = shrink * component.factor[:rank]
-    if rank > count:
-        factor = jnp.concatenate([factor, jnp.zeros((rank - count, *shape))])
-    shared = Gaussian(component.mean, shrink**2 * component.variance, factor)
-    shared = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (components, *leaf.shape)), shared)
-    means = jnp.asarray(flat[chosen].reshape(components, *shape), jnp.float32)
-    return Mixture(jnp.full((components,), -math.log(components)), shared._replace(mean=means))
+
+    def move(a: Array, b: Array) -> Array:
+        return a + step * (b - a)
+
+    old, new = before.components, after.components
+    # No variance moves by more than a factor of e at once.
+    change = jnp.clip(step * jnp.log(new.variance / old.variance), -1.0, 1.0)
+    variance = jnp.maximum(old.variance * jnp.exp(change), variance_floor)
+    weights = jax.nn.log_softmax(move(before.log_weights, after.log_weights))
+    return Mixture(weights, Gaussian(move(old.mean, new.mean), variance, move(old.factor, new.factor)))
 
 
 def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Mixture, Observation], Array]:
@@ -299,7 +266,8 @@ def fit(
         components: K, 1 for the Gaussian start.
         iterations: EM iterations at most, for the Gaussian and again for the mixture.
         tolerance: a fit ends early when the log-likelihood per example gains less than this times the number of
-            coordinates in an iteration.
+            coordinates in an iteration, for one Gaussian in three iterations in a row. Its steps are lengthened
+            (``relax``) as long as the likelihood rises, since the fewer coordinates are seen, the shorter EM's own are.
         variance_floor: the least variance of a coordinate given z.
         batch_size: examples in memory at once; 0 chooses by the model's size.
         minibatch: examples an M-step; 0 takes all of them (EM), fewer is stepwise EM with the step sizes
@@ -312,13 +280,14 @@ def fit(
     size = math.prod(corruption.shape)
     rank = min(rank, size)
     count = len(observations.y)
+    total = iterations * (1 if components == 1 else 2)
     # A variance a coordinate where the solves with it are exact: diagonal ones, and small ones.
     scalar = not has_exact_diagonal(corruption)
     sample_rows = np.linspace(0, count - 1, min(count, 2048)).astype(int)
     subset = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[sample_rows]), observations)
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
-    mixture = initial_gaussian(np.asarray(back_project(corruption, subset)), gaussian_rank, scalar_variance=scalar)
-    total = iterations * (1 if components == 1 else 2)
+    seen = back_project(jax.random.fold_in(key, 2 * total + 1), corruption, subset)
+    mixture = initial_gaussian(seen, gaussian_rank, scalar_variance=scalar)
 
     def run(mixture: Mixture, offset: int) -> Fit:
         k, r = mixture.components.factor.shape[:2]
@@ -326,6 +295,7 @@ def fit(
         rows = batch_size or int(np.clip(2**22 // (k * (r + 1) * size), 1, min(part, 1024)))
         part = -(-part // rows) * rows
         steps = -(-count // part)
+        longer = k == 1 and steps == 1
         # In a fixed random order, so that a minibatch looks like the set; EM over all keeps the order as it is.
         order = np.arange(count) if steps == 1 else np.random.Generator(np.random.Philox(count)).permutation(count)
         chosen = order[np.arange(steps * part) % count]
@@ -333,30 +303,40 @@ def fit(
             iterate = _kept_iteration(corruption, variance_floor, rows)  # type: ignore[arg-type]
         except TypeError:  # a corruption that cannot be a key
             iterate = make_em_iteration(corruption, variance_floor, rows)
-        sums, step, values = zero_sums(mixture), 0, []
+        sums, done, quiet, stride, safe = zero_sums(mixture), 0, 0, 1.0, mixture
+        values: list[float] = []
         for i in range(iterations):
-            total_value = 0.0
+            before, total_value = mixture, 0.0
             for first in range(0, steps * part, part):
                 index = chosen[first : first + part]
                 taken = jax.tree.map(lambda a, index=index: jnp.asarray(np.asarray(a)[index]), observations)
                 present = np.arange(first, first + part) < (count if steps == 1 else steps * part)
-                size_step = 1.0 if step == 0 or steps == 1 else (step + 2) ** -0.6
-                mixture, sums, value = iterate(
+                step_size = 1.0 if done == 0 or steps == 1 else (done + 2) ** -0.6
+                mixture, sums, one = iterate(
                     jax.random.fold_in(key, offset + i),
                     mixture,
                     sums,
-                    jnp.float32(size_step),
+                    jnp.float32(step_size),
                     taken,
                     jnp.asarray(index),
                     jnp.asarray(present * (count / part if steps > 1 else 1.0), jnp.float32),
                 )
-                total_value, step = total_value + float(value), step + 1
-            values.append(total_value / steps)
+                total_value, done = total_value + float(one), done + 1
+            value = total_value / steps
+            if stride > 1 and not value > values[-1] - 1e-5 * size:
+                # Too far: back to where plain EM was.
+                mixture, stride, quiet = safe, 1.0, 0
+                continue
+            values.append(value)
             if report is not None:
-                report(offset + i + 1, total, values[-1])
-            if i > 2 and values[-1] - values[-2] < tolerance * size:
+                report(offset + i + 1, total, value)
+            quiet = quiet + 1 if len(values) > 3 and values[-1] - values[-2] < tolerance * size else 0
+            if quiet == (PATIENCE if longer else 1):
                 break
-        return Fit(mixture, values)
+            if longer:
+                safe, stride = mixture, LENGTHEN * stride
+                mixture = relax(before, safe, jnp.float32(stride), jnp.float32(variance_floor))
+        return Fit(safe if longer else mixture, values)
 
     result = run(mixture, 0)
     if components > 1:

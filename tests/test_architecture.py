@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "diffem_jax"
 LAYERS = [
     {"types"},
     {"schedules", "linalg", "networks", "augment"},
-    {"corruptions", "gaussians", "denoisers", "bases"},
+    {"corruptions", "gaussians", "denoisers", "bases", "initial"},
     {"posteriors", "samplers", "picard", "starts", "ambient"},
     {"em"},
     {
