@@ -20,7 +20,12 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.data.name = "volumes"
         c.data.num_examples = 512
         c.data.shape = (8, 8, 8, 1)
-        c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.05})
+        c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.05, "fill_iterations": 20})
+        # The network corrects a harmonic interpolation, as for patches.
+        c.denoiser.base = "start_moments"
+        c.m_step.loss_weight = "base"
+        c.m_step.time_law_beta = ((4.0, 2.5),)
+        c.m_step.learning_rate = 2e-3
         c.network = ConfigDict(
             {"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32, "dropout": 0.0}
         )
