@@ -19,8 +19,7 @@ PUBLISHED = fields(
     m_step__loss_weight="snr",
     m_step__time_law_beta="((3.0,3.0),)",
 )
-DIGITS = "--config=digits:mask75"
-RATE = fields(corruption__rate=0.9)
+DIGITS = "--config=digits:mask90"
 PATCHES = (
     "--config=patches:mask90",
     *fields(
@@ -41,9 +40,9 @@ def jobs(quick: bool) -> list[Job]:
     mmps = fields(method="em_mmps", e_step__steps=16 if quick else 64)
     few = fields(e_step__steps=16 if quick else 256)
     return [
-        Job(METHODS[0], (DIGITS, *RATE, *short), "digits"),
-        Job(METHODS[1], (f"{DIGITS}_paper", *RATE, *few, *fields(rounds=3), *short), "digits"),
-        Job(METHODS[2], (f"{DIGITS}_paper", *RATE, *mmps, *fields(rounds=3), *short), "digits"),
+        Job(METHODS[0], (DIGITS, *short), "digits"),
+        Job(METHODS[1], (f"{DIGITS}_paper", *few, *fields(rounds=3), *short), "digits"),
+        Job(METHODS[2], (f"{DIGITS}_paper", *mmps, *fields(rounds=3), *short), "digits"),
         Job(METHODS[0], (*PATCHES, *short), "patches"),
         Job(METHODS[1], (*PATCHES, *PUBLISHED, *few, *fields(rounds=1), *short), "patches"),
         Job(METHODS[2], (*PATCHES, *PUBLISHED, *mmps, *fields(rounds=2), *short), "patches"),

@@ -65,7 +65,7 @@ def report(rows: list[Row], quick: bool) -> None:
     text += common.table(costs, lambda r: r["value"], digits=0)
     measured = [
         {**row, "group": name}
-        for name in ("sinkhorn_unpaired", "coverage_90", "tarp_90", "crps", "spread", "observation_score")
+        for name in ("sinkhorn_unpaired", "coverage_90", "tarp_90", "crps", "posterior_spread", "observation_score")
         for row in rows
         if row["evaluation"]
     ]
