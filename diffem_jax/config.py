@@ -127,9 +127,8 @@ def default() -> ConfigDict:
     c.ambient.reconstruction = "restoration"  # restoration (one call, E[x | y], not a draw) | dps (posterior draws)
 
     c.stop = ConfigDict()
-    c.stop.rule = (
-        "none"  # none | held_out | observation_score | observation_distance: the round to keep, without clean data
-    )
+    # The round to keep, chosen without clean data: none | held_out | observation_score | observation_distance.
+    c.stop.rule = "none"
     c.stop.patience = 3  # rounds without a new best after which the run ends
 
     c.eval = ConfigDict()
