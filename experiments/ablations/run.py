@@ -22,7 +22,8 @@ BASE = (
         m_step__steps=300,
         m_step__batch_size=256,
         network__features="(256,256,256)",
-        eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired','observation_score')",
+        eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired')",
+        eval__posterior_examples=128,
     ),
 )
 EDM = fields(denoiser__preconditioning="edm")

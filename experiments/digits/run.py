@@ -12,11 +12,12 @@ BASE = (
     "--config=digits",
     *fields(
         rounds=3,
-        m_step__steps=600,
+        m_step__steps=400,
         m_step__batch_size=256,
         e_step__steps=32,
         network__features="(256,256,256)",
         eval__metrics="('psnr','accuracy','observation_score')",
+        eval__posterior_examples=128,
     ),
 )
 QUICK = fields(rounds=2, m_step__steps=300)

@@ -2,7 +2,7 @@
 
     python -m experiments.patches.run [--seeds=3] [--quick] [--processes=2]
 
-2,048 crops and short M-steps, so that all seeds fit about an hour on two cores; 'quick' takes 512 crops.
+1,024 crops and short M-steps, so that all seeds fit about an hour on two cores; 'quick' takes 512 crops.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ BASE = (
     "--config=patches:mask50",
     *fields(
         rounds=2,
-        data__num_examples=2048,
+        data__num_examples=1024,
         start__num_examples=1024,
         start__rank=32,
-        m_step__steps=200,
+        m_step__steps=100,
         m_step__batch_size=32,
         m_step__augment="()",
         e_step__steps=8,
