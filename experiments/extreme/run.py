@@ -23,13 +23,13 @@ DIGITS = "--config=digits:mask90"
 PATCHES = (
     "--config=patches:mask90",
     *fields(
-        data__num_examples=2048,
-        start__num_examples=2048,
+        data__num_examples=1024,
+        start__num_examples=1024,
         m_step__steps=250,
         m_step__batch_size=32,
         network__channels="(16,32)",
         eval__num_examples=1024,
-        eval__posterior_examples=128,
+        eval__posterior_examples=64,
     ),
 )
 
@@ -43,9 +43,9 @@ def jobs(quick: bool) -> list[Job]:
         Job(METHODS[0], (DIGITS, *short), "digits"),
         Job(METHODS[1], (f"{DIGITS}_paper", *few, *fields(rounds=3), *short), "digits"),
         Job(METHODS[2], (f"{DIGITS}_paper", *mmps, *fields(rounds=3), *short), "digits"),
-        Job(METHODS[0], (*PATCHES, *short), "patches"),
+        Job(METHODS[0], (*PATCHES, *fields(rounds=4), *short), "patches"),
         Job(METHODS[1], (*PATCHES, *PUBLISHED, *few, *fields(rounds=1), *short), "patches"),
-        Job(METHODS[2], (*PATCHES, *PUBLISHED, *mmps, *fields(rounds=2), *short), "patches"),
+        Job(METHODS[2], (*PATCHES, *PUBLISHED, *mmps, *fields(rounds=1), *short), "patches"),
     ]
 
 
