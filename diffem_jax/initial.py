@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,12 +34,8 @@ class BackProjection(NamedTuple):
     seen: Array
 
 
-def back_project(key: Key, corruption: LinearCorruption, observations: Observation) -> BackProjection:
-    """First moments from b = A^T G^-1 y and P = A^T G^-1 A with G = A A^T + noise_std^2 I, by least squares.
-
-    b alone understates x by what its operator does not see: for a mask that hides nine pixels of ten the average of b is a
-    tenth of the mean of x.
-    """
+def make_back_projection(corruption: LinearCorruption) -> Callable[[Key, Observation], BackProjection]:
+    """The jitted ``back_project`` of one corruption."""
 
     def pull(y: Array, operator: PyTree) -> Array:
         return corruption.adjoint(corruption.solve_gram(y, operator, jnp.ones(())), operator)
@@ -45,7 +43,6 @@ def back_project(key: Key, corruption: LinearCorruption, observations: Observati
     def project(u: Array, operator: PyTree) -> Array:
         return pull(corruption.forward(u, operator), operator)
 
-    @jax.jit
     def run(key: Key, observations: Observation) -> BackProjection:
         def average(u: Array) -> Array:
             each = jax.lax.map(lambda o: project(u, o.operator), observations, batch_size=64)
@@ -60,6 +57,23 @@ def back_project(key: Key, corruption: LinearCorruption, observations: Observati
         )
         return BackProjection(mean, residual, jnp.mean(seen))
 
+    return jax.jit(run)
+
+
+_kept_projection = functools.lru_cache(maxsize=8)(make_back_projection)
+"""The same, compiled once for fits that are alike."""
+
+
+def back_project(key: Key, corruption: LinearCorruption, observations: Observation) -> BackProjection:
+    """First moments from b = A^T G^-1 y and P = A^T G^-1 A with G = A A^T + noise_std^2 I, by least squares.
+
+    b alone understates x by what its operator does not see: for a mask that hides nine pixels of ten the average of b is a
+    tenth of the mean of x.
+    """
+    try:
+        run = _kept_projection(corruption)  # type: ignore[arg-type]
+    except TypeError:  # a corruption that cannot be a key
+        run = make_back_projection(corruption)
     return run(key, observations)
 
 
