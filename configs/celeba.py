@@ -52,6 +52,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.m_step.ema_decay = 0.999
         c.m_step.augment = ("flip", "shift")
         c.prior.steps = 512 * EXAMPLES // BATCH
+        c.prior.base = "none"
         c.eval.metrics = ("psnr",)
         c.eval.num_examples = 2048
     return c

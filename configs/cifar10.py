@@ -59,6 +59,7 @@ def get_config(variant: str = "mask75") -> ConfigDict:
         c.m_step.ema_decay = 0.9999
         c.m_step.augment = ("flip", "hue", "saturation")
         c.prior.steps = 512 * EXAMPLES // BATCH
+        c.prior.base = "none"
         c.prior.sampler_steps = 256
         c.eval.metrics = ("psnr",)
         c.eval.num_examples = 2048

@@ -166,6 +166,10 @@ def _ambient_model(setup: Setup) -> Model:
         raise UserError(
             f"config.m_step.augment: {tuple(config.m_step.augment)}; 'ambient' trains on observations as they are; use ()"
         )
+    if config.m_step.loss_weight not in schedules.LOSS_WEIGHTS:
+        raise UserError(
+            f"config.m_step.loss_weight: {config.m_step.loss_weight!r}; 'ambient' has no base to weigh by; use 'snr'"
+        )
     denoiser = ambient.ambient_denoiser(setup.network, setup.schedule, mask, config.denoiser.sigma_data)
     loss = ambient.ambient_loss(
         denoiser,

@@ -111,7 +111,7 @@ def default() -> ConfigDict:
 
     c.prior = ConfigDict()
     c.prior.steps = 0  # updates of an unconditional denoiser on the last reconstructions; 0 trains none
-    c.prior.base = "none"  # none: the published denoiser | start: one that begins as the fitted start
+    c.prior.base = "start"  # none: the published denoiser | start: one that begins as the fitted start
     c.prior.sampler = "ddim"  # of the prior's draws: a key of SAMPLERS or 'module:function'
     c.prior.sampler_steps = 64  # steps of that sampler
 

@@ -16,7 +16,7 @@ GUIDANCE = 10.0
 
 def jobs(base: Sequence[str], rates: Sequence[float]) -> list[Job]:
     """All methods at all rates on one base of flags."""
-    edm = fields(denoiser__preconditioning="edm")
+    edm = fields(denoiser__preconditioning="edm", m_step__loss_weight="snr", m_step__time_law_beta="((3.0,3.0),)")
     methods = {
         "DiffEM": (),
         "DiffEM, published denoiser": edm,

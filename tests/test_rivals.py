@@ -340,6 +340,11 @@ def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier)
     assert (earlier.samples / "spread.png").stat().st_size > 1000
 
 
+def test_ambient_has_no_base_to_weigh_its_loss_by(tmp_path):
+    flags = [*TINY, "--config.method=ambient", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.m_step.loss_weight", "'base'", "use 'snr'")
+
+
 def test_a_round_that_is_not_there_is_refused(earlier):
     refused(command("--mode=evaluate", f"--workdir={earlier.root}", "--round=7"), "--round", "choose one of [0, 1, 2]")
 

@@ -84,7 +84,7 @@ def jobs(quick: bool) -> list[Job]:
     for group, base in BASES.items():
         flags = (*base, *(QUICK[group] if quick else ()))
         steps = (QUICK_PRIOR if quick else PRIOR_STEPS)[group]
-        out.append(Job(SECOND, (*flags, *fields(prior__steps=steps)), group, evaluate=False))
+        out.append(Job(SECOND, (*flags, *fields(prior__steps=steps, prior__base="none")), group, evaluate=False))
         out.append(Job(FROM_START, (*flags, *fields(prior__steps=steps, prior__base="start")), group, evaluate=False))
         out += [
             Job(dropout_name(rate), (*flags, *fields(m_step__condition_dropout=rate)), group, evaluate=False)
