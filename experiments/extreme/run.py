@@ -2,7 +2,7 @@
 
     python -m experiments.extreme.run [--seeds=3] [--quick] [--only=digits] [--processes=2]
 
-The rivals' rounds are chosen so that they take at least the seconds of the best settings, which stand in the table.
+The rivals' rounds are chosen so that they take about the seconds of the best settings; both stand in the table.
 """
 
 from __future__ import annotations
