@@ -86,6 +86,17 @@ def run_jobs(name: str, jobs: Sequence[Job], options: argparse.Namespace) -> lis
     return rows
 
 
+def main(
+    name: str, description: str, jobs: Callable[[bool], list[Job]], report: Callable[[list[Row], bool], None]
+) -> None:
+    """An experiment's command: runs what is missing of ``jobs(quick)``, then ``report(rows, quick)``."""
+    options = arguments(description)
+    rows = run_jobs(name, jobs(options.quick), options)
+    if not rows:
+        sys.exit("no finished run")
+    report(rows, options.quick)
+
+
 def _run(job: Job, work: Path, seed: int) -> None:
     folder, title = job.folder(work, seed), f"{job.group} {job.method} seed {seed}".strip()
     before = Job(job.before, (), job.group).folder(work, seed)

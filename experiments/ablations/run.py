@@ -9,8 +9,6 @@ shows whether training on one's own draws eats itself.
 
 from __future__ import annotations
 
-import sys
-
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
@@ -127,11 +125,7 @@ def report(rows: list[Row], quick: bool) -> None:
 
 
 def main() -> None:
-    options = common.arguments(__doc__ or "")
-    rows = common.run_jobs(NAME, jobs(options.quick), options)
-    if not rows:
-        sys.exit("no finished run")
-    report(rows, options.quick)
+    common.main(NAME, __doc__ or "", jobs, report)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ The rivals' rounds are chosen so that they take about the seconds of the best se
 
 from __future__ import annotations
 
-import sys
-
 from experiments import common
 from experiments.common import Job, Row, fields
 
@@ -103,11 +101,7 @@ def report(rows: list[Row], quick: bool) -> None:
 
 
 def main() -> None:
-    options = common.arguments(__doc__ or "")
-    rows = common.run_jobs(NAME, jobs(options.quick), options)
-    if not rows:
-        sys.exit("no finished run")
-    report(rows, options.quick)
+    common.main(NAME, __doc__ or "", jobs, report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ reconstructions as a mean squared error, so that 5% mean something; manifold: by
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from experiments import common, figures
@@ -116,11 +115,7 @@ def report(rows: list[Row], quick: bool) -> None:
 
 
 def main() -> None:
-    options = common.arguments(__doc__ or "")
-    rows = common.run_jobs(NAME, jobs(options.quick), options)
-    if not rows:
-        sys.exit("no finished run")
-    report(rows, options.quick)
+    common.main(NAME, __doc__ or "", jobs, report)
 
 
 if __name__ == "__main__":
