@@ -14,7 +14,8 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: $(VENV)/.dev
+# The site too, which needs mkdocs.
+test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 # An environment of its own, so that TensorFlow never enters the one that runs everything else.

@@ -112,3 +112,35 @@ def test_heavy_libraries_are_never_imported_at_module_level(heavy):
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert not any(n.split(".")[0] == heavy for n in imported(node)), path
+
+
+CODE_FROM_FILES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def runs_code_of_files(text: str) -> list[str]:
+    """What could run code that a data file holds."""
+    tree, found = ast.parse(text), []
+    found += sorted({name.split(".")[0] for name in imported(tree)} & CODE_FROM_FILES)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, given = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+        allowed = given.get("allow_pickle", "unsaid" if name in ("np.load", "np.save") else "False")
+        if name in ("eval", "exec") or allowed != "False":
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_unpickled_or_run(path):
+    assert not runs_code_of_files(path.read_text())
+
+
+def test_what_would_run_a_file_is_seen():
+    for line in (
+        "import pickle",
+        "from joblib import load",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "exec(text)",
+    ):
+        assert runs_code_of_files(line), line
+    assert not runs_code_of_files("np.load(f, allow_pickle=False)")

@@ -12,7 +12,7 @@ import pytest
 from faults.command import command, refused
 from faults.harness import arguments, leaves, result
 
-from diffem_jax import checkpoints, em
+from diffem_jax import checkpoints, em, report
 from diffem_jax.data import ReconstructionStore
 from diffem_jax.draw import stored_config
 from diffem_jax.problem import load_problem
@@ -50,12 +50,21 @@ def run(tmp_path_factory, traces):
 
         return made
 
+    pages, write = [], report.write
+
+    def noted(folder):
+        write(folder)
+        page = folder.report.read_text()
+        pages.append([number for number in range(3) if f'data-round="{number}"' in page])
+
     with (
+        mock.patch.object(report, "write", noted),
         mock.patch.object(em, "make_e_step", counted("e_step", em.make_e_step)),
         mock.patch.object(em, "make_m_step", counted("m_step", em.make_m_step)),
     ):
         ended = _run(*TINY, f"--workdir={workdir}")
     workdir.with_name("out.txt").write_text(ended.out)
+    workdir.with_name("pages.json").write_text(json.dumps(pages))
     return workdir
 
 
@@ -91,6 +100,11 @@ def test_the_files_of_a_run(run):
     manifest = json.loads((run / "reconstructions/round_00002/manifest.json").read_text())
     assert manifest["num_examples"] == 200 and manifest["shape"] == [8, 8, 1]
     assert "round 2: " in said and "200 observations" in said and "--mode=sample" in said
+
+
+def test_the_page_is_written_after_each_round(run):
+    """The rounds that it shows each time: after each, and at the end."""
+    assert json.loads(run.with_name("pages.json").read_text()) == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
 
 
 def test_the_same_command_again_changes_nothing(run):

@@ -221,6 +221,22 @@ def test_dps_reduces_the_misfit(schedule, corruption):
         assert before > small > large
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_dps_moves_by_the_closed_form_for_gaussians(schedule):
+    """x-hat moves by step Cov[x | x_t] A^T r / |r|, with the covariance of a dense Gaussian."""
+    schedule, corruption = schedule_of(schedule), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    moved, free = at_all_levels(schedule, x, dps(prior, schedule, corruption, observation, step=0.7), prior)
+    a, y = np.asarray(observation.operator, np.float64), np.asarray(observation.y, np.float64)
+    cov = float(law.variance) * np.eye(5) + np.asarray(law.factor.T @ law.factor, np.float64)
+    for sigma, after, before in zip(SIGMAS, moved, np.asarray(free, np.float64), strict=True):
+        r = y - a @ before
+        given = np.linalg.inv(np.linalg.inv(cov) + np.eye(5) / sigma**2)
+        np.testing.assert_allclose(after - before, 0.7 * given @ a.T @ r / np.linalg.norm(r), rtol=2e-3, atol=2e-5)
+
+
 def test_dps_stays_finite_where_the_observation_is_met():
     schedule, corruption = schedule_of("ve"), CASES["projection"]
     observation = Observation(jnp.zeros(2), corruption.draw_operator(jax.random.key(0)))

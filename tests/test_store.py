@@ -1,6 +1,7 @@
 """The store of reconstructions under interruption and damage, and the stream of batch indices."""
 
 import itertools
+import json
 import multiprocessing
 import os
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.data.store import checksum
 from diffem_jax.types import UserError
 
 N, SHAPE, SHARD = 23, (3, 2), 7
@@ -77,6 +79,25 @@ def test_a_damaged_shard_is_set_aside_and_done_again(tmp_path, damage):
     assert round_.done_shards() == ({0, 2, 3}, ())
     round_.write_shard(1, _rows(round_, 1))
     assert round_.is_complete() and round_.open()[8][0, 0] == 8
+
+
+def test_a_planted_shard_is_not_executed(tmp_path):
+    """Objects in place of numbers, with the right checksum."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    round_ = _filled(tmp_path)
+    shard = round_.folder / "shard-00001-of-00004.npy"
+    np.save(shard, np.array([Evil()] * SHARD, object), allow_pickle=True)
+    entry = json.loads(shard.with_suffix(".json").read_text())
+    entry |= {"bytes": shard.stat().st_size, "crc32": checksum(shard)}
+    shard.with_suffix(".json").write_text(json.dumps(entry))
+    assert round_.is_complete()
+    with pytest.raises(ValueError, match="Python objects"):
+        round_.open()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_shard_without_its_sidecar_is_left_for_the_host_that_writes_it(tmp_path):
