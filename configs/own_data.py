@@ -5,7 +5,9 @@
     diffem --config=own_data:paper --config.data.path=obs.npz --workdir=runs/mine      # that U-Net, the published way
 
 ``y`` has shape [N, H, W, C] (or [N, D]) with values in [-2, 2], ``mask`` [N, H, W, 1] (or [N, D]) with 1 where y was
-seen. Set config.corruption to what made the data. Hardware: two CPU cores for small images with the MLP.
+seen. Set config.corruption to what made the data. Hardware: two CPU cores for small images with the MLP, an accelerator
+for 'images' and 'paper', which nobody here has run at full size. What to expect depends on the data; of digits with half of
+the pixels erased, the numbers of configs/digits.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
 """Every config that ships: checked, its full-size model traced, one E-step and M-step lowered for TPU and GPU."""
 
 import importlib
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,14 @@ from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
 from diffem_jax.types import UserError, stream_key
 
 VARIANTS = {
-    "digits": ("mask50", "mask75", "projection", "jpeg", "phase", "paper", "mask75_paper"),
+    "digits": (
+        "mask50", "mask75", "mask90", "projection", "jpeg", "phase",
+        "paper", "mask50_paper", "mask75_paper", "mask90_paper", "projection_paper",
+    ),
     "manifold": ("quick", "best", "published", "paper"),
-    "patches": ("mask50", "mask90", "blur", "jpeg", "paper"),
+    "patches": (
+        "mask50", "mask90", "blur", "jpeg", "paper", "mask50_paper", "mask90_paper", "blur_paper", "jpeg_paper",
+    ),
     "cifar10": ("mask75", "mask90", "blur", "jpeg20", "jpeg50", "jpeg70", "noisy"),
     "celeba": ("mask50", "mask75"),
     "own_data": ("small", "images", "paper"),
@@ -33,7 +40,7 @@ VARIANTS = {
     "tables": ("breast_cancer30", "breast_cancer50", "wine30", "wine50"),
     "series": ("gaps",),
     "volumes": ("mask50",),
-}
+}  # fmt: skip
 SHAPES = {
     "digits": (8, 8, 1),
     "manifold": (5,),
@@ -51,8 +58,12 @@ ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in var
 
 REPEATS = {
     ("digits", "mask75"),
+    ("digits", "mask50_paper"),
     ("digits", "mask75_paper"),
+    ("digits", "mask90_paper"),
     ("patches", "mask90"),
+    ("patches", "mask50_paper"),
+    ("patches", "mask90_paper"),
     ("cifar10", "mask90"),
     ("cifar10", "jpeg50"),
     ("cifar10", "jpeg70"),
@@ -271,6 +282,42 @@ def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tm
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_every_variant_is_tested_and_told(name):
+    """Those that a config has, each by its name in the docstring, with a command, its hardware and what to expect of it."""
+    module = importlib.import_module(f"configs.{name}")
+    places = ("VARIANTS", "CORRUPTIONS", "PUBLISHED", "RATES")
+    found = [variant for place in places for variant in getattr(module, place, ())]
+    assert set(found) <= set(VARIANTS[name]) and len(VARIANTS[name]) == len(set(VARIANTS[name]))
+    told = " ".join(module.__doc__.split())
+    assert f"diffem --config={name}" in told and "Hardware: " in told
+    assert re.search(r"[Ee]xpect|[Nn]obody", told), "the number to expect, or that nobody has run it"
+    assert all(variant in told or variant.removesuffix("_paper") in told for variant in found)
+
+
+def test_every_config_is_tested():
+    names = {path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py")} - {"__init__"}
+    assert names == set(VARIANTS) == set(SHAPES)
+
+
+def test_a_warm_start_as_published_can_be_read_off():
+    """32 rounds of EM-MMPS, then 10 of DiffEM: arXiv 2510.12691, CIFAR-10."""
+    told = importlib.import_module("configs.cifar10").__doc__
+    mmps, warm = (
+        dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
+        for line in told.splitlines()
+        if "cifar10:mask75 --" in line and ("mmps" in line)
+    )
+    assert mmps == {"method": "em_mmps", "rounds": "32"} and warm["rounds"] == "10"
+    config = load("cifar10", "mask75")
+    config.method, config.rounds = "em_mmps", 32
+    validate(config)
+    make_model(make_setup(config, (32, 32, 3)), standard_normal((32, 32, 3)))
+    config = load("cifar10", "mask75")
+    config.start.checkpoint, config.rounds = warm["start.checkpoint"], 10
+    validate(config)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match="nonsense"):
         load(name, "nonsense")
@@ -280,6 +327,8 @@ def test_paper_settings_of_the_manifold_can_be_read_off():
     config = load("manifold", "paper")
     assert (config.rounds, config.data.num_examples, config.m_step.steps) == (32, 65_536, 65_536)
     assert (config.e_step.sampler, config.e_step.steps) == ("pc", 4096)
+    assert config.m_step.learning_rate_schedule == "linear" and config.m_step.clip_norm == 1
+    assert (config.network.embedding, config.network.normalize, config.start.name) == (64, True, "gaussian")
     assert np.allclose((config.schedule.sigma_min, config.schedule.sigma_max), (1e-3, 10.0))
 
 

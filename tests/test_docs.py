@@ -1,10 +1,13 @@
 """The documentation: made pages are whole, its code runs, the site builds, pictures and pages that it names exist."""
 
+import ast
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +171,50 @@ def test_shell_blocks_are_run_or_marked():
 
 def test_there_are_blocks():
     assert sum(len(blocks(page, "python")) for page in DOCS) >= 9
+
+
+TOLD = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "configs/*.py", "experiments/*/*.md", "experiments/*/*.py", "benchmarks/*.py")
+    for path in ROOT.glob(pattern)
+)
+
+
+def commands():
+    """(page, words) of each command that a page or docstring shows, whether or not a test runs it."""
+    for page in TOLD:
+        text = page.read_text() if page.suffix == ".md" else ast.get_docstring(ast.parse(page.read_text())) or ""
+        for line in re.findall(
+            r"(?:^ *|`)((?:diffem |python -m \w+\.[\w.]*\w|srun .*diffem_jax\.main )[^`\n]*)", text, re.M
+        ):
+            words = shlex.split(re.sub(r"[\[\]]", " ", line), comments=True)
+            yield page, [word for word in words if word not in ("...", "NAME")]
+
+
+def test_commands_that_pages_show_could_be_run():
+    """Configs, fields and modules that they name exist, and the fields take the values."""
+    seen = 0
+    for page, words in commands():
+        where = f"{page.relative_to(ROOT)}: {shlex.join(words)}"
+        if "-m" in words:
+            module = words[words.index("-m") + 1]
+            assert module.endswith(".NAME") or importlib.util.find_spec(module), where
+        flags = dict(re.findall(r"^--([\w.]+)=(.*)$", "\n".join(words), re.M))
+        if "config" not in flags:
+            continue
+        name, _, variant = flags.pop("config").partition(":")
+        given = importlib.import_module(f"configs.{name}").get_config(*filter(None, [variant]))
+        chosen = {k.removeprefix("config."): v for k, v in flags.items() if k.startswith("config.")}
+        if given.data.name in ("observations", "arrays"):
+            assert "data.path" in chosen, where
+        for field, value in chosen.items():
+            old = config.flatten(given).get(field)
+            assert old is not None, f"{where}: no field {field}"
+            new = value if isinstance(old, str) else ast.literal_eval(value)
+            given.update_from_flattened_dict({field: new})
+        config.validate(given)
+        seen += 1
+    assert seen > 30
 
 
 @pytest.mark.slow

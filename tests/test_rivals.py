@@ -439,3 +439,38 @@ def test_every_transform_is_a_method(monkeypatch):
         params = jax.eval_shape(lambda m=model: m.denoiser.init(jax.random.key(0)))
         out = jax.eval_shape(lambda p, m=model: m.bind(p, _SEEN)(jnp.zeros((4, 4, 1)), jnp.float32(0.5)), params)
         assert out.shape == (4, 4, 1)
+
+
+def test_em_mmps_has_every_heuristic_and_number_of_iterations():
+    """Each is another estimate of the same x-hat by the same network, and 'cov_x' takes the covariance of the start."""
+    from diffem_jax import build, config
+    from diffem_jax.posteriors import COVARIANCES
+
+    assert set(COVARIANCES) == set(config.CHOICES["mmps.covariance"]) == {"jacobian", "cov_x", "cov_t", "zeros"}
+    rng, models = np.random.default_rng(0), {}
+    factor = jnp.asarray(rng.standard_normal((1, 2, 4, 4, 1)), jnp.float32)
+    start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 4, 4, 1)), jnp.full((1,), 0.3), factor))
+    for covariance, iterations in (
+        *((name, 1) for name in COVARIANCES),
+        ("jacobian", 3),
+        ("jacobian", 5),
+        ("cov_x", 3),
+    ):
+        c = config.default().unlock()
+        c.method, c.mmps.covariance, c.mmps.iterations = "em_mmps", covariance, iterations
+        c.network, c.corruption.noise_std = {"name": "mlp", "features": (8,)}, 0.1
+        config.validate(c)
+        models[covariance, iterations] = build.make_model(build.make_setup(c, (4, 4, 1)), start)
+
+    @jax.jit
+    def estimates(key, y):
+        params = next(iter(models.values())).denoiser.init(key)
+        # An untrained network says 0.
+        params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
+        seen, t = Observation(y, jnp.ones((4, 4, 1))), jnp.float32(0.6)
+        return [model.bind(params, seen)(y, t) for model in models.values()]
+
+    found = np.asarray(estimates(jax.random.key(0), jnp.asarray(rng.standard_normal((4, 4, 1)), jnp.float32)))
+    assert np.isfinite(found).all()
+    apart = np.abs(found[:, None] - found[None]).max(axis=(2, 3, 4))
+    assert (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()
