@@ -232,15 +232,35 @@ def _short(full: str) -> bool:
 
 
 def messages() -> list[tuple[str, str]]:
-    """(place, text) of every UserError in the source, with '...' for what is filled in."""
+    """(place, text) of every message that ends a run, with '...' for what is filled in.
+
+    What ``UserError`` and ``_leave`` are given, and what functions return whose value one of them is given.
+    """
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError" and node.args:
-                text = _template(node.args[0])
-                if re.search(r"[a-z]{4}", text.replace("...", "")):
-                    found.append((f"{file.relative_to(ROOT)}:{node.lineno}", text))
+        tree = ast.parse(file.read_text())
+        given = [
+            node.args[-1]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("UserError", "_leave") and node.args
+        ]
+        makers = {getattr(node.func, "id", "") for node in given if isinstance(node, ast.Call)}
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef) and function.name in makers:
+                returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+                given += [part for node in returned for part in _either(node)]
+        for node in given:
+            text = _template(node)
+            if re.search(r"[a-z]{4}", text.replace("...", "")):
+                found.append((f"{file.relative_to(ROOT)}:{node.lineno}", text))
     return found
+
+
+def _either(node: ast.AST | None) -> list[ast.AST]:
+    """What an expression may be: both sides of a choice."""
+    if isinstance(node, ast.IfExp):
+        return [node.body, node.orelse]
+    return [node] if node is not None else []
 
 
 def _template(node: ast.AST) -> str:
@@ -284,7 +304,7 @@ def without_cure() -> list[tuple[str, str]]:
 
 
 def messages_page() -> str:
-    """Every message of exit code 2 and its cure.
+    """Every message that ends a run, and its cure.
 
     Raises:
         ValueError: a message without one.
