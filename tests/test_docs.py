@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults.command import command
 
-from diffem_jax import commands, config, corruptions, networks
+from diffem_jax import config, corruptions, networks, usage
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -137,34 +136,6 @@ def test_messages_are_found_however_they_are_made():
         assert any(part in text for text in texts), part
 
 
-COMMAND = re.compile(r"""(?:\bdiffem|python -m diffem_jax\.main)((?: --[\w.]+(?:=(?:'[^']*'|"[^"]*"|[^\s"'`]+))?)+)""")
-TOLD = [ROOT / "README.md", ROOT / "RELEASE.md", *DOCS, *sorted((ROOT / "diffem_jax/artefacts").glob("*/README.md"))]
-
-
-@pytest.mark.parametrize("page", TOLD, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_command_understands_what_the_pages_tell_people_to_type(page, monkeypatch):
-    """Flags, configs, fields and values of every line, also of those that no test can run."""
-    seen = []
-
-    def train(c, workdir, override):
-        config.validate(c)
-        seen.append(c)
-
-    monkeypatch.setattr(commands, "train", train)
-    for mode in ("join", "sample", "evaluate", "report"):
-        monkeypatch.setattr(commands, mode, lambda *values, **named: seen.append(values))
-    for words in COMMAND.findall(page.read_text()):
-        if "--workdir" in words:
-            seen.clear()
-            ended = command(*shlex.split(words))
-            assert ended.code == 0 and seen, (words, ended.err)
-
-
-def test_there_are_commands_to_understand():
-    lines = [words for page in TOLD for words in COMMAND.findall(page.read_text()) if "--workdir" in words]
-    assert len(lines) >= 15 and any("--coordinator=auto" in words for words in lines)
-
-
 def test_fields_that_pages_and_messages_name_exist():
     classes = {"corruption": corruptions.CORRUPTIONS, "network": networks.NETWORKS}
     known = set(config.flatten(config.default()))
@@ -174,7 +145,7 @@ def test_fields_that_pages_and_messages_name_exist():
         for k in kinds.values()
         for field in generate.fields(k)
     }
-    texts = [page.read_text() for page in TOLD] + [text for _, text in generate.messages()]
+    texts = [page.read_text() for page in (ROOT / "README.md", *DOCS)] + [text for _, text in generate.messages()]
     named = {name for text in texts for name in re.findall(r"(?<!_)config\.([a-z_]+\.[a-z_]*[a-z])\b", text)}
     assert len(named) > 30 and not named - known
 
@@ -270,6 +241,16 @@ def test_commands_that_pages_show_could_be_run():
         config.validate(given)
         seen += 1
     assert seen > 30
+
+
+def test_flags_that_pages_show_exist():
+    known, seen = set(re.findall(r"--([a-z_]+)", usage.HELP)), set()
+    for page, words in commands():
+        program = next((i for i, word in enumerate(words) if word in ("diffem", "diffem_jax.main")), len(words))
+        named = {word[2:].partition("=")[0] for word in words[program:] if word.startswith("--")}
+        seen |= {name for name in named if not name.startswith("config.")}
+        assert seen <= known, f"{page.relative_to(ROOT)}: {shlex.join(words)}"
+    assert {"coordinator", "observations", "mode"} <= seen
 
 
 @pytest.mark.slow
