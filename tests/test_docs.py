@@ -244,7 +244,7 @@ def test_commands_that_pages_show_could_be_run():
 
 
 def test_flags_that_pages_show_exist():
-    known, seen = set(re.findall(r"--([a-z_]+)", usage.HELP)), set()
+    known, seen = {"help", *re.findall(r"--([a-z_]+)", usage.HELP)}, set()
     for page, words in commands():
         program = next((i for i, word in enumerate(words) if word in ("diffem", "diffem_jax.main")), len(words))
         named = {word[2:].partition("=")[0] for word in words[program:] if word.startswith("--")}
