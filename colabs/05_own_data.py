@@ -2,7 +2,7 @@
 # # Your own data
 #
 # What is needed: an `.npz` with `y` [N, H, W, C] in [-2, 2] (or uint8 grey levels) and `mask` [N, H, W, 1], 1 where a pixel was
-# seen. No clean data. What you get: several draws for each observation, their mean, and where they disagree. Here the file
+# seen; or a folder of images with one of masks. No clean data. What you get: several draws for each observation, their mean, and where they disagree. Here the file
 # is made from digits, so that the answers can be checked against a truth that the method never sees.
 #
 # To open this notebook: `make colabs` runs it; `jupyter lab colabs/05_own_data.ipynb` in a checkout shows it; or upload
@@ -31,10 +31,12 @@ import runpy
 import tempfile
 
 import numpy as np
+import PIL.Image
 from IPython.display import Image, display
 from sklearn.datasets import load_digits
 
-from diffem_jax import commands, metrics, plots, run_em
+import diffem_jax as dx
+from diffem_jax import commands, data, metrics, plots, run_em
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 folder = Path(tempfile.mkdtemp())
@@ -43,7 +45,7 @@ folder = Path(tempfile.mkdtemp())
 # ## The file
 #
 # On Colab: `from google.colab import files; files.upload()` puts a file of yours in the current folder; set `file` to it and
-# leave this cell out. The masks must differ between the examples: a pixel that nobody ever saw cannot be learnt.
+# leave this cell and the next out. The masks must differ between the examples: a pixel that nobody ever saw cannot be learnt.
 
 # %%
 file = folder / "obs.npz"
@@ -51,7 +53,27 @@ rng = np.random.default_rng(0)
 truth = (load_digits().images[: 64 if QUICK else None, :, :, None] / 4 - 2).astype(np.float32)
 mask = (rng.random((*truth.shape[:3], 1)) < 0.5).astype(np.float32)
 noise = 0.01 * rng.normal(size=truth.shape).astype(np.float32)
-np.savez(file, y=np.where(mask > 0, truth + noise, 0.0).astype(np.float32), mask=mask)
+y = np.where(mask > 0, truth + noise, 0.0).astype(np.float32)
+np.savez(file, y=y, mask=mask)
+
+# %% [markdown]
+# ### Images instead of an .npz
+#
+# A folder with `images/` (PNG or JPEG of one size) and `masks/`, files of the same names, white where a pixel was seen. On Colab: upload
+# an archive, then `!unzip photos.zip -d photos`. Here the same digits as images; to train on them set `config.data.path = str(photos)`
+# below. They say the same as the `.npz` does, to within a grey level.
+
+# %%
+photos = folder / "photos"
+for kind, values in (("images", (y + 2) * 255 / 4), ("masks", mask * 255)):
+    (photos / kind).mkdir(parents=True)
+    for number, pixels in enumerate(values[..., 0]):
+        picture = PIL.Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+        picture.save(photos / kind / f"{number:05d}.png")
+observations = data.load_observations(photos, (8, 8, 1), dx.PixelMask(shape=(8, 8, 1)), cache_dir=folder / "cache")
+assert np.array_equal(observations.operator, mask)
+assert np.abs(np.asarray(observations.y) - np.clip(y, -2, 2))[mask > 0].max() <= 4 / 255 / 2 + 1e-5
+print(f"{len(observations.y)} images, {np.mean(np.asarray(observations.operator)):.0%} of their pixels seen")
 
 # %% [markdown]
 # ## Training

@@ -2,7 +2,7 @@
 
 python -m colabs.build                       # writes the .ipynb, without outputs
 python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
-python -m colabs.build --execute 01 04       # only these
+python -m colabs.build --execute 01 04       # only these; exit code 1 where one takes longer than --minutes=6
 
 Install cells and "Open in Colab" badges lead to the repository that pyproject.toml names, [tool.diffem_jax]; after a change there
 run this again. While it is the placeholder, install cells say so.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import resource
+import sys
 import tempfile
 import time
 import tomllib
@@ -24,6 +25,8 @@ import nbformat
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 SECONDS_A_CELL = 1200
+MINUTES = 6.0
+"""What a notebook may take on a CPU."""
 
 
 def notebook(script: Path) -> nbformat.NotebookNode:
@@ -90,9 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run every notebook")
     parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="a notebook that takes longer is a failure")
     parser.add_argument("names", nargs="*", help="beginnings of the names of those wanted; all without")
     arguments = parser.parse_args()
     wanted, address = tuple(arguments.names) or ("",), repository()
+    slow = []
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
         script.write_text(addressed(script.read_text(), address))
         script.with_suffix(".ipynb").write_text(text(script, address))
@@ -102,6 +107,9 @@ def main() -> None:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             print(f"{script.stem}: {seconds:.0f} s, {used:.0f} s of CPU", flush=True)
+            slow += [script.stem] * (seconds > 60 * arguments.minutes)
+    if slow:
+        sys.exit(f"FAILED: took longer than {arguments.minutes:g} minutes: {', '.join(slow)}")
 
 
 if __name__ == "__main__":

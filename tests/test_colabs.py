@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupytext", reason="notebooks are made by jupytext, an extra of the tests")
+from colabs import build
 from colabs.build import SCRIPTS, addressed, repository, text
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,17 @@ def test_notebook_is_the_scripts(script):
     code = [cell for cell in json.loads(stored)["cells"] if cell["cell_type"] == "code"]
     assert code
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+
+
+def test_a_notebook_that_takes_too_long_is_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr(build, "execute", lambda script, output: 359.0 + 2 * script.stem.startswith("04"))
+    monkeypatch.setattr(Path, "write_text", lambda path, text: len(text))
+    monkeypatch.setattr(sys, "argv", ["build", "--execute"])
+    with pytest.raises(SystemExit, match=r"longer than 6 minutes: 04_own_sampler$"):
+        build.main()
+    assert len(capsys.readouterr().out.splitlines()) == len(SCRIPTS)
+    monkeypatch.setattr(sys, "argv", ["build", "--execute", "--minutes=6.1"])
+    build.main()
 
 
 # Scripts one after another in one process, each as __main__: loading and much of the compilation are done once.
