@@ -69,7 +69,6 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     changed = len(config.data_corruption) > 0
     data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
     schedule = make_schedule(config)
-    grid = schedules.TIME_GRIDS[config.e_step.time_grid](schedule, config.e_step.steps)
     return Setup(
         config=config,
         shape=shape,
@@ -78,9 +77,25 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
         schedule=schedule,
         network=make_network(config.network),
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
-        times=grid,
+        times=_times(config, schedule, 1),
         optimizer=make_optimizer(config.m_step, config.m_step.steps),
     )
+
+
+def steps_of(config: ConfigDict, number: int) -> int:
+    """The sampler's steps in round ``number``: e_step.steps in the first, e_step.steps_added more in each that follows."""
+    return config.e_step.steps + max(0, number - 1) * config.e_step.steps_added
+
+
+def _times(config: ConfigDict, schedule: Schedule, number: int) -> Array:
+    return schedules.TIME_GRIDS[config.e_step.time_grid](schedule, steps_of(config, number))
+
+
+def at_round(setup: Setup, number: int) -> Setup:
+    """The setup with the times of round ``number``; itself where the number of steps does not grow."""
+    if not setup.config.e_step.steps_added:
+        return setup
+    return setup._replace(times=_times(setup.config, setup.schedule, number))
 
 
 METHODS: dict[str, Callable[..., DenoiseFn]] = {f"em_{name}": make for name, make in posteriors.POSTERIORS.items()}

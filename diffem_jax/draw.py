@@ -68,7 +68,7 @@ def round_step(workdir: Workdir, setup: Setup, parallel: Parallel, number: int) 
     if number == 0:
         return parallel.map_e_step(em.map_examples(start_draw(setup))), start
     state = checkpoints.load(workdir.round_checkpoint(number))
-    return make_engine(setup, parallel, start).e_step, state["ema_params"]
+    return make_engine(setup, parallel, start).e_step_of(number), state["ema_params"]
 
 
 def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0, round: int | None = None) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax import checkpoints, em
-from diffem_jax.build import Setup, draws_prior, make_model, make_setup, prior_denoiser
+from diffem_jax.build import Setup, draws_prior, make_model, make_setup, prior_denoiser, steps_of
 from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
 from diffem_jax.data.npz import read_arrays
@@ -196,7 +196,10 @@ def _of_run(workdir: Workdir) -> Pretrained:
     }
     if (workdir.prior / "final").exists():
         parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]
-    return Pretrained(stored_config(workdir), parts)
+    config = stored_config(workdir)
+    with config.unlocked():
+        config.e_step.steps, config.e_step.steps_added = steps_of(config, number), 0
+    return Pretrained(config, parts)
 
 
 def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:

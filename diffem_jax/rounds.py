@@ -18,6 +18,7 @@ import numpy as np
 
 from diffem_jax import checkpoints, em, evaluate, held_out, refresh, report, stopping, warm
 from diffem_jax.announce import Estimate, round_line
+from diffem_jax.build import at_round
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.diagnose import broken_step
 from diffem_jax.engine import make_engine
@@ -144,7 +145,7 @@ class Run:
                 key = jax.random.fold_in(stream_key(self.config.seed, "e_step", number), bad[0])
                 observation = jax.tree.map(lambda a: a[0], rows(self.problem.observations, bad[:1]))
                 host = jax.tree.map(parallel_host, params)
-                where = broken_step(self.setup, self.engine.model, key, host, observation)
+                where = broken_step(at_round(self.setup, number), self.engine.model, key, host, observation)
             step = f"step {number * self.config.m_step.steps} of the run"
             message = f"E-step {number}, {step}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
             return NonFinite(f"{message}; the first is that of example {bad[0]}, {where}", number, draws=True)
@@ -271,7 +272,7 @@ class Run:
             self.finish_round(0, {}, self.start, self.start_step)
         else:
             self.say(f"continuing after round {last} of {self.config.rounds}")
-            self.finish_round(last, {}, state.ema_params, self.engine.e_step)
+            self.finish_round(last, {}, state.ema_params, self.engine.e_step_of(last))
             # What an earlier process was killed before it could drop.
             self._drop_old(last)
             self._drop_draws(last)
@@ -285,7 +286,7 @@ class Run:
             record = {"step": number * self.config.m_step.steps, "loss": loss, "m_step_seconds": seconds}
             checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
             self._drop_old(number)
-            self.finish_round(number, record, state.ema_params, self.engine.e_step)
+            self.finish_round(number, record, state.ema_params, self.engine.e_step_of(number))
             last = number
         self._finish(last, state.ema_params)
 
@@ -297,7 +298,8 @@ class Run:
             self.say(f"stop: {found['reason']}")
         path = self.workdir.samples / "spread.png"
         if number and process_count() == 1 and not (path.exists() and self.resumed_at == number):
-            evaluate.spread_picture(self.problem, self.engine.e_step, self.parallel, params, path, f"round {number}")
+            step = self.engine.e_step_of(number)
+            evaluate.spread_picture(self.problem, step, self.parallel, params, path, f"round {number}")
         if self.lead:
             report.write(self.workdir)
 

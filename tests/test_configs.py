@@ -12,7 +12,7 @@ from faults.command import command
 from ml_collections import ConfigDict
 
 from diffem_jax import em
-from diffem_jax.build import draws_from_data, edm, make_loss, make_model, make_setup
+from diffem_jax.build import draws_from_data, edm, make_loss, make_model, make_setup, steps_of
 from diffem_jax.config import CHOICES, default, validate
 from diffem_jax.engine import make_engine
 from diffem_jax.gaussians import Mixture
@@ -22,6 +22,7 @@ from diffem_jax.parts import make_optimizer
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.samplers import SAMPLERS
 from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
+from diffem_jax.testing.command import check_command
 from diffem_jax.types import UserError, stream_key
 
 VARIANTS = {
@@ -143,6 +144,35 @@ def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
         rates.append(-float(update))
     assert rates[5:] == rates[:5] and rates[0] == 0 and rates[1] == pytest.approx(m_step.learning_rate)
     assert rates[4] < rates[1] or schedule == "constant"
+
+
+def test_steps_of_the_sampler_may_grow_over_the_rounds():
+    """Round 3 of 2, 5, 8 steps draws what a run of 8 steps draws; without growth there is one E-step."""
+    config = load("digits", "mask50")
+    config.network.features, config.e_step.batch_size = (8,), 4
+    config.e_step.steps = 8
+    start = standard_normal((8, 8, 1))
+    engines = [make_engine(make_setup(config, (8, 8, 1)), make_parallel("jit"), start)]
+    assert engines[0].e_step_of(1) is engines[0].e_step_of(9) is engines[0].e_step
+    config.e_step.steps, config.e_step.steps_added = 2, 3
+    validate(config)
+    engines.append(make_engine(make_setup(config, (8, 8, 1)), make_parallel("jit"), start))
+    assert [steps_of(config, number) for number in (0, 1, 2, 3)] == [2, 2, 5, 8]
+    params = jax.jit(engines[0].model.denoiser.init)(stream_key(0, "test"))
+    corruption, keys = make_setup(config, (8, 8, 1)).corruption, jax.random.split(jax.random.key(0), 4)
+    observations = jax.jit(jax.vmap(corruption.sample))(keys, jnp.ones((4, 8, 8, 1)))
+    args = jax.random.key(1), params, observations, jnp.arange(4, dtype=jnp.int32)
+    with jax.debug_key_reuse(False):
+        eight, third, second = (
+            np.asarray(step(*args)) for step in (engines[0].e_step, *map(engines[1].e_step_of, (3, 2)))
+        )
+    np.testing.assert_array_equal(third, eight)
+    assert np.abs(second - third).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_whose_steps_grow_goes_on_to_the_same_draws(tmp_path):
+    check_command("--config=digits", "--config.e_step.steps_added=3", folder=tmp_path)
 
 
 @pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
