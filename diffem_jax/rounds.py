@@ -6,6 +6,7 @@ killed anywhere goes on by the same command and ends with the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -267,7 +268,6 @@ class Run:
     def rounds(self) -> None:
         """Runs what is left of the rounds."""
         last, state = self.restore()
-        self.resumed_at = last
         if last == 0:
             self.finish_round(0, {}, self.start, self.start_step)
         else:
@@ -291,17 +291,22 @@ class Run:
         self._finish(last, state.ema_params)
 
     def _finish(self, number: int, params: Any) -> None:
-        """After the last round: what the stopping rule picked, and the picture of several draws an observation."""
+        """After the last round: what the stopping rule picked, and the page."""
         found = stopping.stop_record(self.workdir.records(), self.config)
         if self.lead and found is not None and found not in self.workdir.records():
             self.workdir.log(found)
             self.say(f"stop: {found['reason']}")
-        path = self.workdir.samples / "spread.png"
-        if number and process_count() == 1 and not (path.exists() and self.resumed_at == number):
-            step = self.engine.e_step_of(number)
-            evaluate.spread_picture(self.problem, step, self.parallel, params, path, f"round {number}")
+        if number and not (self.workdir.samples / "spread.png").exists():
+            self._spread(number, params, self.engine.e_step_of(number))
         if self.lead:
             report.write(self.workdir)
+
+    def _spread(self, number: int, params: Any, step: Callable[..., Any]) -> None:
+        """The picture of several draws an observation, by one process alone; a run does not end for want of it."""
+        if process_count() == 1:
+            path = self.workdir.samples / "spread.png"
+            with contextlib.suppress(UserError):  # draws that are not finite are what the E-step tells
+                evaluate.spread_picture(self.problem, step, self.parallel, params, path, f"round {number}")
 
     def finish_round(self, number: int, record: dict[str, Any], params: Any, step: Callable[..., Any]) -> None:
         """The E-step of a round, its metrics and its picture; only what an interrupted run left undone."""
@@ -318,8 +323,11 @@ class Run:
         if self.lead:
             draws = self.store.round(number).open().rows
             every = self.config.eval.every
-            measured = self.measure(number, draws) if number % every == 0 or number == self.config.rounds else {}
+            due = number % every == 0 or number == self.config.rounds
+            measured = self.measure(number, draws) if due else {}
             evaluate.picture(self.problem, draws, path, f"round {number}" if number else "start")
+            if number and due:
+                self._spread(number, params, step)
             entry = {
                 "kind": "round",
                 "round": number,

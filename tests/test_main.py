@@ -55,7 +55,8 @@ def run(tmp_path_factory, traces):
     def noted(folder):
         write(folder)
         page = folder.report.read_text()
-        pages.append([number for number in range(3) if f'data-round="{number}"' in page])
+        shown = [number for number in range(3) if f'data-round="{number}"' in page]
+        pages.append(shown + ["several draws"] * ("Several draws for one observation" in page))
 
     with (
         mock.patch.object(report, "write", noted),
@@ -103,8 +104,10 @@ def test_the_files_of_a_run(run):
 
 
 def test_the_page_is_written_after_each_round(run):
-    """The rounds that it shows each time: after each, and at the end."""
-    assert json.loads(run.with_name("pages.json").read_text()) == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
+    """What it shows each time: after each round, and at the end. The start draws with no network."""
+    more = "several draws"
+    expected = [[0], [0, 1, more], [0, 1, 2, more], [0, 1, 2, more]]
+    assert json.loads(run.with_name("pages.json").read_text()) == expected
 
 
 def test_the_same_command_again_changes_nothing(run):
