@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
@@ -163,6 +164,38 @@ def test_results_are_those_of_the_experiments():
     page = generate.results_page()
     for readme in (ROOT / "experiments").glob("*/README.md"):
         assert readme.read_text().splitlines()[0].lstrip("# ") in page
+
+
+class Written(Exception):
+    """What an experiment would have put into its README; raised before it draws."""
+
+
+RESULTS = sorted(p.parent for p in (ROOT / "experiments").glob("*/results.json") if (p.parent / "run.py").exists())
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
+def test_the_tables_of_an_experiment_are_made_from_its_results(folder, monkeypatch):
+    from experiments import common, figures, rates
+
+    def written(name, text, quick=False):
+        raise Written(text.strip())
+
+    monkeypatch.setattr(common, "write_readme", written)
+    monkeypatch.setattr(figures, "draw", lambda *panels: None)
+    run = importlib.import_module(f"experiments.{folder.name}.run")
+    rows = json.loads((folder / "results.json").read_text())
+    with pytest.raises(Written) as told:
+        run.report(rows, False) if hasattr(run, "report") else rates.report(folder.name, rows, False)
+    made = (folder / "README.md").read_text().partition("<!-- results: begin -->")[2]
+    assert made.partition("<!-- results: end -->")[0].strip() == str(told.value)
+
+
+def test_the_page_of_performance_is_made_from_the_results(tmp_path, monkeypatch):
+    from benchmarks import table
+
+    monkeypatch.setattr(table, "PAGE", tmp_path / "performance.md")
+    table.main()
+    assert (tmp_path / "performance.md").read_text() == (ROOT / "docs" / "performance.md").read_text()
 
 
 def test_every_notebook_is_on_its_page():
