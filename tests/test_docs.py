@@ -190,6 +190,13 @@ def test_the_tables_of_an_experiment_are_made_from_its_results(folder, monkeypat
     assert made.partition("<!-- results: end -->")[0].strip() == str(told.value)
 
 
+def test_the_table_of_kinds_is_made_from_its_results():
+    from experiments.kinds import kinds
+
+    made = kinds.table(json.loads((ROOT / "experiments/kinds/results.json").read_text()))
+    assert len(made.splitlines()) > 5 and made in (ROOT / "experiments/kinds/README.md").read_text()
+
+
 def test_the_page_of_performance_is_made_from_the_results(tmp_path, monkeypatch):
     from benchmarks import table
 

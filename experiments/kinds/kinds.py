@@ -113,8 +113,12 @@ def measure(name: str, runs: pathlib.Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     lines = ["| data | " + " | ".join(HEADS) + " |", "|---" * (len(HEADS) + 1) + "|"]
     for name, r in results.items():
-        classical = ", ".join(f"{n} {v:.3f}" for n, v in r["classical"].items())
-        cells = [f"{r['missing']:.0%}", f"**{r['mean']:.3f}**", f"{r['start']:.3f}", classical]
+        least = min(r["mean"], r["start"], *r["classical"].values())
+        mean, start, *others = (
+            f"**{v:.3f}**" if v == least else f"{v:.3f}" for v in (r["mean"], r["start"], *r["classical"].values())
+        )
+        classical = ", ".join(f"{n} {v}" for n, v in zip(r["classical"], others, strict=True))
+        cells = [f"{r['missing']:.0%}", mean, start, classical]
         cells += [f"{c:.3f}" for c in (*r["coverage"], *r["start_coverage"])] + [f"{r['seconds']:.0f}"]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
