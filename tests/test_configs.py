@@ -36,7 +36,7 @@ VARIANTS = {
     ),
     "cifar10": ("mask75", "mask90", "blur", "jpeg20", "jpeg50", "jpeg70", "noisy"),
     "celeba": ("mask50", "mask75"),
-    "own_data": ("small", "images", "paper"),
+    "own_data": ("small", "images", "paper", "table"),
     "fourier": ("digits", "patches", "knee"),
     "tables": ("breast_cancer30", "breast_cancer50", "wine30", "wine50"),
     "series": ("gaps",),
@@ -48,7 +48,7 @@ SHAPES = {
     "patches": (16, 16, 3),
     "cifar10": (32, 32, 3),
     "celeba": (64, 64, 3),
-    "own_data": (16, 16, 3),
+    "own_data": {"small": (16, 16, 3), "images": (16, 16, 3), "paper": (16, 16, 3), "table": (13,)},
     "fourier": {"digits": (8, 8, 1), "patches": (16, 16, 3), "knee": (320, 320, 1)},
     "tables": {"breast_cancer30": (30,), "breast_cancer50": (30,), "wine30": (13,), "wine50": (13,)},
     "series": (128, 1),
@@ -298,7 +298,7 @@ def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tm
     else:
         fields["network.features"] = (16,)
     if config.data.name == "observations":
-        mask = (rng.random((64, *shape[:-1], 1)) < 0.5).astype(np.float32)
+        mask = (rng.random((64, *shape[:-1], 1 if len(shape) > 1 else shape[0])) < 0.5).astype(np.float32)
         np.savez(tmp_path / "x.npz", y=rng.standard_normal((64, *shape), np.float32) * mask, mask=mask)
         fields["data.path"] = tmp_path / "x.npz"
     elif config.data.name.startswith("tfds:") or config.data.name == "arrays":

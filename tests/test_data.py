@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from diffem_jax import data
-from diffem_jax.corruptions import Denoising, PixelMask, Projection
+from diffem_jax.corruptions import CORRUPTIONS, Denoising, PixelMask, Projection
 from diffem_jax.data import files, images, npz, synthetic
 from diffem_jax.types import UserError
 
@@ -465,3 +465,44 @@ def test_indices_of_a_file_are_checked(tmp_path):
         np.savez(tmp_path / "o.npz", **{**good, name: wrong})
         with pytest.raises(UserError, match=message):
             data.load_observations(tmp_path / "o.npz", corruption=corruption)
+
+
+def test_tables_come_back_and_groups_are_missing_together(tmp_path):
+    rng = np.random.default_rng(0)
+    age, colour = rng.normal(40, 10, 200), rng.choice(["red", "green", "blue"], 200)
+    seen = rng.random((2, 200)) < 0.7
+    given = {
+        "age": np.where(seen[0], age, np.nan),
+        "colour": [c if s else None for c, s in zip(colour, seen[1], strict=True)],
+    }
+    table = data.encode_table(given)
+    assert table.groups == (1, 3) and table.y.shape == table.mask.shape == (200, 4)
+    np.testing.assert_array_equal(table.mask, np.stack([seen[0], *[seen[1]] * 3], -1))
+    assert not table.y[table.mask == 0].any()
+    assert abs(table.y[seen[0], 0].mean()) < 1e-4 and abs(table.y[seen[0], 0].std() - 1) < 1e-4
+    table.save(tmp_path / "obs.npz")
+    back = data.load_table(tmp_path / "obs.npz")
+    assert back.columns == table.columns
+    noise = 0.1 * rng.standard_normal((5, *table.y.shape))
+    decoded = back.decode(table.y + noise)
+    assert np.abs(decoded["age"] - age)[:, seen[0]].max() < 0.6 * age.std()
+    assert (decoded["colour"][:, seen[1]] == colour[seen[1]]).all()
+    corruption = CORRUPTIONS["group_mask"](shape=(4,), groups=table.groups)
+    loaded = data.load_observations(tmp_path / "obs.npz", corruption=corruption)
+    np.testing.assert_array_equal(loaded.y, table.y)
+
+
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [({}, "lengths"), ({"a": [1, 2], "b": [1]}, "lengths"), ({"a": [1.0, 1.0, None]}, "two different")],
+)
+def test_tables_that_say_nothing_are_refused(columns, word, tmp_path):
+    with pytest.raises(UserError, match=word):
+        data.encode_table(columns)
+    table = data.encode_table({"a": [1.0, 2.0]})
+    with pytest.raises(UserError, match="the width of this table"):
+        table.decode(np.zeros((3, 2)))
+    table.save(tmp_path / "obs.npz")
+    (tmp_path / "obs.columns.json").write_text("[{}]")
+    with pytest.raises(UserError, match="columns"):
+        data.load_table(tmp_path / "obs.npz")

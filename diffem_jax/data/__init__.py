@@ -4,20 +4,25 @@ from diffem_jax.data.files import Rows, cache_folder, first
 from diffem_jax.data.observations import load_observations, observation_shape, save_observations
 from diffem_jax.data.sources import SOURCES, Dataset, load
 from diffem_jax.data.store import Done, ReconstructionStore, Round, RowReader, index_stream
+from diffem_jax.data.tables import Column, Table, encode_table, load_table
 
 __all__ = [
     "SOURCES",
+    "Column",
     "Dataset",
     "Done",
     "ReconstructionStore",
     "Round",
     "RowReader",
     "Rows",
+    "Table",
     "cache_folder",
+    "encode_table",
     "first",
     "index_stream",
     "load",
     "load_observations",
+    "load_table",
     "observation_shape",
     "save_observations",
 ]
