@@ -19,6 +19,7 @@ from diffem_jax.gaussians import Mixture
 from diffem_jax.linalg import Gaussian
 from diffem_jax.parallel import make_parallel
 from diffem_jax.parts import make_optimizer
+from diffem_jax.problem import load_problem
 from diffem_jax.round_zero import standard_normal
 from diffem_jax.samplers import SAMPLERS
 from diffem_jax.starts import make_em_iteration, make_start_draw, zero_sums
@@ -144,6 +145,23 @@ def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
         rates.append(-float(update))
     assert rates[5:] == rates[:5] and rates[0] == 0 and rates[1] == pytest.approx(m_step.learning_rate)
     assert rates[4] < rates[1] or schedule == "constant"
+
+
+def test_what_is_assumed_and_what_made_the_data_are_two_entries():
+    """Equal unless the second is given; the data then follow it, and the method knows nothing of it."""
+    config = load("digits", "mask50")
+    setup = make_setup(config, (8, 8, 1))
+    assert setup.data_corruption is setup.corruption
+    with config.unlocked():
+        config.data.num_examples = 200
+        config.data_corruption = {"name": "pixel_mask", "rate": 0.9, "noise_std": 0.3}
+    validate(config)
+    problem = load_problem(config)
+    assert problem.setup.corruption == setup.corruption and problem.setup.corruption.rate == 0.5
+    y, seen = problem.observations.y, problem.observations.operator > 0
+    # 12,800 pixels: five standard errors.
+    assert abs(seen.mean() - 0.1) < 5 * (0.1 * 0.9 / seen.size) ** 0.5
+    assert 0.25 < (y - problem.truth)[seen].std() < 0.35
 
 
 def test_steps_of_the_sampler_may_grow_over_the_rounds():

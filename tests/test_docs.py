@@ -76,6 +76,13 @@ def test_every_field_is_described():
     assert {"rate", "noise_std", "fill_order"} <= set(generate.fields(corruptions.CORRUPTIONS["pixel_mask"]))
 
 
+def test_every_corruption_is_in_the_table_of_names():
+    table = (ROOT / "docs" / "own_data.md").read_text().partition("## Names")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")][1:]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(corruptions.CORRUPTIONS)
+
+
 def test_a_field_that_is_not_described_stops_the_build(monkeypatch):
     told = generate.comments()
     monkeypatch.setattr(generate, "comments", lambda: {**told, "m_step.steps": ""})
