@@ -225,4 +225,4 @@ def test_posterior_of_a_mixture_is_learnt_from_observations(name):
 
     assert matches(ideal[1])
     assert matches(_learnt_draws(right, observations, held_out, draws))
-    assert not matches(_learnt_draws(wrong, observations, held_out, draws, rounds=1))
+    assert not matches(_learnt_draws(wrong, observations, held_out, draws))

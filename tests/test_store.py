@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from diffem_jax.data import ReconstructionStore, index_stream
+from diffem_jax.data import ReconstructionStore, files, index_stream
 from diffem_jax.data.store import checksum
 from diffem_jax.types import UserError
 
@@ -27,7 +27,10 @@ def _filled(folder, number=3):
     return round_
 
 
-def test_rows_come_back_by_index_across_shards(tmp_path):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_rows_come_back_by_index_across_shards(tmp_path, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     round_ = _filled(tmp_path)
     assert (tmp_path / "round_00003" / "shard-00003-of-00004.npy").exists()
     rows = ReconstructionStore(tmp_path).round(3).open()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffem_jax.data import files
 from diffem_jax.data.files import PAGES_BYTES, RELEASE_BYTES, checksum, release, row_parts, write_atomic
 from diffem_jax.types import UserError
 
@@ -44,7 +45,10 @@ class Done(NamedTuple):
 
 
 class RowReader:
-    """The reconstructions of a whole round, memory-mapped; rows by index across shards.
+    """The reconstructions of a whole round; rows by index across shards.
+
+    Memory-mapped, or in memory where they have at most ``files.IN_MEMORY_BYTES``: an M-step then gathers its batches at
+    once, which for small examples is a part of its time that counts.
 
     Attributes:
         shape: [N, *X].
@@ -55,6 +59,7 @@ class RowReader:
     def __init__(self, shards: list[np.ndarray], shard_size: int):
         self._shards, self._shard_size, self._read = shards, shard_size, 0
         self.shape = (sum(len(s) for s in shards), *shards[0].shape[1:])
+        self._whole = np.concatenate(shards) if math.prod(self.shape) * 4 <= files.IN_MEMORY_BYTES else None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -64,6 +69,8 @@ class RowReader:
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices {wanted.min()} to {wanted.max()}; expected 0 to {len(self) - 1}")
+        if self._whole is not None:
+            return self._whole[wanted]
         flat = wanted.reshape(-1)
         out = np.empty((len(flat), *self.shape[1:]), np.float32)
         # A few at a time: a row maps pages around it too, and many at once would map all of a large file.
