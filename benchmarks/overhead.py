@@ -3,7 +3,7 @@
     python -m benchmarks.overhead
 
 Both sides train the same network with the same loss, optimiser and batch; the bare side has its data on the device
-already and no moving average, log, checkpoint or progress. Sides alternate; medians of fifteen, in processor seconds on one
+already and no moving average, log, checkpoint or progress. Sides alternate; medians of nine, in processor seconds on one
 core, where the host's work cannot hide behind the device's.
 """
 
@@ -26,7 +26,7 @@ from diffem_jax.rounds import Run
 from diffem_jax.types import example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
-REPEATS = 15
+REPEATS = 9
 
 
 def measure(config: Any, updates: int) -> dict[str, float]:
@@ -116,7 +116,7 @@ def main() -> None:
     one_core()
     write(
         "overhead",
-        {"digits": measure(digits.get_config(), 100), "manifold": measure(manifold.get_config("quick"), 200)},
+        {"digits": measure(digits.get_config(), 100), "manifold": measure(manifold.get_config("quick"), 100)},
     )
 
 
