@@ -31,6 +31,7 @@ from diffem_jax.types import (
     PyTree,
     Sampler,
     Schedule,
+    TimeLaw,
     UserError,
 )
 
@@ -47,6 +48,7 @@ class Setup(NamedTuple):
     sampler: Sampler
     times: Array
     optimizer: optax.GradientTransformation
+    time_law: TimeLaw
 
 
 class Model(NamedTuple):
@@ -69,6 +71,11 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     changed = len(config.data_corruption) > 0
     data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
     schedule = make_schedule(config)
+    if config.m_step.time_law == "matched" and (config.method == "ambient" or not is_linear(corruption)):
+        raise UserError(
+            f"config.m_step.time_law: 'matched' with method {config.method!r} and corruption {config.corruption.name!r}; "
+            "expected a linear corruption and another method than 'ambient', for which the start tells the loss; use 'beta'"
+        )
     return Setup(
         config=config,
         shape=shape,
@@ -79,6 +86,7 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
         times=_times(config, schedule, 1),
         optimizer=make_optimizer(config.m_step, config.m_step.steps),
+        time_law=make_time_law(config, schedule),
     )
 
 
@@ -190,7 +198,7 @@ def _ambient_model(setup: Setup) -> Model:
         denoiser,
         setup.schedule,
         mask,
-        make_time_law(config, setup.schedule),
+        setup.time_law,
         schedules.LOSS_WEIGHTS[config.m_step.loss_weight],
         further=config.ambient.further,
         data_std=config.denoiser.sigma_data,
@@ -255,7 +263,7 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         denoiser,
         setup.schedule,
         corruption,
-        make_time_law(setup.config, setup.schedule),
+        setup.time_law,
         schedules.LOSS_WEIGHTS.get(weight),
         condition_dropout=m.condition_dropout,
         data_std=setup.config.denoiser.sigma_data,

@@ -99,8 +99,8 @@ def default() -> ConfigDict:
     # Whether the average forgets its beginning: at update n its decay is min(ema_decay, (1 + n) / (10 + n)).
     c.m_step.ema_warmup = True
     c.m_step.carry = "params"  # what goes over to the next round: all | params | nothing
-    c.m_step.time_law = "beta"  # uniform | beta | log_normal
-    c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta': pairs (a, b), an even mixture of Beta(a, b)
+    c.m_step.time_law = "beta"  # uniform | beta | log_normal | matched (to the start's loss; objective of 'beta')
+    c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta' and 'matched': pairs (a, b), an even mixture of Beta(a, b)
     c.m_step.time_law_log_normal = (-1.2, 1.2)  # of 'log_normal': mean and standard deviation of log(sigma / alpha)
     c.m_step.loss_weight = "snr"  # snr | min_snr | base (by what the base of the denoiser leaves open)
     c.m_step.noise_levels = 1  # noise levels an example in one update, of the same x and y'
@@ -165,7 +165,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.learning_rate_schedule": ("constant", "linear", "cosine"),
     "m_step.optimizer": ("adam", "adamw", "sgd"),
     "m_step.carry": ("all", "params", "nothing"),
-    "m_step.time_law": tuple(TIME_LAWS),
+    "m_step.time_law": (*TIME_LAWS, "matched"),
     "m_step.loss_weight": (*LOSS_WEIGHTS, "base"),
     "m_step.operators": ("law", "data"),
     "mmps.covariance": tuple(COVARIANCES),

@@ -218,7 +218,7 @@ def denoising_loss(
         denoiser: what is trained.
         schedule: the noise schedule.
         corruption: p(y | x), drawn anew at every call; None trains an unconditional denoiser.
-        time_law: the law of t.
+        time_law: the law of t; one with ``draw`` also weighs the loss there.
         weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.open_variance``, so that every noise
             level counts by what the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
@@ -234,6 +234,7 @@ def denoising_loss(
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.
     """
     given = operators == "data" and corruption is not None
+    draw_time = getattr(time_law, "draw", lambda key: (time_law.sample(key), None))
 
     def observe(key: Key, x: Array, operator: PyTree) -> Observation | None:
         if corruption is None:
@@ -252,7 +253,7 @@ def denoising_loss(
         context = None if observation is None else denoiser.prepare(observation)
 
         def at_level(time_key: Key, noise_key: Key, dropout_key: Key) -> Array:
-            t = time_law.sample(time_key)
+            t, importance = draw_time(time_key)
             alpha, sigma = schedule(t)
             x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
             x_hat = denoiser.apply(params, x_t, t, context, keep, dropout_key if dropout else None)
@@ -261,6 +262,8 @@ def denoising_loss(
             else:
                 assert denoiser.open_variance is not None
                 scale = 1 / denoiser.open_variance(t, context, keep)
+            if importance is not None:
+                scale = scale * importance
             return scale * jnp.mean((x_hat - x) ** 2)
 
         if levels == 1:

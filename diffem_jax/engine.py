@@ -13,7 +13,6 @@ from diffem_jax.build import Model, Setup, at_round, make_model
 from diffem_jax.denoisers import drawn_noise
 from diffem_jax.gaussians import Mixture
 from diffem_jax.parallel import Parallel
-from diffem_jax.parts import make_time_law
 from diffem_jax.types import UserError
 from diffem_jax.updates import largest_divisor
 
@@ -80,7 +79,6 @@ def make_m_step(
 ) -> Callable[..., Any]:
     """Builds and maps the M-step of a loss by the config; ``report_noise`` where it is a ``denoising_loss``."""
     m = setup.config.m_step
-    law = make_time_law(setup.config, setup.schedule)
     m_step = em.make_m_step(
         loss,
         optimizer,
@@ -88,6 +86,6 @@ def make_m_step(
         ema_warmup=m.ema_warmup,
         accumulate=m.accumulate,
         mean=parallel.mean,
-        noise=drawn_noise(setup.schedule, law, m.noise_levels) if report_noise else None,
+        noise=drawn_noise(setup.schedule, setup.time_law, m.noise_levels) if report_noise else None,
     )
     return parallel.map_m_step(m_step)

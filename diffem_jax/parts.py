@@ -142,13 +142,14 @@ def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> 
 
 
 def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
-    """The law of t in the loss."""
+    """The law of t in the loss; for 'matched' its base, since the table needs a fitted start (``diffem_jax.matched``)."""
     m = config.m_step
+    name = "beta" if m.time_law == "matched" else m.time_law
     given: dict[str, tuple[Any, ...]] = {
         "beta": (tuple((float(a), float(b)) for a, b in m.time_law_beta),),
         "log_normal": (schedule, *m.time_law_log_normal),
     }
-    return schedules.TIME_LAWS[m.time_law](*given.get(m.time_law, ()))
+    return schedules.TIME_LAWS[name](*given.get(name, ()))
 
 
 def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:

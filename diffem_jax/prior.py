@@ -18,7 +18,7 @@ from diffem_jax.denoisers import Denoiser
 from diffem_jax.engine import make_m_step
 from diffem_jax.guards import PRIOR
 from diffem_jax.parallel import barrier, make_parallel
-from diffem_jax.parts import make_optimizer
+from diffem_jax.parts import make_optimizer, make_time_law
 from diffem_jax.round_zero import load_start
 from diffem_jax.stopping import picked_round
 from diffem_jax.types import EMState, UserError, stream_key
@@ -52,6 +52,8 @@ def train_prior(setup: Setup, workdir: Workdir, say: Say, stop: Callable[[], int
     config = setup.config
     if not config.prior.steps:
         return
+    # A law matched to the posterior's loss says nothing of the prior's.
+    setup = setup._replace(time_law=make_time_law(config, setup.schedule))
     store = ReconstructionStore(workdir.reconstructions)
     picked = picked_round(workdir.records())
     number = store.rounds()[-1] if picked is None else picked

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax import checkpoints, em, evaluate, held_out, refresh, report, stopping, warm
+from diffem_jax import checkpoints, em, evaluate, held_out, matched, refresh, report, stopping, warm
 from diffem_jax.announce import Estimate, round_line
 from diffem_jax.build import at_round
 from diffem_jax.data import ReconstructionStore, index_stream
@@ -52,6 +52,7 @@ class Run:
         self.stop_signal = 0
         self.clock, self.compiled = CompileClock(), 0.0
         self.start: Mixture = load_or_fit(problem, workdir, say, quiet=not self.lead)
+        self.setup = matched.settle(self.setup, self.start)
         self.engine = make_engine(self.setup, self.parallel, self.start)
         self.measure = measure
         init = self.engine.model.denoiser.init

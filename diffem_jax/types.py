@@ -105,7 +105,10 @@ class Schedule(Protocol):
 
 
 class TimeLaw(Protocol):
-    """The law of t in the training loss."""
+    """The law of t in the training loss.
+
+    One that weighs its draws has ``draw`` too: key -> (t, weight of the loss there), ``sample`` being its first part.
+    """
 
     def sample(self, key: Key) -> Array:
         """One t in [0, 1], a scalar."""

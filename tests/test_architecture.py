@@ -42,6 +42,7 @@ LAYERS = [
         "updates",
         "diagnose",
         "identifiability",
+        "matched",
     },
     {"report", "report_template", "writers"},
     {"announce"},

@@ -206,6 +206,8 @@ def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
         (["--config.m_step.time_law_log_normal=(1.0,)"], "time_law_log_normal"),
         (["--config.m_step.time_law_log_normal=(0.0,-1.0)"], "time_law_log_normal"),
         (["--config.m_step.time_law_log_normal=('a',1.0)"], "time_law_log_normal"),
+        (["--config.m_step.time_law=matched", "--config.method=ambient"], "m_step.time_law"),
+        (["--config.m_step.time_law=matched", "--config=digits:jpeg"], "m_step.time_law"),
         (["--config.data.shape=(8,-8,1)"], "data.shape"),
         (["--config.data.shape=('a',)"], "data.shape"),
         (["--config.data.shape=(8.5,8)"], "data.shape"),

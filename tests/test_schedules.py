@@ -11,6 +11,7 @@ from diffem_jax.schedules import (
     TIME_GRIDS,
     BetaMixture,
     LogNormal,
+    Matched,
     RectifiedFlow,
     Uniform,
     VarianceExploding,
@@ -83,6 +84,53 @@ def test_laws_of_time():
         assert abs(t.mean() - mean) < 5 * t.std() / np.sqrt(len(t)), law
         centred = (t - t.mean()) ** 2
         assert abs(centred.mean() - variance) < 5 * centred.std() / np.sqrt(len(t)), law
+
+
+MATCHED = [
+    (BetaMixture(((1.0, 1.0),)), (0.0, 2.0)),
+    (BetaMixture(), (8.0, 1.0, 1.0, 1.0, 0.0)),
+    (BetaMixture(((2.0, 5.0), (5.0, 2.0))), (1.0, 5.0, 1.0)),
+    (BetaMixture(((0.5, 0.5),)), (1.0, 0.0, 0.0)),
+]
+
+
+def test_draws_of_the_matched_law_follow_its_sizes():
+    """Of an even base and sizes 2 t, with a quarter of the base left: moments and shares by hand."""
+    t, weights = jax.jit(jax.vmap(Matched(*MATCHED[0]).draw))(jax.random.split(jax.random.key(0), 8192))
+    t = np.asarray(t, np.float64)
+    for seen, share in ((t, 0.625), (t < 0.5, 0.3125), (t < 0.1, 0.0325), (t > 0.9, 0.1675)):
+        assert abs(np.mean(seen) - share) < 5 * np.std(seen) / np.sqrt(len(t)), share
+    # The density is 1.75 at the one end and 0.25 at the other.
+    np.testing.assert_allclose([weights[t.argmax()], weights[t.argmin()]], [1 / 1.75, 4.0], rtol=0.02)
+
+
+@pytest.mark.parametrize(("base", "sizes"), MATCHED)
+def test_weighted_means_under_the_matched_law_are_the_bases(base, sizes):
+    law, keys = Matched(base, sizes), jax.random.split(jax.random.key(1), 16384)
+    t, weights = (np.asarray(a, np.float64) for a in jax.jit(jax.vmap(law.draw))(keys))
+    assert t.min() >= 0 and t.max() <= 1 and weights.max() <= 4.001 and weights.min() > 0
+    np.testing.assert_array_equal(t, jax.jit(jax.vmap(law.sample))(jax.random.clone(keys)))
+    plain = np.asarray(jax.jit(jax.vmap(base.sample))(jax.random.split(jax.random.key(2), 16384)), np.float64)
+    for f in (np.ones_like, np.square, lambda t: t < 0.3, lambda t: t > 0.6, lambda t: np.exp(-8 * t)):
+        a, b = weights * f(t), f(plain)
+        assert abs(a.mean() - b.mean()) < 4.5 * np.hypot(a.std(), b.std()) / np.sqrt(len(t))
+
+
+def test_equal_sizes_leave_the_base_as_it_is():
+    keys = jax.random.split(jax.random.key(0), 512)
+    t, weights = jax.vmap(Matched(BetaMixture(), (0.3,) * 5).draw)(keys)
+    np.testing.assert_allclose(weights, 1.0, atol=1e-3)
+    # Its quantiles are those of the base: the same u gives the same t.
+    one = Matched(BetaMixture(), (0.3,) * 5, share=1.0)
+    np.testing.assert_allclose(t, jax.vmap(one.sample)(jax.random.clone(keys)), atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(), (0.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (float("inf"), 1.0)])
+def test_sizes_that_give_no_law_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes"):
+        Matched(BetaMixture(), sizes)
+    with pytest.raises(ValueError, match="share"):
+        Matched(BetaMixture(), (1.0,), share=0.0)
 
 
 def test_log_normal_is_clipped_to_the_schedule():
