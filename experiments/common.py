@@ -209,7 +209,11 @@ def write_readme(name: str, text: str, quick: bool = False) -> None:
         print(f"the README of {name} keeps the results of the full budget")
         return
     text = f"Of `--quick` runs, whose budget is too small for a verdict.\n\n{text}" if quick else text
-    path = ROOT / "experiments" / name / "README.md"
+    write_page(ROOT / "experiments" / name / "README.md", text)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Puts the text between the markers of a page, the prose around them stays."""
     begin, end = "<!-- results: begin -->", "<!-- results: end -->"
     page = path.read_text()
     head, _, rest = page.partition(begin)

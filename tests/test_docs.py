@@ -197,6 +197,12 @@ def test_the_tables_of_an_experiment_are_made_from_its_results(folder, monkeypat
     assert made.partition("<!-- results: end -->")[0].strip() == str(told.value)
 
 
+def test_every_experiment_keeps_its_numbers():
+    """A page with a table between the markers has results beside it, which the tests above compare with it."""
+    checked = {folder.name for folder in RESULTS} | {"kinds", "gallery"}
+    assert {p.parent.name for p in (ROOT / "experiments").glob("*/README.md")} == checked
+
+
 def test_the_table_of_kinds_is_made_from_its_results():
     from experiments.kinds import kinds
 

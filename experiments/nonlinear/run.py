@@ -1,15 +1,16 @@
 """A run on a corruption that is not linear: do observations of the draws agree with y?
 
-    python -m experiments.nonlinear.run [--variant=phase] [--workdir=runs/nonlinear] [--flags ...]
+    python -m experiments.nonlinear.run [--variant=phase] [--workdir=runs/nonlinear] [--flags ...] [--report]
 
 Trains ``digits:VARIANT`` through the command, draws a posterior for every observation from the start and from each
-round that is kept, corrupts the draws again without noise and compares with y. Prints the table of README.md, writes
-nonlinear_VARIANT.png.
+round that is kept, corrupts the draws again without noise and compares with y. Writes results.json (its entry of the
+variant), nonlinear_VARIANT.png and the tables of README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from diffem_jax.parallel import make_parallel
 from diffem_jax.problem import Problem, load_problem, rows, stored_config
 from diffem_jax.several import several_draws
 from diffem_jax.workdir import Workdir
+from experiments import common
 
 HERE = pathlib.Path(__file__).parent
 
@@ -51,15 +53,33 @@ def picture(path: pathlib.Path, truth: np.ndarray, drawn: dict[str, np.ndarray])
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", default="phase", choices=("phase", "jpeg"))
-    parser.add_argument("--workdir", default="runs/nonlinear")
-    parser.add_argument("--flags", nargs="*", default=[], help="further flags of the command, without their dashes")
-    arguments = parser.parse_args()
-    folder = pathlib.Path(arguments.workdir) / arguments.variant
-    command = [sys.executable, "-m", "diffem_jax.main", f"--config=digits:{arguments.variant}", f"--workdir={folder}"]
-    subprocess.run(command + [f"--{flag}" for flag in arguments.flags], check=True)
+def tables(results: dict[str, Any]) -> str:
+    """The part of the README that is made from the results."""
+    parts = []
+    for variant, result in results.items():
+        flags = " ".join(result["flags"])
+        lines = [
+            f"`digits:{variant}`{f' with `{flags}`' if flags else ''}, noise {result['noise']}; {result['seconds']:.0f} s of M-steps, E-steps and compilation",
+            "",
+            "| draws of | rms of y - A(x) | in noise stds | PSNR |",
+            "|---|---|---|---|",
+        ]
+        for row in result["draws"]:
+            psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
+            lines.append(f"| {row['of']} | {row['misfit']:.4f} | {row['misfit'] / result['noise']:.2f} | {psnr} |")
+        parts += ["\n".join(lines), f"![Truth, start, last round](nonlinear_{variant}.png)"]
+    return "\n\n".join(parts)
+
+
+def report(results: dict[str, Any], quick: bool = False) -> None:
+    """The tables of the README."""
+    common.write_readme(HERE.name, tables(results), quick)
+
+
+def measure(variant: str, folder: pathlib.Path, flags: list[str]) -> dict[str, Any]:
+    """Trains (a finished run is passed over), draws, and compares with y and with the hidden truth."""
+    command = [sys.executable, "-m", "diffem_jax.main", f"--config=digits:{variant}", f"--workdir={folder}"]
+    subprocess.run(command + [f"--{flag}" for flag in flags], check=True)
     workdir = Workdir(folder)
     parts = ("m_step_seconds", "e_step_seconds", "compile_seconds")
     seconds = sum(record.get(part, 0.0) for record in workdir.records() for part in parts)
@@ -67,25 +87,33 @@ def main() -> None:
     problem, parallel = load_problem(config), make_parallel("jit")
     observed = rows(problem.observations, np.arange(problem.num_examples))
     truth, drawn = np.asarray(problem.truth), {}
-    print(
-        f"\ndigits:{arguments.variant}, noise {config.corruption.noise_std}; {seconds:.0f} s of M-steps, E-steps and compilation\n"
-    )
-    print("| draws of | rms of y - A(x) | in noise stds | PSNR |\n|---|---|---|---|")
-    scale = config.corruption.noise_std
-
-    def line(name: str, x: np.ndarray) -> None:
-        value = misfit(problem, observed, x)
-        print(f"| {name} | {value:.4f} | {value / scale:.2f} | {float(metrics.psnr(x, truth).value):.2f} |", flush=True)
-
     for number in (0, config.rounds):
         step, params = round_step(workdir, problem.setup, parallel, number)
         options: dict[str, Any] = {"seed": 1, "stream": "nonlinear", "batch": config.e_step.batch_size}
         x = several_draws(step, parallel, params, problem.observations, 1, **options)[0]
-        name = f"round {number}" if number else "the start"
-        drawn[name] = x
-        line(name, x)
-    print(f"| the hidden truth | {misfit(problem, observed, truth):.4f} | 1.00 | |")
-    picture(HERE / f"nonlinear_{arguments.variant}.png", truth, drawn)
+        drawn[f"round {number}" if number else "the start"] = x
+    picture(HERE / f"nonlinear_{variant}.png", truth, drawn)
+    draws: list[dict[str, Any]] = [
+        {"of": name, "misfit": misfit(problem, observed, x), "psnr": float(metrics.psnr(x, truth).value)}
+        for name, x in drawn.items()
+    ]
+    draws.append({"of": "the hidden truth", "misfit": misfit(problem, observed, truth), "psnr": None})
+    return {"noise": config.corruption.noise_std, "seconds": seconds, "flags": flags, "draws": draws}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", default="phase", choices=("phase", "jpeg"))
+    parser.add_argument("--workdir", default="runs/nonlinear")
+    parser.add_argument("--flags", nargs="*", default=[], help="further flags of the command, without their dashes")
+    parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
+    given = parser.parse_args()
+    path = HERE / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if not given.report:
+        results[given.variant] = measure(given.variant, pathlib.Path(given.workdir) / given.variant, given.flags)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    report(results)
 
 
 if __name__ == "__main__":

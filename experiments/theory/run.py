@@ -1,10 +1,10 @@
 """The score error of every round beside the bound, on a linear-Gaussian model where all else is known.
 
-    python -m experiments.theory.run --output=experiments/theory
+    python -m experiments.theory.run [--report]
 
 x ~ N(m, S) in R^3 is seen through one fixed 4 x 3 operator and noise. Each round trains a conditional network on the
 draws of the round before and draws anew, by the package's own M-step, E-step and sampler. With pi^k the Gaussian of the
-draws' moments, printed a round:
+draws' moments, a round:
 
     KL exact    KL(P_Y || pi_Y^k) of exact rounds, in closed form
     KL          the same of the network's rounds
@@ -15,15 +15,18 @@ draws' moments, printed a round:
 A step of the sampler from sigma_t to sigma_s draws x_s from a Gaussian of variance sigma_s^2 p, p = 1 - sigma_s^2 /
 sigma_t^2, whose mean moves by p times the denoiser's error. Its part of KL(path of the network || path of the exact
 denoiser) is p E |error|^2 / (2 sigma_s^2). What the exact denoiser's own steps leave undone is not in the bound.
+
+Writes results.json and theory.png into --output and, where that is this folder, the tables of README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +41,10 @@ from diffem_jax.linalg import Gaussian
 from diffem_jax.networks import MLP
 from diffem_jax.samplers import ddpm
 from diffem_jax.types import Observation, example_keys, stream_key
+from experiments import common
 from experiments.theory import exact
 
+HERE = Path(__file__).parent
 OPERATOR = ((1.0, 0.2, 0.0), (0.0, 1.0, 0.3), (0.1, 0.0, 1.0), (0.5, 0.5, 0.0))
 NOISE = 0.5
 CHANNEL = exact.Channel(np.array([OPERATOR]), NOISE)
@@ -191,21 +196,60 @@ def figure(courses: dict[str, list[Row]], path: Path) -> None:
     plt.close(fig)
 
 
+def measure(rounds: int, lengths: list[int], count: int) -> dict[str, Any]:
+    """What results.json holds: the predicted rate, the seconds and each course's rows."""
+    began, courses = time.monotonic(), {}
+    for updates in lengths:
+        rows = [row._asdict() for row in network_course(rounds, updates, count)]
+        finite = [{k: v if np.isfinite(v) else None for k, v in row.items()} for row in rows]
+        courses[f"{updates} updates a round"] = finite
+        print(f"{updates} updates a round: {time.monotonic() - began:.0f} s so far", flush=True)
+    predicted = exact.predicted_rate(TRUTH, CHANNEL)
+    return {"predicted_factor": predicted, "seconds": time.monotonic() - began, "count": count, "courses": courses}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The part of the README that is made from the results."""
+    parts = [
+        f"{results['count']:,} observations, {results['seconds']:.0f} s. "
+        f"Predicted factor of KL a round near the truth: {results['predicted_factor']:.3f}."
+    ]
+    parts += [f"{label}\n\n{table(rows)}" for label, rows in courses_of(results).items()]
+    return "\n\n".join([*parts, "![KL of exact rounds and of a network's, the score error and the bound](theory.png)"])
+
+
+def courses_of(results: dict[str, Any]) -> dict[str, list[Row]]:
+    """The rows of each length of training."""
+    return {
+        label: [Row(**{k: np.nan if v is None else v for k, v in row.items()}) for row in rows]
+        for label, rows in results["courses"].items()
+    }
+
+
+def report(results: dict[str, Any], quick: bool = False) -> None:
+    """The tables of the README and the picture beside it."""
+    common.write_readme(HERE.name, tables(results), quick)
+    figure(courses_of(results), HERE / "theory.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("experiments/theory"))
+    parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--updates", type=int, nargs="+", default=[50, 600])
     parser.add_argument("--count", type=int, default=8192)
+    parser.add_argument("--report", action="store_true", help="run nothing: tables and picture of what is there")
     options = parser.parse_args()
-    began, courses = time.monotonic(), {}
-    print(f"predicted factor of KL a round near the truth: {exact.predicted_rate(TRUTH, CHANNEL):.3f}", flush=True)
-    for updates in options.updates:
-        rows = network_course(options.rounds, updates, options.count)
-        courses[f"{updates} updates a round"] = rows
-        print(f"\n{updates} updates a round\n\n{table(rows)}", flush=True)
-    figure(courses, options.output / "theory.png")
-    print(f"\n{time.monotonic() - began:.0f} s")
+    path = options.output / "results.json"
+    if not options.report:
+        results = measure(options.rounds, options.updates, options.count)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    results = json.loads(path.read_text())
+    if options.output.resolve() == HERE.resolve():
+        report(results)
+    else:
+        print(tables(results))
+        figure(courses_of(results), options.output / "theory.png")
 
 
 if __name__ == "__main__":
