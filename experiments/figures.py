@@ -23,6 +23,8 @@ class Panel(NamedTuple):
     y: str
     log_x: bool = False
     log_y: bool = False
+    level: float | None = None
+    """A dashed line at this y: the value of a calibrated method."""
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str = "", columns: int = 3) -> None:
@@ -45,6 +47,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str = "", columns: int = 3)
             place.set_xscale("log")
         if panel.log_y:
             place.set_yscale("log")
+        if panel.level is not None:
+            place.axhline(panel.level, color="#5b6770", lw=0.9, ls="--")
         place.grid(color="#e5e5e5", lw=0.5)
         for side in ("top", "right"):
             place.spines[side].set_visible(False)

@@ -7,7 +7,7 @@ The rivals' rounds are chosen so that they take about the seconds of the best se
 
 from __future__ import annotations
 
-from experiments import common
+from experiments import common, figures
 from experiments.common import Job, Row, fields
 
 NAME = "extreme"
@@ -97,7 +97,38 @@ def report(rows: list[Row], quick: bool) -> None:
             lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(cells)} |")
         lines.append(f"| (best in) | {' | '.join(str(wins[m]) for m in by)} |")
         parts.append("\n".join(lines))
+    picture = f"extreme{'_quick' if quick else ''}.png"
+    parts.append(
+        f"![PSNR, CRPS and coverage against seconds]({picture})\n\n"
+        "PSNR after each round, from the start on; CRPS and coverage of the round that is evaluated (where a run stops by "
+        "`held_out` the one it picks) at the seconds of the whole run. Means over seeds, bars are standard deviations."
+    )
     common.write_readme(NAME, "\n\n".join(parts), quick)
+    figures.draw(common.ROOT / "experiments" / NAME / picture, panels(rows))
+
+
+def panels(rows: list[Row]) -> list[figures.Panel]:
+    """A line of plots a set: PSNR of every round, CRPS and coverage of the evaluated one, against seconds."""
+    out = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        here = [row for row in rows if row["group"] == group]
+        by = {method: found for method in METHODS if (found := [r for r in here if r["method"] == method])}
+        axis = f"seconds ({group})"
+        rounds = {
+            method: [[(r["seconds"], r["psnr"]) for r in row["rounds"]] for row in found]
+            for method, found in by.items()
+        }
+        out.append(figures.Panel(rounds, axis, "PSNR of one draw, dB"))
+        for metric, label, level in (
+            ("crps", "CRPS", None),
+            ("coverage_90", "truths in central 90% intervals", 0.9),
+        ):
+            ends = {
+                method: [[(row["rounds"][-1]["seconds"], row["evaluation"][metric])] for row in found]
+                for method, found in by.items()
+            }
+            out.append(figures.Panel(ends, axis, label, level=level))
+    return out
 
 
 def main() -> None:
