@@ -6,7 +6,9 @@ E |E[x | x_t, y] - x|^2, and the start has that conditional mean in closed form;
 denoiser itself. Under ``loss_weight`` 'base' this is about 1 everywhere, by that weight's construction: the law is then
 nearly its base, and nothing is gained.
 
-The variance that is least is that of the loss; its gradient's also depends on how the network's output is scaled.
+The variance that is least is that of the loss; its gradient's also depends on how the network's output is scaled. With 'edm'
+a network that is far from trained has another loss than the start's, and the law is not matched to it. No gain in quality
+was measured (``python -m benchmarks.time_laws``), which is why it is not the default.
 """
 
 from __future__ import annotations
