@@ -31,7 +31,7 @@ def get_config(variant: str = "wine30") -> ConfigDict:
         c.start.rank = TABLES[name]
         c.start.iterations = 100
         c.start.variance_floor = 1e-3
-        # With few steps draws of ddpm are too narrow: 0.645 of the truths in 80% intervals by 16 steps, 0.79 by these.
+        # With few steps draws of ddpm are too narrow: coverage_80 of --mode=evaluate, with --config.e_step.sampler=ddpm.
         c.e_step.sampler = "dpmpp_2m_sde"
         c.e_step.steps = 16
         c.e_step.batch_size = 256

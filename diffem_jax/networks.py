@@ -27,8 +27,8 @@ parameters: those of an earlier version would still load, but draw wrongly. 2: t
 def sinusoidal_embedding(noise: Array, features: int) -> Array:
     """[B] -> [B, features]: sines and cosines of the log noise level at geometric frequencies from 1/16 to 1/2.
 
-    What a denoiser does changes slowly with the log noise level; faster waves only make the fit of a round worse (the
-    manifold's first round, published settings: Sinkhorn divergence 0.93 with frequencies up to 16, 0.89 up to 1/2).
+    What a denoiser does changes slowly with the log noise level; faster waves let a network fit changes
+    that are not there.
 
     Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5, with a range made for log sigma in [-7, 5].
     """

@@ -293,7 +293,7 @@ def _gaussian_likelihood(
             return x_hat + step
         # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
         # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
-        # a few draws in a thousand run away and spoil the next round. Beyond twice the residual a step is shortened.
+        # a few draws run away and spoil the next round. Beyond twice the residual a step is shortened.
         reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
         allowed = 4 * jnp.sum(residual**2)
         return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
