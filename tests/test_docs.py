@@ -197,6 +197,14 @@ def test_the_tables_of_an_experiment_are_made_from_its_results(folder, monkeypat
     assert made.partition("<!-- results: end -->")[0].strip() == str(told.value)
 
 
+def test_the_tables_of_classical_restoration_are_made_from_their_results():
+    from experiments.patches import classical
+
+    made = classical.tables(json.loads((ROOT / "experiments/patches/classical.json").read_text()))
+    page = (ROOT / "experiments/patches/classical.md").read_text().partition("<!-- results: begin -->")[2]
+    assert len(made.splitlines()) > 10 and page.partition("<!-- results: end -->")[0].strip() == made
+
+
 def test_every_experiment_keeps_its_numbers():
     """A page with a table between the markers has results beside it, which the tests above compare with it."""
     checked = {folder.name for folder in RESULTS} | {"kinds", "gallery"}

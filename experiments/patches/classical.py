@@ -1,11 +1,12 @@
 """Patches against classical restoration: 16x16x3 crops of photographs, half of the pixels erased, or blurred.
 
-    python -m experiments.patches.classical [--only=mask50] [--work=runs/experiments/patches_classical]
+    python -m experiments.patches.classical [--only=mask50] [--work=runs/experiments/patches_classical] [--report]
 
 Trains ``--config=patches:mask50`` and ``patches:blur`` (a finished run is passed over), then restores 256 observations of
 the training set, whose truth no run saw: draws of the start and of the last round's network, the network's posterior
 mean (average of eight evaluations at the largest noise), and the answers of scikit-image. Where a classical method has
-a parameter it gets the value that is best for the hidden truth.
+a parameter it gets the value that is best for the hidden truth. Numbers go to classical.json, and from there (with
+``--report`` without a run) into the tables of classical.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import diffem_jax as dx
 from diffem_jax.metrics import psnr, psnr_per_example
 from diffem_jax.problem import load_problem, rows
 from diffem_jax.workdir import Workdir
+from experiments import common
 
 HERE = Path(__file__).parent
 COUNT = 256
@@ -130,26 +132,34 @@ def compare(variant: str, folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "answers": table}
 
 
+def tables(results: dict[str, Any]) -> str:
+    """A table a variant: what this package answers, then the classical methods."""
+    lines = []
+    for variant, result in sorted(results.items()):
+        lines += [f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training", ""]
+        lines += ["| answer | PSNR, dB | mean of the images' PSNR, dB |", "|---|---|---|"]
+        ordered = sorted(
+            result["answers"].items(), key=lambda item: (not item[0].startswith(("start", "DiffEM")), item[0])
+        )
+        lines += [f"| {n} | {r['psnr']:.2f} | {r['psnr_per_image']:.2f} |" for n, r in ordered]
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=VARIANTS)
     parser.add_argument("--work", type=Path, default=Path("runs/experiments/patches_classical"))
+    parser.add_argument("--report", action="store_true", help="run nothing: the tables of classical.json")
     given = parser.parse_args()
     path = HERE / "classical.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for variant in [given.only] if given.only else VARIANTS:
+    wanted = [given.only] if given.only else VARIANTS
+    for variant in () if given.report else wanted:
         results[variant] = compare(variant, given.work / variant)
         path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    lines = []
-    for variant, result in results.items():
-        lines += [f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training", ""]
-        ordered = sorted(result["answers"].items(), key=lambda item: not item[0].startswith(("start", "DiffEM")))
-        lines += ["| answer | PSNR, dB | mean of the images' PSNR, dB |", "|---|---|---|"]
-        lines += [f"| {n} | {r['psnr']:.2f} | {r['psnr_per_image']:.2f} |" for n, r in ordered]
-        lines.append("")
-    text = "\n".join(lines)
-    print(text)
-    (HERE / "classical.md").write_text(f"# Patches against classical restoration\n\n{__doc__}\n{text}")
+    print(tables(results))
+    common.write_page(HERE / "classical.md", tables(results))
 
 
 if __name__ == "__main__":
