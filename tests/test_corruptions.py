@@ -73,6 +73,8 @@ def test_contract_on_vectors(name):
         ("group_mask", (7,), {"groups": (1, 3, 1, 2)}),
         ("phase", (4, 6, 1), {"oversampling": 3, "offset": 2.0}),
         ("poisson", (4, 4, 1), {"noise_std": 0.2, "peak": 5.0}),
+        ("poisson", (4, 4, 1), {"peak": 8.0, "of": ("gaussian_blur", (("std", 1.0),))}),
+        ("poisson", (4, 6, 2), {"noise_std": 0.1, "of": "pixel_mask"}),
         ("jpeg", (11, 18, 3), {"chroma_subsampling": True, "noise_std": 0.1}),
     ],
 )

@@ -17,28 +17,49 @@ from diffem_jax.types import Key, Observation, PyTree, UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poisson(AdditiveNoise):
-    """Photon counts: y = 4 k / peak - 2 with k ~ Poisson(peak (x + 2) / 4), so that E[y | x] = x; for x >= -2.
+    """Photon counts: y = 4 k / peak - 2 with k ~ Poisson(peak (A x + 2) / 4), so that E[y | x] = A x where A x >= -2.
+
+    A is any linear corruption, whose own noise is left out; what it does not observe is 0. The operator is A's.
 
     Attributes:
         noise_std: Gaussian read-out noise on top, 0 for none.
-        peak: the mean count at the brightest value, x = 2; > 0.
+        peak: the mean count at the brightest value, A x = 2; > 0.
+        of: A, a linear corruption, or its name, or (name, ((field, value), ...)), as a config can hold it.
     """
 
     noise_std: float = 0.0
     peak: float = 30.0
+    of: Any = "denoising"
 
     def __post_init__(self) -> None:
-        """Refuses a peak that is not positive."""
+        """Refuses a peak that is not positive and corruptions that are not linear."""
         if not self.peak > 0:
             raise UserError(f"corruption.peak: {self.peak}; expected a number > 0; change corruption.peak")
+        object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether A draws its operator."""
+        return self.of.random_operator
+
+    def draw_operator(self, key: Key) -> PyTree:
+        """The operator of A."""
+        return self.of.draw_operator(key)
+
+    def operator_names(self) -> list[str]:
+        """Those of A."""
+        return self.of.operator_names()
+
+    def observed(self, operator: PyTree) -> Array | bool:
+        """What A observes."""
+        return self.of.observed(operator)
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """x, and -2 where it is below that: there are no negative rates."""
-        del operator
-        return jnp.maximum(x, -2.0)
+        """A x, and -2 where it is below that: there are no negative rates."""
+        return jnp.maximum(self.of.forward(x, operator), -2.0)
 
     def noise_variance(self, x: Array, operator: PyTree) -> Array:
-        """4 (x + 2) / peak + noise_std^2."""
+        """4 (A x + 2) / peak + noise_std^2."""
         return 4.0 * (self.forward(x, operator) + 2.0) / self.peak + self.noise_std**2
 
     def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
@@ -46,7 +67,13 @@ class Poisson(AdditiveNoise):
         count_key, noise_key = jax.random.split(key)
         rate = self.peak * (self.forward(x, operator) + 2.0) / 4.0
         counts = jax.random.poisson(count_key, rate).astype(x.dtype)
-        return 4.0 * counts / self.peak - 2.0 + self.noise_std * jax.random.normal(noise_key, x.shape)
+        y = 4.0 * counts / self.peak - 2.0 + self.noise_std * jax.random.normal(noise_key, rate.shape)
+        seen = self.observed(operator)
+        return y if seen is True else jnp.where(seen, y, 0.0)
+
+    def condition(self, observation: Observation) -> Array:
+        """What A shows."""
+        return self.of.condition(observation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
