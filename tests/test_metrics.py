@@ -172,7 +172,7 @@ def test_sinkhorn_divergence():
     fresh = metrics.sinkhorn_divergence(curve(300, 5), truth, rows=200, floor=floor)
     shifted = metrics.sinkhorn_divergence(curve(300, 5) + shift, truth, rows=200, floor=floor)
     assert floor > 0 and abs(fresh.value) < 0.5 * floor
-    assert fresh.samples == 200 and fresh.standard_error is None
+    assert fresh.samples == 200 and 0 < fresh.standard_error < floor
     # Moving one side by c moves the squared cost by |c|^2 and a term in the difference of the means.
     assert shifted.value - fresh.value == pytest.approx(0.45, rel=0.4)
     assert metrics.sinkhorn_divergence(truth, truth, rows=200).value == pytest.approx(-floor, rel=0.3)
@@ -184,6 +184,18 @@ def test_sinkhorn_divergence():
         metrics.sinkhorn_divergence(truth[:150], truth, rows=200)
     with pytest.raises(UserError, match="truth"):
         metrics.sinkhorn_floor(truth[:1])
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_standard_error_of_a_divergence_is_its_scatter(paired):
+    """Over 60 samples; a standard deviation of 60 is known to 9%."""
+    found = []
+    for seed in range(60):
+        x = normal(128, 2, seed=2 * seed) * np.float32([1.0, 2.0])
+        y = 2 * x + 1 if paired else 2 * normal(128, 2, seed=2 * seed + 1) + 1
+        found.append(metrics.sinkhorn_divergence(y, x, 1.0, 256, rows=128, floor=0.0))
+    scatter = np.std([f.value for f in found], ddof=1)
+    assert np.mean([f.standard_error for f in found]) == pytest.approx(scatter, rel=0.3)
 
 
 def test_sinkhorn_compiles_once(monkeypatch):
