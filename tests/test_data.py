@@ -494,7 +494,12 @@ def test_tables_come_back_and_groups_are_missing_together(tmp_path):
 
 @pytest.mark.parametrize(
     ("columns", "word"),
-    [({}, "lengths"), ({"a": [1, 2], "b": [1]}, "lengths"), ({"a": [1.0, 1.0, None]}, "two different")],
+    [
+        ({}, "lengths"),
+        ({"a": [1, 2], "b": [1]}, "lengths"),
+        ({"a": [1.0, 1.0, None]}, "two different"),
+        ({"a": [1.0, float("inf")]}, "inf in row 1"),
+    ],
 )
 def test_tables_that_say_nothing_are_refused(columns, word, tmp_path):
     with pytest.raises(UserError, match=word):

@@ -110,7 +110,7 @@ def encode_table(columns: Mapping[str, Sequence[Any]]) -> Table:
         columns: name -> values.
 
     Raises:
-        UserError: no columns, columns of different lengths, or one without two different values.
+        UserError: no columns, columns of different lengths, one without two different values, or infinite numbers.
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or len(set(lengths.values())) != 1 or not min(lengths.values()):
@@ -131,6 +131,9 @@ def encode_table(columns: Mapping[str, Sequence[Any]]) -> Table:
             part = np.where(known[:, None] == np.asarray(column.categories), 1.0, -1.0)
         else:
             numbers = np.array([float(v) if seen else 0.0 for v, seen in zip(values, there, strict=True)])
+            if not np.isfinite(numbers).all():
+                row = int(np.argmin(np.isfinite(numbers)))
+                raise UserError(f"columns[{name!r}]: {numbers[row]} in row {row}; expected finite numbers; make it NaN")
             column = Column(name, float(numbers[there].mean()), float(numbers[there].std()))
             part = ((numbers - column.offset) / column.scale)[:, None]
         mask = np.repeat(there[:, None], column.width, axis=1)
