@@ -49,7 +49,7 @@ def report(name: str, rows: list[Row], quick: bool) -> None:
             parts.append(f"{caption}:\n\n{common.table(rows, lambda r, m=metric: common.last(r, m))}")
     seconds = common.table(rows, lambda r: r["rounds"][-1]["seconds"], digits=0)
     parts.append(f"Seconds (start, M-steps, E-steps; compilation left out):\n\n{seconds}")
-    calls = common.table(rows, lambda r: r["rounds"][-1]["network_calls"] / 1e6, digits=1)
+    calls = common.table(rows, lambda r: r["rounds"][-1]["network_calls"] / 1e6, digits=2)
     parts.append(f"Millions of network calls (a forward pass, a backward pass, a product count one each):\n\n{calls}")
     parts.append(f"![Methods against rates](rates{'_quick' if quick else ''}.png)")
     common.write_readme(name, "\n\n".join(parts), quick)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EVALUATED = {"digits": ("rate 0.25", "rate 0.5", "rate 0.75", "rate 0.9"), "patches": ("rate 0.5", "rate 0.9")}
+RATES = ("rate 0.25", "rate 0.5", "rate 0.75", "rate 0.9")
 
 
 def results(path):
@@ -24,7 +24,7 @@ def mean(rows, method, metric, group=None):
 
 def rates(name, *wanted):
     rows = results(f"experiments/{name}/results.json")
-    return [mean(rows, method, metric, rate) for method, metric in wanted for rate in EVALUATED[name]]
+    return [mean(rows, method, metric, rate) for method, metric in wanted for rate in RATES]
 
 
 def digits():
