@@ -29,7 +29,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from benchmarks.common import interleave, one_core, write  # noqa: E402
+from benchmarks.common import interleave, write  # noqa: E402
 from configs import digits  # noqa: E402
 from diffem_jax import em  # noqa: E402
 from diffem_jax.engine import make_engine  # noqa: E402
@@ -89,7 +89,9 @@ def small() -> Any:
 
 def process(number: int, count: int, port: int) -> None:
     """One of several processes: its processor seconds, as JSON on stdout."""
-    one_core()
+    # A core each: one that waits for the other spins, and would spin on the other's core.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
     if count > 1:
         initialize(f"localhost:{port}", count, number)
     problem, found = small(), {}
