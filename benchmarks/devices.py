@@ -5,7 +5,7 @@
 Needs two cores. The processor seconds of a call are the sum over its devices: 'strong' splits
 the same batch over more devices and should cost the same, 'weak' gives every device a whole batch and should cost twice as
 much on two. What is above that is the map's own. A call of an empty M-step shows the map's cost a call. Two processes
-have one device each and talk over gloo on this machine.
+have one device and one core each and talk over gloo on this machine; what they spend in waiting for each other counts.
 """
 
 from __future__ import annotations
