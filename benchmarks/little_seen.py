@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.common import one_core, write
 from configs import digits
-from diffem_jax import starts
+from diffem_jax import factor_analysis, starts
 from diffem_jax.gaussians import Mixture, condition_on_observation
 from diffem_jax.initial import BackProjection, initial_gaussian
 from diffem_jax.metrics import sliced_wasserstein
@@ -53,8 +53,8 @@ def main() -> None:
 
     b = back_projections(observations)
     mixture = initial_gaussian(BackProjection(b.mean(0), b - b.mean(0)[None], jnp.ones(())), config.start.rank)
-    iterate = starts.make_em_iteration(corruption, config.start.variance_floor, problem.num_examples)  # type: ignore[arg-type]
-    sums, present = starts.zero_sums(mixture), jnp.ones(problem.num_examples)
+    iterate = factor_analysis.make_em_iteration(corruption, config.start.variance_floor, problem.num_examples)  # type: ignore[arg-type]
+    sums, present = factor_analysis.zero_sums(mixture), jnp.ones(problem.num_examples)
     for i in range(config.start.iterations):
         key = stream_key(config.seed, "plain", i)
         mixture, sums, _ = iterate(key, mixture, sums, jnp.ones(()), observations, indices, present)

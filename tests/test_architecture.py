@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "diffem_jax"
 LAYERS = [
     {"types"},
     {"schedules", "linalg", "networks", "augment"},
-    {"corruptions", "gaussians", "denoisers", "bases", "initial"},
+    {"corruptions", "gaussians", "denoisers", "bases", "initial", "factor_analysis"},
     {"posteriors", "samplers", "picard", "starts", "ambient"},
     {"em"},
     {

@@ -10,9 +10,10 @@ import pytest
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.corruptions.base import Linear
 from diffem_jax.em import map_examples
+from diffem_jax.factor_analysis import make_em_iteration, zero_sums
 from diffem_jax.gaussians import Mixture, condition_on_observation, overall_moments
 from diffem_jax.linalg import Gaussian
-from diffem_jax.starts import fit, make_em_iteration, make_start_draw, zero_sums
+from diffem_jax.starts import fit, make_start_draw
 
 MEAN = np.array([0.5, -0.3, 0.1, 0.8])
 FACTOR = np.array([[0.9, 0.7, -0.5, 0.2]])
