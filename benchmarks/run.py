@@ -1,22 +1,19 @@
-"""The benchmarks of ``make bench``, each in a process of its own (at most 30 minutes on two cores).
+"""The benchmarks of ``make bench``, each in a process of its own on one core (at most 30 minutes on two cores).
 
-Those of one core go in two lanes, one lane a core; those that need two cores come after them. With one core all go one
-after the other.
+Each core takes the next of the list as soon as it is free, the long ones first; those that need two cores come after them.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
 import threading
 
-LANES = (
-    ("time_to_quality",),
-    ("overhead", "convolutions", "start", "little_seen", "memory", "e_step_cost"),
-)
+ONE_CORE = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "convolutions", "little_seen")
 BOTH_CORES = ("devices",)
-NAMES = (*(name for lane in LANES for name in lane), *BOTH_CORES)
+NAMES = (*ONE_CORE, *BOTH_CORES)
 
 
 def run(name: str) -> bool:
@@ -25,19 +22,25 @@ def run(name: str) -> bool:
 
 
 def main() -> None:
-    cores = sorted(os.sched_getaffinity(0))
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in ONE_CORE:
+        waiting.put(name)
     failed: list[str] = []
 
-    def go(lane: tuple[str, ...], core: int) -> None:
+    def work(core: int) -> None:
         # Of this thread alone, and of the processes that it starts.
         os.sched_setaffinity(0, {core})
-        failed.extend(name for name in lane if not run(name))
+        while True:
+            try:
+                name = waiting.get_nowait()
+            except queue.Empty:
+                return
+            if not run(name):
+                failed.append(name)
 
-    threads = [threading.Thread(target=go, args=(lane, cores[i % len(cores)])) for i, lane in enumerate(LANES)]
+    threads = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))[:2]]
     for thread in threads:
         thread.start()
-        if len(cores) == 1:
-            thread.join()
     for thread in threads:
         thread.join()
     failed += [name for name in BOTH_CORES if not run(name)]

@@ -31,6 +31,8 @@ def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
     shape, devices = "x".join(map(str, setup.shape)), jax.device_count()
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
     end = f"{c.m_step.steps:,} updates of batch {c.m_step.batch_size:,}, then {c.e_step.sampler} in {c.e_step.steps} steps"
+    if c.e_step.draws > 1:
+        end += f", {c.e_step.draws} draws an observation"
     if c.e_step.steps_added:
         end += f", {c.e_step.steps_added} more each round"
     lines = [

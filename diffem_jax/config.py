@@ -74,6 +74,7 @@ def default() -> ConfigDict:
     c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
     c.e_step.steps = 32  # steps of the sampler a draw
     c.e_step.steps_added = 0  # further steps in each round after the first; each number of steps is compiled anew
+    c.e_step.draws = 1  # draws an observation, all of which the next round trains on; more where observations are few
     c.e_step.time_grid = "log_uniform"  # log_uniform | karras
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
@@ -194,6 +195,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "start.num_examples": (0, 2**40),
     "e_step.steps": (1, 100_000),
     "e_step.steps_added": (0, 100_000),
+    "e_step.draws": (1, 10_000),
     "e_step.batch_size": (1, 2**24),
     "e_step.shard_size": (0, 2**32),
     "e_step.parts": (1, 100_000),

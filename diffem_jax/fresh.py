@@ -17,19 +17,20 @@ OPERATOR_STREAM = 2**30
 """Added to the round, so that examples and operators are drawn in orders of their own."""
 
 
-def training_rows(problem: Problem, store: ReconstructionStore, number: int) -> Callable[[np.ndarray], Any]:
-    """Indices [n] -> the n rows that round ``number`` trains on."""
+def training_rows(problem: Problem, store: ReconstructionStore, number: int) -> tuple[int, Callable[[np.ndarray], Any]]:
+    """How many rows round ``number`` trains on, and indices [n] -> n of them."""
     method = problem.setup.config.method
     if method == "ambient":
-        return lambda indices: rows(problem.observations, indices)
+        return problem.num_examples, lambda indices: rows(problem.observations, indices)
     if method == "oracle":
         truth = problem.truth
         if truth is None:
             raise UserError(
                 "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
             )
-        return lambda indices: np.asarray(truth[indices], np.float32)
-    return store.round(number - 1).open().rows
+        return problem.num_examples, lambda indices: np.asarray(truth[indices], np.float32)
+    reader = store.round(number - 1).open()
+    return len(reader), reader.rows
 
 
 def operator_rows(problem: Problem, number: int, done: int) -> Callable[[Any, slice], Any]:

@@ -100,6 +100,59 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     return Posterior(prior.mean + expand(z, prior.factor) + residual, residual, z, root, hidden, log_prob)
 
 
+def condition_on_both(
+    corruption: LinearCorruption, prior: Gaussian, x_t: Array, alpha: Array, sigma: Array, observation: Observation
+) -> tuple[Array, Array]:
+    """E[x | x_t, y] for a Gaussian prior, and log p(x_t, y) up to a constant, with one factorisation for both.
+
+    Given z the coordinates of x are independent, with the variances v that x_t leaves; y then adds one solve with
+    A diag(v) A^T + noise_std^2 I, and z has the precision
+
+        I + alpha^2 U (alpha^2 D + sigma^2 I)^-1 U^T + W (A diag(v) A^T + noise_std^2 I)^-1 W^T,
+
+    with W^T = A diag(sigma^2 / (alpha^2 D + sigma^2)) U^T.
+
+    Args:
+        corruption: the linear corruption.
+        prior: the Gaussian law of x.
+        x_t: alpha x + sigma e, [*X].
+        alpha: its signal level.
+        sigma: its noise level, > 0.
+        observation: y and its operator.
+
+    Returns:
+        the conditional mean [*X], and the log evidence [].
+    """
+    y, operator = observation
+    rank = prior.factor.shape[0]
+    total = alpha**2 * prior.variance + sigma**2
+    open_variance = prior.variance * sigma**2 / total
+    r = x_t - alpha * prior.mean
+    mean = prior.mean + (alpha * prior.variance / total) * r
+    rest = y - corruption.forward(mean, operator)
+    solved = corruption.solve_gram(rest, operator, open_variance)
+    # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
+    rest = jnp.where(solved == 0, 0.0, rest)
+    log_det = corruption.log_det_gram(operator, open_variance)  # type: ignore[attr-defined]
+    log_det = log_det + jnp.sum(jnp.log(jnp.broadcast_to(total, x_t.shape)))
+    if rank == 0:
+        log_prob = -0.5 * (jnp.sum(r**2 / total) + jnp.vdot(rest, solved) + log_det)
+        return mean + open_variance * corruption.adjoint(solved, operator), log_prob
+    scaled = prior.factor / jnp.broadcast_to(total, x_t.shape)[None]
+    left = sigma**2 * scaled
+    w = jax.vmap(corruption.forward, (0, None))(left, operator)
+    solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, open_variance)
+    precision = jnp.eye(rank) + alpha**2 * (scaled.reshape(rank, -1) @ prior.factor.reshape(rank, -1).T)
+    precision = precision + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
+    root = cholesky(0.5 * (precision + precision.T))
+    z = solve_psd_factored(root, alpha * contract(scaled, r) + contract(w, solved))
+    # Quadratic forms as the least value over z of a sum of squares: differences of large terms would not survive float32.
+    rest, solved_rest = rest - expand(z, w), solved - expand(z, solved_w)
+    square = jnp.sum((r - alpha * expand(z, prior.factor)) ** 2 / total) + jnp.vdot(rest, solved_rest) + jnp.sum(z**2)
+    log_prob = -0.5 * (square + log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root))))
+    return mean + expand(z, left) + open_variance * corruption.adjoint(solved_rest, operator), log_prob
+
+
 def mixture_posterior_mean(
     corruption: LinearCorruption | None,
     mixture: Mixture,
@@ -123,15 +176,14 @@ def mixture_posterior_mean(
     """
 
     def one(component: Gaussian) -> tuple[Array, Array]:
-        given_x_t, log_prob = condition_on_noisy(component, x_t, alpha, sigma)
         if observation is None or corruption is None:
+            given_x_t, log_prob = condition_on_noisy(component, x_t, alpha, sigma)
             return given_x_t.mean, log_prob
-        posterior = condition_on_observation(corruption, given_x_t, observation)
-        return posterior.mean, log_prob + posterior.log_prob
+        return condition_on_both(corruption, component, x_t, alpha, sigma, observation)
 
-    means, log_probs = jax.vmap(one)(mixture.components)
     if mixture.log_weights.shape[0] == 1:
-        return means[0]
+        return one(jax.tree.map(lambda leaf: leaf[0], mixture.components))[0]
+    means, log_probs = jax.vmap(one)(mixture.components)
     return expand(jax.nn.softmax(mixture.log_weights + log_probs), means)
 
 

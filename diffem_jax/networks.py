@@ -70,6 +70,9 @@ class MLP(nn.Module):
         if condition is not None:
             inputs.append(condition.reshape(shape[0], -1))
         h = jnp.concatenate(inputs, axis=-1)
+        # A batch of one goes on as a vector: under the vmap over examples an axis of length 1 beside theirs makes XLA copy
+        # every activation in another layout for the kernels' gradients, which doubles the time of an update on the CPU.
+        h = h[0] if shape[0] == 1 else h
         for width in self.features:
             out = nn.silu(nn.Dense(width)(h))
             if self.normalize:

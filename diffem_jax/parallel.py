@@ -62,17 +62,22 @@ def _replicated(devices: list[jax.Device]) -> NamedSharding:
 
 
 def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
+    def own(leaf: Any) -> Any:
+        # The state is donated later, and placing an array may share its memory: the caller's must survive.
+        return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else np.array(leaf)
+
     def put(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            if sharding.is_fully_addressable:
-                return jax.device_put(leaf, sharding)
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
-        if sharding.is_fully_addressable:
-            # The state is donated later, and placing an array may share its memory: the caller's must survive.
-            return jax.device_put(jnp.array(leaf, copy=True), sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
-    return lambda tree: jax.tree.map(put, tree)
+    def replicate(tree: PyTree) -> PyTree:
+        if not sharding.is_fully_addressable:
+            return jax.tree.map(put, tree)
+        keys = jax.tree.map(lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key), tree)
+        return jax.device_put(jax.tree.map(lambda leaf, key: leaf if key else own(leaf), tree, keys), sharding)
+
+    return replicate
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:

@@ -59,7 +59,8 @@ class Run:
         shapes = jax.eval_shape(lambda: init(stream_key(self.config.seed, "init")))
         self.warm_params = warm.adopt(problem, workdir, shapes, say)
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
-        self.estimate = Estimate(self.config, problem.num_examples, say)
+        self.draws = problem.num_examples * self.config.e_step.draws
+        self.estimate = Estimate(self.config, self.draws, say)
         self.writers: Writers | None = None
         asked = self.config.stop.rule == held_out.NAME
         self.held_out = held_out.make(problem, self.parallel) if asked else None
@@ -67,8 +68,11 @@ class Run:
     # E-step ----------------------------------------------------------------------------------------------------------
 
     def e_step(self, number: int, params: Any, step: Callable[..., Any]) -> float:
-        """Draws reconstructions into the store, shard by shard (see ``refresh``); returns the seconds it took."""
-        config, count = self.config.e_step, self.problem.num_examples
+        """Draws reconstructions into the store, shard by shard (see ``refresh``); returns the seconds it took.
+
+        Row s N + i is draw s of observation i, so the first N rows are one draw of each, whatever ``e_step.draws`` is.
+        """
+        config, count = self.config.e_step, self.draws
         processes, me = process_count(), process_index()
         local_batch = config.batch_size // processes
         shard_size = config.shard_size or 8 * local_batch
@@ -145,17 +149,25 @@ class Run:
             where = "of the start"
             if number:
                 key = jax.random.fold_in(stream_key(self.config.seed, "e_step", number), bad[0])
-                observation = jax.tree.map(lambda a: a[0], rows(self.problem.observations, bad[:1]))
+                observation = jax.tree.map(lambda a: a[0], self._observed(bad[:1]))
                 host = jax.tree.map(parallel_host, params)
                 where = broken_step(at_round(self.setup, number), self.engine.model, key, host, observation)
             step = f"step {number * self.config.m_step.steps} of the run"
             message = f"E-step {number}, {step}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
-            return NonFinite(f"{message}; the first is that of example {bad[0]}, {where}", number, draws=True)
+            return NonFinite(
+                f"{message}; the first is that of example {bad[0] % self.problem.num_examples}, {where}",
+                number,
+                draws=True,
+            )
         try:
             write_shard(stored, shard, x)
         except UserError as error:
             return error
         return None
+
+    def _observed(self, indices: np.ndarray) -> Any:
+        """The observations of some rows of the store."""
+        return rows(self.problem.observations, indices % self.problem.num_examples)
 
     def _draw(
         self,
@@ -172,7 +184,7 @@ class Run:
         parts, waiting = [], None
         for first in range(0, size, batch):
             padded = indices[np.arange(first, first + batch) % len(indices)]
-            observations = self.parallel.shard(rows(self.problem.observations, padded))
+            observations = self.parallel.shard(self._observed(padded))
             numbers = self.parallel.shard(padded.astype(np.int32))
             with jax.transfer_guard("disallow"):
                 result = step(key, params, observations, numbers)
@@ -192,6 +204,7 @@ class Run:
     def m_step(self, number: int, state: EMState, course: Course | None = None) -> tuple[EMState, float, float]:
         """Trains on the reconstructions of round number - 1; returns the state, the mean loss and the seconds."""
         m, began, course = self.config.m_step, time.monotonic(), course or Course()
+        count, read = training_rows(self.problem, self.store, number)
         updates = Updates(
             label=f"M-step {number}",
             number=number,
@@ -201,9 +214,9 @@ class Run:
             batch_size=m.batch_size,
             every=self.config.checkpoint.every_steps,
             m_step=self.engine.m_step,
-            read=training_rows(self.problem, self.store, number),
+            read=read,
             attach=operator_rows(self.problem, number, course.done),
-            batches=index_stream(self.config.seed, number, self.problem.num_examples, m.batch_size, course.done),
+            batches=index_stream(self.config.seed, number, count, m.batch_size, course.done),
             save=lambda state, course: self._save_rolling(number, state, course),
             stop=lambda: self.stop_signal,
             note=lambda done, losses: self._note(number, done, losses),

@@ -75,9 +75,11 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str
     if reconstructions and process_index() == 0 and not _has_reconstructions(workdir):
         stored = _earlier_reconstructions(problem)
         reader, store = stored.open(), ReconstructionStore(workdir.reconstructions)
-        copy = store.create(0, stored.num_examples, stored.shape, stored.shard_size)
+        count = problem.num_examples * problem.setup.config.e_step.draws
+        copy = store.create(0, count, stored.shape, stored.shard_size)
         for shard in range(copy.num_shards):
-            copy.write_shard(shard, reader.rows(np.asarray(copy.indices(shard))))
+            # Of several draws an observation those that are there, in turn.
+            copy.write_shard(shard, reader.rows(np.asarray(copy.indices(shard)) % len(reader)))
         copy.finalise()
         say(f"warm start: the reconstructions of {stored.folder}")
     barrier("warm start")
@@ -112,7 +114,8 @@ def _earlier_reconstructions(problem: Problem) -> Any:
         raise UserError(f"{FIELD}: {workdir.root} holds no complete round of reconstructions; let that run finish one")
     picked = picked_round(workdir.records())
     stored = store.round(picked if picked in complete else complete[-1])
-    if (stored.num_examples, stored.shape) != (problem.num_examples, problem.setup.shape):
+    whole = stored.num_examples % problem.num_examples == 0
+    if not whole or stored.shape != problem.setup.shape:
         told.append(
             f"{stored.num_examples} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
             f"shape {problem.setup.shape} here"

@@ -134,12 +134,13 @@ def collect(job: Job, work: Path, seed: int) -> Row | None:
     fit = checkpoints.metadata(folder.start / "fit")
     # Compilation is left out: it is paid once a setting, and not at all where a compilation cache is shared.
     seconds, calls, rounds = fit["seconds"] - fit.get("compile_seconds", 0.0), 0, []
+    examples = config["data.num_examples"] or _rows(folder) // config.get("e_step.draws", 1)
     for record in records:
         if record.get("kind") != "round":
             continue
         seconds += record["e_step_seconds"] + record.get("m_step_seconds", 0.0) - record["compile_seconds"]
         if record["round"]:
-            calls += training_calls(config) + sampling_calls(config, config["data.num_examples"] or _examples(folder))
+            calls += training_calls(config) + sampling_calls(config, examples)
         rounds.append({**record, "seconds": seconds, "network_calls": calls})
     found = {kind: [r for r in records if r.get("kind") == kind] for kind in ("evaluation", "stop")}
     return {
@@ -152,7 +153,7 @@ def collect(job: Job, work: Path, seed: int) -> Row | None:
     }
 
 
-def _examples(folder: Workdir) -> int:
+def _rows(folder: Workdir) -> int:
     manifest = sorted(folder.reconstructions.glob("round_*/manifest.json"))[-1]
     return int(json.loads(manifest.read_text())["num_examples"])
 
@@ -170,7 +171,7 @@ def sampling_calls(config: Row, examples: int) -> int:
     products = {"em_dps": 1, "em_pigdm": 1, "ambient": 1}.get(method, 0)
     if method == "em_mmps":
         products = 1 + (config["mmps.iterations"] if config["mmps.covariance"] == "jacobian" else 0)
-    return examples * steps * (1 + products)
+    return examples * config.get("e_step.draws", 1) * steps * (1 + products)
 
 
 def last(row: Row, metric: str) -> float | None:

@@ -31,7 +31,7 @@ VARIANTS = {
         "mask50", "mask75", "mask90", "projection", "jpeg", "phase",
         "paper", "mask50_paper", "mask75_paper", "mask90_paper", "projection_paper",
     ),
-    "manifold": ("quick", "best", "published", "paper"),
+    "manifold": ("best", "quick", "published", "paper"),
     "patches": (
         "mask50", "mask90", "blur", "jpeg", "paper", "mask50_paper", "mask90_paper", "blur_paper", "jpeg_paper",
     ),

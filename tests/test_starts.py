@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffem_jax import starts
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.corruptions.base import Linear
 from diffem_jax.em import map_examples
@@ -201,3 +202,33 @@ def test_stepwise_em_gets_further_in_a_pass():
         return float(jnp.mean(jax.jit(each)(observations)))
 
     assert likelihood(parts) > likelihood(whole) + 0.005
+
+
+def test_of_many_observations_a_few_are_fitted_first(monkeypatch):
+    """The same likelihood as by passes over all, most of which become passes over a few."""
+    corruption, x = CORRUPTIONS["mask"], gaussian_data()
+    observations, passes, told = observe(corruption, x), [], []
+    make = starts.make_em_iteration
+
+    def counted(*arguments):
+        iteration = make(*arguments)
+        return lambda key, mixture, sums, step, taken, *rest: (
+            passes.append(len(taken.y)) or iteration(key, mixture, sums, step, taken, *rest)
+        )
+
+    monkeypatch.setattr(starts, "_kept_iteration", counted)
+
+    def fitted(coarse):
+        monkeypatch.setattr(starts, "COARSE", coarse)
+        passes.clear(), told.clear()
+
+        def report(iteration, total, value):
+            told.append((iteration, total))
+
+        result = fit(jax.random.key(0), corruption, observations, rank=2, iterations=60, batch_size=256, report=report)
+        assert [total for _, total in told] == [60] * len(told) and (np.diff([i for i, _ in told]) > 0).all()
+        return result.log_likelihoods[-1], passes.count(len(x))
+
+    (whole, all_passes), (coarse, few_passes) = fitted(len(x)), fitted(512)
+    assert abs(coarse - whole) < 5e-3
+    assert 0 < few_passes < all_passes / 2 and passes.count(512) > few_passes

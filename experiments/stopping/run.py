@@ -32,7 +32,7 @@ def jobs(quick: bool) -> list[Job]:
         *rule(2 if quick else 6),
         *_metrics("'psnr'", "'sliced_wasserstein'"),
     )
-    manifold = ("--config=manifold", *rule(3 if quick else 8), *_metrics("'sinkhorn'", "'sliced_wasserstein'"))
+    manifold = ("--config=manifold:quick", *rule(3 if quick else 8), *_metrics("'sinkhorn'", "'sliced_wasserstein'"))
     # Too little training a round: the draws of an under-fitted network drift away from a good start.
     starved = (*manifold, *fields(start__name="mixture", start__components=32, start__rank=1, start__num_examples=4096))
     return [
