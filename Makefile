@@ -10,7 +10,7 @@ MEASURES := .venv-measures
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
-	@echo "look at runs/demo/samples/round_00005.png and open runs/demo/report.html"
+	@echo "look at runs/demo/samples/round_00008.png and open runs/demo/report.html"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

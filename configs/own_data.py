@@ -25,7 +25,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         raise ValueError(f"variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = default()
     with c.unlocked():
-        c.rounds = 5
+        c.rounds = 8 if variant == "small" else 5
         c.data.name = "observations"
         c.corruption = ConfigDict(
             {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01, "noise_std_max": 0.0, "per_channel": False}
