@@ -35,8 +35,12 @@ def main() -> None:
                 name = waiting.get_nowait()
             except queue.Empty:
                 return
-            if not run(name):
-                failed.append(name)
+            ended = False
+            try:
+                ended = run(name)
+            finally:
+                if not ended:
+                    failed.append(name)
 
     threads = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))[:2]]
     for thread in threads:

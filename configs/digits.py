@@ -44,7 +44,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
         c.e_step.steps = 32
-        c.e_step.batch_size = 900
+        c.e_step.batch_size = 904
         c.m_step.steps = 1000
         c.m_step.batch_size = 256
         if variant == "mask90":

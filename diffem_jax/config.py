@@ -78,7 +78,7 @@ def default() -> ConfigDict:
     c.e_step.time_grid = "log_uniform"  # log_uniform | karras
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
-    c.e_step.parts = 1  # a round redraws one part of so many of the examples; > 1 with short rounds is continuous EM
+    c.e_step.parts = 1  # a round redraws one part of so many of the draws; > 1 with short rounds is continuous EM
     c.e_step.burn_in = 0  # rounds that redraw nothing, so that the network is fitted before the first refresh
     c.e_step.picard = 0  # >= 1: so many iterations over all steps at once (docs/performance.md); 0: one after the other
     # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
@@ -313,6 +313,11 @@ def _check_together(config: ConfigDict) -> None:
         )
     if config.data.name in ("folder", "arrays", "observations") and not config.data.path:
         raise UserError(f"config.data.path: ''; expected a file or folder, since data.name is {config.data.name!r}")
+    if config.e_step.draws > 1 and config.method in ("ambient", "oracle"):
+        raise UserError(
+            f"config.e_step.draws: {config.e_step.draws} with method {config.method!r}, which does not train on its draws; "
+            "expected 1; set it"
+        )
     _check_lists(config)
 
 

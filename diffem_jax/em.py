@@ -1,6 +1,6 @@
 """EM with conditional diffusion models as two pure functions.
 
-    E-step   x_i ~ reverse diffusion with d(. | y_i), one draw per observation
+    E-step   x_i ~ reverse diffusion with d(. | y_i), one draw per observation (or several)
     M-step   train d(x_t, t | y') on pairs (x_i, y'), y' ~ p(y | x_i) drawn afresh in every batch
 
 Nothing here knows a device, a file or a config; ``parallel`` maps these functions and ``train`` calls them.

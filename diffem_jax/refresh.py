@@ -16,7 +16,7 @@ from diffem_jax.data import ReconstructionStore
 
 
 def redrawn(config: ConfigDict, number: int, count: int) -> np.ndarray:
-    """Which of ``count`` examples the E-step of round ``number`` draws, bool [count]; the start (round 0) draws all.
+    """Which of ``count`` draws the E-step of round ``number`` draws, bool [count]; the start (round 0) draws all.
 
     Of every P neighbours each is drawn in another round of a cycle of P; whose turn it is follows from (seed, cycle)
     alone. So every shard of a round has equally much to do.
@@ -49,7 +49,9 @@ def merged(
     """
     if drawn.all():
         return x
-    rows = np.array(store.round(number - 1).open().rows(indices))
+    before = store.round(number - 1).open()
+    # Under an overridden e_step.draws the round before may hold fewer draws an observation.
+    rows = np.array(before.rows(indices % len(before)))
     if drawn.any():
         rows[drawn] = x
     return rows

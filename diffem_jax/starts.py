@@ -27,7 +27,7 @@ LENGTHEN = 1.2
 PATIENCE = 3
 """Steps in a row that gained too little, after which a fit with growing strides ends: one alone may be a short one."""
 COARSE = 4096
-"""Of more observations, so many are fitted first: most iterations then cost a part of a pass over all."""
+"""Of twice as many observations or more, so many are fitted first: early iterations then cost a part of a pass over all."""
 
 
 _kept_iteration = functools.lru_cache(maxsize=8)(make_em_iteration)
@@ -38,7 +38,7 @@ Report = Callable[[int, int, float], None]
 
 
 class Fit(NamedTuple):
-    """A fitted start and its course: the mean observed log-likelihood before each iteration."""
+    """A fitted start and its course over all observations: their mean log-likelihood before each iteration."""
 
     mixture: Mixture
     log_likelihoods: list[float]
@@ -82,7 +82,8 @@ def fit(
 ) -> Fit:
     """Fits the start to observations: a Gaussian first, then, for components > 1, a mixture seeded by its draws.
 
-    Of more than ``COARSE`` observations so many are fitted first, and the rest of the iterations begins where that ends.
+    Of many observations ``COARSE``, or eight a factor of the model where that is more, are fitted first, by at most half of the
+    iterations; the others begin where that ends.
 
     Args:
         key: randomness of trace estimates and of the seeding draws.
@@ -122,9 +123,10 @@ def fit(
             if report is not None:
                 report(offset + done, total, value)
 
-        spent = 0
-        if count > COARSE and minibatch in (0, count) and iterations > 1:
-            few, spent = climb(_spaced(observations, COARSE), mixture, offset, iterations - 1, minibatch=0, report=told)
+        spent, coarse = 0, max(COARSE, 8 * math.prod(mixture.components.factor.shape[:2]))
+        if count >= 2 * coarse and not 0 < minibatch < count and iterations > 1:
+            some = _spaced(observations, coarse)
+            few, spent = climb(some, mixture, offset, iterations // 2, minibatch=0, report=told)
             mixture = few.mixture
         fitted, _ = climb(
             observations,
@@ -197,6 +199,7 @@ def _climb(
     everything = taken(0) if steps == 1 else None
     sums, done, quiet, stride, safe = zero_sums(mixture), 0, 0, 1.0, mixture
     values: list[float] = []
+    i = -1
     for i in range(iterations):
         before, total_value = mixture, 0.0
         for first in range(0, steps * part, part):

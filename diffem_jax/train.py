@@ -1,6 +1,6 @@
 """The host loop: a start, then EM rounds of M-step and E-step.
 
-round 0   the start is fitted and draws one reconstruction per observation
+round 0   the start is fitted and draws reconstructions, one per observation or e_step.draws
 round k   M-step on the reconstructions of round k - 1; checkpoint rounds/round_k; E-step; metrics and a picture
 """
 

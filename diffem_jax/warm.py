@@ -114,10 +114,10 @@ def _earlier_reconstructions(problem: Problem) -> Any:
         raise UserError(f"{FIELD}: {workdir.root} holds no complete round of reconstructions; let that run finish one")
     picked = picked_round(workdir.records())
     stored = store.round(picked if picked in complete else complete[-1])
-    whole = stored.num_examples % problem.num_examples == 0
-    if not whole or stored.shape != problem.setup.shape:
+    there = stored.num_examples // config.e_step.draws
+    if (there, stored.shape) != (problem.num_examples, problem.setup.shape):
         told.append(
-            f"{stored.num_examples} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
+            f"{there} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
             f"shape {problem.setup.shape} here"
         )
     elif make_setup(config, stored.shape).data_corruption != problem.setup.data_corruption:

@@ -68,5 +68,20 @@ def test_a_warm_start_takes_turns_where_there_are_fewer_draws(several, tmp_path)
     np.testing.assert_array_equal(rows(fewer, 0), last[:COUNT])
 
 
-def test_none_is_refused(tmp_path):
-    refused(command(*arguments(e_step__draws=0), f"--workdir={tmp_path / 'run'}"), "config.e_step.draws", "0")
+def test_a_file_that_has_shrunk_is_no_second_draw(tmp_path):
+    """Half of the rows are other observations, not half of the draws."""
+    x = np.random.default_rng(0).normal(size=(128, 8, 8, 1)).astype(np.float32)
+    mask = (np.random.default_rng(1).random((128, 8, 8, 1)) < 0.5).astype(np.uint8)
+    flags = [a for a in arguments(rounds=0, eval__metrics="()") if "num_examples" not in a and a != "--config=digits"]
+    flags += ["--config=own_data", f"--config.data.path={tmp_path / 'obs.npz'}"]
+    np.savez(tmp_path / "obs.npz", y=x * mask, mask=mask)
+    ended = command(*flags, f"--workdir={tmp_path / 'before'}")
+    assert ended.code == 0, ended
+    np.savez(tmp_path / "obs.npz", y=(x * mask)[64:], mask=mask[64:])
+    after = command(*flags, f"--config.start.checkpoint={tmp_path / 'before'}", f"--workdir={tmp_path / 'after'}")
+    refused(after, "config.start.checkpoint", "128 reconstructions", "64 observations")
+
+
+@pytest.mark.parametrize("changes", [{"e_step__draws": 0}, {"e_step__draws": 2, "method": "oracle"}])
+def test_what_makes_no_sense_is_refused(tmp_path, changes):
+    refused(command(*arguments(**changes), f"--workdir={tmp_path / 'run'}"), "config.e_step.draws", "expected")

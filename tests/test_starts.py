@@ -229,6 +229,10 @@ def test_of_many_observations_a_few_are_fitted_first(monkeypatch):
         assert [total for _, total in told] == [60] * len(told) and (np.diff([i for i, _ in told]) > 0).all()
         return result.log_likelihoods[-1], passes.count(len(x))
 
+    # However few iterations there are, at least half of them pass over all.
+    monkeypatch.setattr(starts, "COARSE", 512)
+    fit(jax.random.key(0), corruption, observations, rank=2, iterations=5, tolerance=0.0, batch_size=256)
+    assert passes == [512] * 2 + [len(x)] * 3
     (whole, all_passes), (coarse, few_passes) = fitted(len(x)), fitted(512)
     assert abs(coarse - whole) < 5e-3
     assert 0 < few_passes < all_passes / 2 and passes.count(512) > few_passes

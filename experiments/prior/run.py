@@ -44,6 +44,7 @@ BASES = {
     "digits": (
         "--config=digits",
         *fields(
+            rounds=3,
             m_step__steps=600,
             m_step__batch_size=256,
             network__features="(256,256,256)",

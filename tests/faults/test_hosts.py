@@ -48,7 +48,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    flags = ["--config=manifold", *(f"--config.{name}={value}" for name, value in FIELDS.items())]
+    flags = ["--config=manifold:quick", *(f"--config.{name}={value}" for name, value in FIELDS.items())]
     return Harness(tmp_path_factory.mktemp("hosts"), flags)
 
 
