@@ -72,8 +72,8 @@ def test_a_file_that_has_shrunk_is_no_second_draw(tmp_path):
     """Half of the rows are other observations, not half of the draws."""
     x = np.random.default_rng(0).normal(size=(128, 8, 8, 1)).astype(np.float32)
     mask = (np.random.default_rng(1).random((128, 8, 8, 1)) < 0.5).astype(np.uint8)
-    flags = [a for a in arguments(rounds=0, eval__metrics="()") if "num_examples" not in a and a != "--config=digits"]
-    flags += ["--config=own_data", f"--config.data.path={tmp_path / 'obs.npz'}"]
+    fields = [a for a in arguments(rounds=0, eval__metrics="()")[1:] if "num_examples" not in a]
+    flags = ["--config=own_data", f"--config.data.path={tmp_path / 'obs.npz'}", *fields]
     np.savez(tmp_path / "obs.npz", y=x * mask, mask=mask)
     ended = command(*flags, f"--workdir={tmp_path / 'before'}")
     assert ended.code == 0, ended
