@@ -60,10 +60,6 @@ class Run:
         self.warm_params = warm.adopt(problem, workdir, shapes, say)
         self.start_step = self.parallel.map_e_step(em.map_examples(start_draw(self.setup)))
         self.draws = problem.num_examples * self.config.e_step.draws
-        if self.draws >= 2**31:
-            raise UserError(
-                f"config.e_step.draws: {self.config.e_step.draws} of {problem.num_examples} observations; lower it"
-            )
         self.estimate = Estimate(self.config, self.draws, say)
         self.writers: Writers | None = None
         asked = self.config.stop.rule == held_out.NAME

@@ -94,6 +94,11 @@ def preflight(problem: Problem, folder: Workdir) -> tuple[Callable[..., dict[str
         UserError: a field that does not fit the data, the devices or another field.
     """
     setup, config = problem.setup, problem.setup.config
+    if problem.num_examples * config.e_step.draws >= 2**31:
+        raise UserError(
+            f"config.e_step.draws: {config.e_step.draws} of each of {problem.num_examples} observations; expected fewer than "
+            "2^31 draws in all; lower it"
+        )
     if config.method == "oracle" and problem.truth is None:
         raise UserError(
             "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
