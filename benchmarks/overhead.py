@@ -3,9 +3,8 @@
     python -m benchmarks.overhead
 
 Both sides train the same network with the same loss, optimiser and batch; the bare side has its data on the device
-already and no moving average, log, checkpoint or progress; 400 updates, a round of the manifold's. Sides alternate; medians of
-nine, in processor seconds on one core, where the host's work cannot hide behind the device's. Most of what the E-step takes
-beyond its evaluations is the sampler's Gaussian noise.
+already and no moving average, log, checkpoint or progress. Sides alternate; medians of nine, in processor seconds on one
+core, where the host's work cannot hide behind the device's.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from diffem_jax.rounds import Run
 from diffem_jax.types import example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
-REPEATS, UPDATES = 9, 400
+REPEATS = 9
 
 
 def measure(config: Any, updates: int) -> dict[str, float]:
@@ -117,7 +116,7 @@ def main() -> None:
     one_core()
     write(
         "overhead",
-        {"digits": measure(digits.get_config(), UPDATES), "manifold": measure(manifold.get_config("quick"), UPDATES)},
+        {"digits": measure(digits.get_config(), 100), "manifold": measure(manifold.get_config("quick"), 100)},
     )
 
 
