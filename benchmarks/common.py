@@ -22,6 +22,11 @@ def interleave(
 
     With ``time.process_time`` as clock and one core they are the seconds of a quiet core, whoever else uses this one.
     """
+    return {name: statistics.median(values) for name, values in turns(sides, repeats, clock).items()}
+
+
+def turns(sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each side in each turn, after one that compiles."""
     for side in sides.values():
         jax.block_until_ready(side())
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -30,7 +35,20 @@ def interleave(
             began = clock()
             jax.block_until_ready(side())
             seconds[name].append(clock() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def overhead(
+    sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.process_time
+) -> tuple[float, float, float]:
+    """Median seconds of two sides, and the median over turns of what the first takes more than the second, as a share.
+
+    A share of each turn is of the machine as it was then: it is steadier than that of the medians.
+    """
+    seconds = turns(sides, repeats, clock)
+    (first, second) = seconds.values()
+    more = statistics.median(a / b - 1 for a, b in zip(first, second, strict=True))
+    return statistics.median(first), statistics.median(second), more
 
 
 def write(name: str, result: dict[str, Any]) -> None:

@@ -3,14 +3,13 @@
     python -m benchmarks.overhead
 
 Both sides train the same network with the same loss, optimiser and batch; the bare side has its data on the device
-already and no moving average, log, checkpoint or progress. Sides alternate; medians of nine, in processor seconds on one
-core, where the host's work cannot hide behind the device's.
+already and no moving average, log, checkpoint or progress. A round has as many updates as the config gives it. Sides
+alternate; medians over the turns, in processor seconds on one core, where the host's work cannot hide behind the device's.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import interleave, one_core, write
+from benchmarks.common import one_core, overhead, write
 from configs import digits, manifold
 from diffem_jax.problem import load_problem, rows
 from diffem_jax.rounds import Run
 from diffem_jax.types import example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
-REPEATS = 9
+UPDATE_TURNS, DRAW_TURNS = 5, 15
 
 
-def measure(config: Any, updates: int) -> dict[str, float]:
+def measure(config: Any) -> dict[str, float]:
+    updates = config.m_step.steps
     with config.unlocked():
-        config.m_step.steps = updates
         config.eval.metrics = ()
         config.checkpoint.every_steps = 10**6
     problem = load_problem(config)
@@ -63,18 +62,18 @@ def measure(config: Any, updates: int) -> dict[str, float]:
 
         fresh = run.fresh_state()
         # A copy a call, made outside of the timing: the loop donates its state.
-        states = iter([jax.tree.map(jnp.array, fresh) for _ in range(REPEATS + 1)])
+        states = iter([jax.tree.map(jnp.array, fresh) for _ in range(UPDATE_TURNS + 1)])
         key = stream_key(config.seed, "m_step", 1)
-        m_times = interleave(
+        m_loop, m_bare, m_overhead = overhead(
             {
                 "loop": lambda: run.m_step(1, next(states)),
                 "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
             },
-            REPEATS,
-            clock=time.process_time,
+            UPDATE_TURNS,
         )
         e = config.e_step
-        count = problem.num_examples // e.batch_size * e.batch_size
+        # The last batch is padded to the others' shape, and its draws are as long.
+        batches = -(-problem.num_examples // e.batch_size)
         observed = rows(problem.observations, np.arange(e.batch_size))
         bind, times, shape = run.engine.model.bind, run.setup.times, run.setup.shape
 
@@ -91,24 +90,23 @@ def measure(config: Any, updates: int) -> dict[str, float]:
         # A round that is not in the store yet, so that every call draws all of it.
         number = iter(range(1, 1000))
         params = jax.tree.map(np.asarray, fresh.ema_params)
-        e_times = interleave(
+        e_loop, e_bare, e_overhead = overhead(
             {
                 "loop": lambda: run.e_step(next(number), params, run.engine.e_step),
-                "bare": lambda: [evaluations(params, key, observed) for _ in range(count // e.batch_size)],
+                "bare": lambda: [evaluations(params, key, observed) for _ in range(batches)],
             },
-            REPEATS,
-            clock=time.process_time,
+            DRAW_TURNS,
         )
         for path in Path(folder).glob("reconstructions/*/*"):
             path.unlink()
-    padded = -(-problem.num_examples // e.batch_size) * e.batch_size
     return {
-        "m_step_loop_seconds": m_times["loop"],
-        "m_step_bare_seconds": m_times["bare"],
-        "m_step_overhead": m_times["loop"] / m_times["bare"] - 1,
-        "e_step_loop_seconds": e_times["loop"],
-        "e_step_bare_seconds": e_times["bare"] * padded / count,
-        "e_step_overhead": e_times["loop"] / (e_times["bare"] * padded / count) - 1,
+        "updates": updates,
+        "m_step_loop_seconds": m_loop,
+        "m_step_bare_seconds": m_bare,
+        "m_step_overhead": m_overhead,
+        "e_step_loop_seconds": e_loop,
+        "e_step_bare_seconds": e_bare,
+        "e_step_overhead": e_overhead,
     }
 
 
@@ -116,7 +114,7 @@ def main() -> None:
     one_core()
     write(
         "overhead",
-        {"digits": measure(digits.get_config(), 100), "manifold": measure(manifold.get_config("quick"), 100)},
+        {"digits": measure(digits.get_config()), "manifold": measure(manifold.get_config("quick"))},
     )
 
 

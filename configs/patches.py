@@ -68,6 +68,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.m_step.loss_weight = "snr"
             c.m_step.time_law_beta = ((3.0, 3.0),)
             c.m_step.ema_decay = 0.9999
+            c.m_step.updates_per_dispatch = 50  # for an accelerator
         c.eval.metrics = ("psnr",)
         c.eval.num_examples = 2048
     return c

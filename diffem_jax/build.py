@@ -255,10 +255,10 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
     if corruption is None and not is_unconditional(setup.config):
         weight = "base" if denoiser.open_variance is not None else "snr" if weight == "base" else weight
     if weight == "base" and denoiser.open_variance is None:
-        raise UserError(
-            "config.m_step.loss_weight: 'base'; expected with denoiser.preconditioning='posterior' and "
-            "denoiser.base='start_moments' or 'isotropic'; use 'snr'"
-        )
+        needs = "denoiser.preconditioning='posterior' and denoiser.base='start_moments'"
+        if is_unconditional(setup.config):
+            needs = f"a method with a base, which {setup.config.method!r} has not"
+        raise UserError(f"config.m_step.loss_weight: 'base'; expected with {needs}; use 'snr'")
     return denoisers.denoising_loss(
         denoiser,
         setup.schedule,

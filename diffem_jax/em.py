@@ -3,7 +3,7 @@
     E-step   x_i ~ reverse diffusion with d(. | y_i), one draw per observation (or several)
     M-step   train d(x_t, t | y') on pairs (x_i, y'), y' ~ p(y | x_i) drawn afresh in every batch
 
-Nothing here knows a device, a file or a config; ``parallel`` maps these functions and ``train`` calls them.
+Nothing here knows a device, a file or a config; ``parallel`` maps these functions and ``rounds`` calls them.
 
 Source: Hosseintabar, Chen, Daras, Torralba and Daskalakis 2025, arXiv 2510.12691, algorithm 1.
 """
@@ -89,59 +89,62 @@ def make_m_step(
         ema_warmup: use min(ema_decay, (1 + n) / (10 + n)) at update n, so that early averages forget the start.
         accumulate: split each batch into this many parts and add up their gradients, to save memory.
         mean: average of a tree over what else shares the batch (other devices); the identity on one.
-        noise: an example's key -> the noise level that the loss draws with it. Each update then also yields ``broken``,
-            the share of examples whose loss is not finite, and ``noise``, the geometric mean of their levels; where all
-            are finite, of all levels by their part in the loss.
+        noise: an example's key -> the noise level that the loss draws with it. Of the call's first update that is not
+            finite (of its first where all are) the result then also has ``broken`` [], the share of examples whose loss is
+            not finite, and ``noise`` [], the geometric mean of their levels; where all losses are finite, of all levels by
+            their part in the loss.
     """
 
-    def batch_loss(params: PyTree, keys: Key, x: PyTree) -> tuple[Array, PyTree]:
-        losses = jax.vmap(loss, in_axes=(None, 0, 0))(params, keys, x)
-        if noise is None:
-            return jnp.mean(losses), ()
-        level = jnp.log(jax.vmap(noise)(jax.random.clone(keys)))
-        bad = ~jnp.isfinite(losses)
-        parts = jnp.stack([bad.astype(losses.dtype), jnp.where(bad, 0.0, losses)])
-        return jnp.mean(losses), (jnp.mean(parts, axis=1), jnp.mean(parts * level[None], axis=1))
+    def batch_loss(params: PyTree, key: Key, x: PyTree, slots: Array) -> tuple[Array, Array]:
+        losses = jax.vmap(loss, in_axes=(None, 0, 0))(params, example_keys(key, slots), x)
+        return jnp.mean(losses), losses
 
-    def value_and_grad(params: PyTree, keys: Key, x: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
-        grad = jax.value_and_grad(batch_loss, has_aux=True)
+    def losses_and_gradient(params: PyTree, key: Key, x: PyTree, slots: Array) -> tuple[Array, PyTree]:
+        grad = jax.grad(batch_loss, has_aux=True)
         if accumulate == 1:
-            return grad(params, keys, x)
-        parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), (keys, x))
+            gradient, losses = grad(params, key, x, slots)
+            return losses, gradient
+        # Every accumulate-th example: each device, which holds neighbours, then has its share of every part.
+        parts = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1), (x, slots))
 
-        def add(total: PyTree, part: tuple[Key, PyTree]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, grad(params, *part)), None
+        def add(total: PyTree, part: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+            gradient, losses = grad(params, key, *part)
+            return jax.tree.map(jnp.add, total, gradient), losses
 
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), parts)
-        shapes = jax.eval_shape(grad, params, *one)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda leaf: leaf / accumulate, total)
+        total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+        return losses.T.reshape(-1), jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+    def blame(key: Key, step: Array, slots: Array, info: dict[str, Array], losses: Array) -> dict[str, Array]:
+        """The noise level of the first update that is not finite; once a call, so that it costs the updates nothing."""
+        assert noise is not None
+        first = jnp.argmax(~(jnp.isfinite(info["loss"]) & jnp.isfinite(info["gradient_norm"])))
+        level = jnp.log(jax.vmap(noise)(example_keys(jax.random.fold_in(key, step + first), slots[first])))
+        bad = ~jnp.isfinite(losses[first])
+        parts = jnp.stack([bad.astype(losses.dtype), jnp.where(bad, 0.0, losses[first])])
+        (broken, weight), (sum_broken, sum_weight) = mean((jnp.mean(parts, 1), jnp.mean(parts * level[None], 1)))
+        return {"broken": broken, "noise": jnp.exp(jnp.where(broken > 0, sum_broken / broken, sum_weight / weight))}
 
     def m_step(key: Key, state: EMState, x: PyTree, slots: Array) -> tuple[EMState, dict[str, Array]]:
-        def update(state: EMState, batch: tuple[PyTree, Array]) -> tuple[EMState, dict[str, Array]]:
+        def update(state: EMState, batch: tuple[PyTree, Array]) -> tuple[EMState, tuple[dict[str, Array], Array]]:
             x, slot = batch
-            keys = example_keys(jax.random.fold_in(key, state.step), slot)
-            (value, levels), gradient = mean(value_and_grad(state.params, keys, x))
+            losses, gradient = losses_and_gradient(state.params, jax.random.fold_in(key, state.step), x, slot)
+            value, gradient = mean((jnp.mean(losses), gradient))
             norm = optax.global_norm(gradient)
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count)) if ema_warmup else jnp.float32(ema_decay)
             ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
-            state = EMState(params, ema_params, opt_state, state.step + 1, state.round)
-            info = {"loss": value, "gradient_norm": norm}
-            if noise is not None:
-                (broken, weight), (sum_broken, sum_weight) = levels
-                mean_level = jnp.where(broken > 0, sum_broken / broken, sum_weight / weight)
-                info |= {"broken": broken, "noise": jnp.exp(mean_level)}
-            return state, info
+            after = EMState(params, ema_params, opt_state, state.step + 1, state.round)
+            return after, ({"loss": value, "gradient_norm": norm}, losses)
 
         if slots.shape[0] == 1:
             # One update needs no loop, in which XLA's CPU backend has no fast convolutions.
-            state, info = update(state, jax.tree.map(lambda a: a[0], (x, slots)))
-            return state, jax.tree.map(lambda a: a[None], info)
-        return jax.lax.scan(update, state, (x, slots))
+            after, one = update(state, jax.tree.map(lambda a: a[0], (x, slots)))
+            info, losses = jax.tree.map(lambda a: a[None], one)
+        else:
+            after, (info, losses) = jax.lax.scan(update, state, (x, slots))
+        return after, info if noise is None else info | blame(key, state.step, slots, info, losses)
 
     return m_step
 

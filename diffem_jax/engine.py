@@ -53,7 +53,7 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
     model = make_model(setup, start)
     e_step = _e_step(setup, parallel, model)
 
-    # An interrupted E-step is gone on with, and the picture of several draws is that of the last round: one is enough.
+    # Rounds come one after the other: one is enough.
     @functools.lru_cache(maxsize=1)
     def grown(number: int) -> Callable[..., Any]:
         there = at_round(setup, number)

@@ -166,7 +166,8 @@ def make_em_iteration(
 
         new, _ = jax.lax.scan(body, zero_sums(mixture), batches)
         log_likelihood = new.log_prob / jnp.sum(present)
-        mixed = jax.tree.map(lambda old, now: old + step_size * (now - old), sums, new)
+        # EM itself takes nothing of the sums before: those of a step that was too long may not be finite.
+        mixed = jax.tree.map(lambda a, b: jnp.where(step_size < 1, a + step_size * (b - a), b), sums, new)
         return *_maximize(mixture, mixed, variance_floor), log_likelihood
 
     return jax.jit(iteration)

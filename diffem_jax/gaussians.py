@@ -1,6 +1,7 @@
 """Gaussians and mixtures of them under linear corruptions: exact conditioning, evidence and posterior draws.
 
-Everything is for one example and needs of the corruption only ``forward``, ``adjoint`` and ``solve_gram``. With a prior
+Everything is for one example and needs of the corruption what ``Linear`` gives: ``forward``, ``adjoint``, ``solve_gram``,
+``log_det_gram`` and the noise. With a prior
 N(mean, D + U^T U) (diagonal plus low rank) and C = A (D + U^T U) A^T + noise_std^2 I, Woodbury's identity leaves one
 solve with G = A D A^T + noise_std^2 I and one R x R factor.
 """
@@ -78,7 +79,7 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     solved = corruption.solve_gram(r, operator, prior.variance)
     # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
     r = jnp.where(solved == 0, 0.0, r)
-    log_det = corruption.log_det_gram(operator, prior.variance)  # type: ignore[attr-defined]
+    log_det = corruption.log_det_gram(operator, prior.variance)
     if rank == 0:
         residual = prior.variance * corruption.adjoint(solved, operator)
         log_prob = -0.5 * (jnp.vdot(r, solved) + log_det)
@@ -133,7 +134,7 @@ def condition_on_both(
     solved = corruption.solve_gram(rest, operator, open_variance)
     # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
     rest = jnp.where(solved == 0, 0.0, rest)
-    log_det = corruption.log_det_gram(operator, open_variance)  # type: ignore[attr-defined]
+    log_det = corruption.log_det_gram(operator, open_variance)
     log_det = log_det + jnp.sum(jnp.log(jnp.broadcast_to(total, x_t.shape)))
     if rank == 0:
         log_prob = -0.5 * (jnp.sum(r**2 / total) + jnp.vdot(rest, solved) + log_det)

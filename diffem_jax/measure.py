@@ -90,7 +90,7 @@ def _possible(problem: Problem) -> tuple[str, ...]:
 def _reconstructions(workdir: Workdir, problem: Problem, number: int) -> Any:
     """The round's stored draws; where they are not kept any more, the same draws once more."""
     store = ReconstructionStore(workdir.reconstructions)
-    if number in store.rounds() and store.round(number).is_complete():
+    if store.holds(number) and store.round(number).is_complete():
         return store.round(number).open().rows
     parallel = make_parallel(problem.setup.config.parallel)
     step, params = round_step(workdir, problem.setup, parallel, number)

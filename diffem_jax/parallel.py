@@ -1,4 +1,4 @@
-"""The only module that knows devices: it maps the E-step and the M-step over them by ``pmap`` or by ``jit``.
+"""The only module whose code depends on the devices: it maps the E-step and the M-step over them by ``pmap`` or by ``jit``.
 
 Both ways share one interface. A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it
 over the devices, ``gather`` brings results back. Parameters and optimiser state are replicated and un-stacked.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -64,7 +63,7 @@ def _replicated(devices: list[jax.Device]) -> NamedSharding:
 def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     def own(leaf: Any) -> Any:
         # The state is donated later, and placing an array may share its memory: the caller's must survive.
-        return jnp.array(leaf, copy=True) if isinstance(leaf, jax.Array) else np.array(leaf)
+        return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
 
     def put(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -74,8 +73,7 @@ def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     def replicate(tree: PyTree) -> PyTree:
         if not sharding.is_fully_addressable:
             return jax.tree.map(put, tree)
-        keys = jax.tree.map(lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key), tree)
-        return jax.device_put(jax.tree.map(lambda leaf, key: leaf if key else own(leaf), tree, keys), sharding)
+        return jax.device_put(jax.tree.map(own, tree), sharding)
 
     return replicate
 
@@ -137,17 +135,19 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     def shard(tree: PyTree, axis: int = 0) -> PyTree:
         """[.., B, ..] -> [devices, .., B / devices, ..], each device's part on it."""
 
-        def put(leaf: Any) -> jax.Array:
-            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-            parts = data[None] if count == 1 else np.stack(np.split(data, count, axis))
-            if stacked.is_fully_addressable:
-                array = jax.device_put(parts, stacked)
-            else:
-                array = jax.make_array_from_process_local_data(stacked, parts)
-            return jax.random.wrap_key_data(array) if is_key else array
+        def is_key(leaf: Any) -> bool:
+            return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
-        return jax.tree.map(put, tree)
+        def split(leaf: Any) -> np.ndarray:
+            data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+            return data[None] if count == 1 else np.stack(np.split(data, count, axis))
+
+        parts = jax.tree.map(split, tree)
+        if stacked.is_fully_addressable:
+            arrays = jax.device_put(parts, stacked)
+        else:
+            arrays = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(stacked, leaf), parts)
+        return jax.tree.map(lambda leaf, a: jax.random.wrap_key_data(a) if is_key(leaf) else a, tree, arrays)
 
     def map_e_step(e_step: Callable) -> Callable:
         if not stacked.is_fully_addressable:

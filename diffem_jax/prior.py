@@ -119,7 +119,7 @@ def _rolling(workdir: Workdir) -> list[Path]:
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
     """The fields that the prior depends on besides the reconstructions; others of the run cannot change or do not matter."""
-    loop = ("dropout", "updates_per_dispatch", "condition", "carry", "accumulate")
+    loop = ("updates_per_dispatch", "condition", "carry", "accumulate")
     m_step = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
     return {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **m_step}
 

@@ -50,7 +50,7 @@ def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool = F
     """The start the config names.
 
     Raises:
-        UserError: the corruption is not linear and the start needs it.
+        UserError: the fit is not finite, or a start from outside gave no mixture.
     """
     config = setup.config.start
     plugged = config.name not in starts.STARTS
@@ -67,11 +67,21 @@ def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool = F
         options["report"] = lambda i, n, value: progress.advance(1, f"log-likelihood {value:.4f}")
         key = stream_key(setup.config.seed, "start")
         if not plugged:
-            return fit(key, setup.corruption, subset, **options)
+            return _finite(config, fit(key, setup.corruption, subset, **options))
         accepted = inspect.signature(fit).parameters.values()
         every = any(p.kind is p.VAR_KEYWORD for p in accepted)
         given = {name: value for name, value in options.items() if every or name in {p.name for p in accepted}}
         return accept_start(config.name, fit(key, setup.corruption, subset, **given), setup.shape)
+
+
+def _finite(config: Any, mixture: Mixture) -> Mixture:
+    """The fit, unless float32 was not enough for it."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mixture)):
+        raise UserError(
+            f"config.start.name: the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones; raise "
+            f"start.variance_floor ({config.variance_floor}) or corruption.noise_std, or lower start.rank ({config.rank})"
+        )
+    return mixture
 
 
 def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:

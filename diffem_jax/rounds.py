@@ -26,7 +26,7 @@ from diffem_jax.engine import make_engine
 from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
 from diffem_jax.guards import NonFinite, Preempted, parallel_host, write_shard
-from diffem_jax.parallel import agree, barrier, make_parallel, most, process_count, process_index
+from diffem_jax.parallel import agree, barrier, make_parallel, most, process_count, process_index, total
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.redraw import not_finite, redraw
@@ -76,7 +76,7 @@ class Run:
         processes, me = process_count(), process_index()
         local_batch = config.batch_size // processes
         shard_size = config.shard_size or 8 * local_batch
-        if number in self.store.rounds():
+        if self.store.holds(number):
             shard_size = self.store.round(number).shard_size
         # One process makes the plan and looks at what there is; the others follow it.
         shard_size = int(agree(np.asarray(shard_size, np.int32)))
@@ -94,7 +94,7 @@ class Run:
         pending = np.flatnonzero(~done)
         stream, turn = ("e_step", number), refresh.redrawn(self.config, number, count)
         params = self.parallel.replicate(params)
-        self.redrawn = 0
+        redrawn = 0
         began = time.monotonic()
         self.clock.lap()
         label, before = f"E-step {number}", sum(int(turn[stored.indices(int(s))].sum()) for s in np.flatnonzero(done))
@@ -105,7 +105,10 @@ class Run:
                 indices = np.arange(stored.indices(shard).start, stored.indices(shard).stop)
                 drawn, size = turn[indices], max(int(turn[stored.indices(int(s))].sum()) for s in group)
                 at = indices[drawn] if drawn.any() else indices[:1]
-                x = self.draw(step, stream, params, at, size, local_batch, progress, len(group)) if size else drawn
+                x, again = drawn, 0
+                if size:
+                    x, again = self.draw(step, stream, params, at, size, local_batch, progress, len(group))
+                redrawn += again if me < len(group) else 0
                 x = refresh.merged(self.store, number, indices, drawn, x)
                 trouble = self._keep(stored, shard, x, number, indices, params) if me < len(group) else None
                 raise_together(trouble, label, number)
@@ -114,6 +117,7 @@ class Run:
         if self.lead and not stored.is_complete():
             stored.finalise()
         barrier("finalised")
+        self.redrawn = int(total(np.array([redrawn], np.float64))[0])
         self.compiled += self.clock.lap()
         return time.monotonic() - began
 
@@ -127,8 +131,8 @@ class Run:
         batch: int,
         progress: Progress,
         share: int = 1,
-    ) -> np.ndarray:
-        """The draws of some examples; those that are not finite are drawn again, and counted in ``redrawn``."""
+    ) -> tuple[np.ndarray, int]:
+        """The draws of some examples; those that are not finite are drawn again, and counted."""
 
         def attempt(number: int, at: np.ndarray, size: int, progress: Progress | None = None) -> np.ndarray:
             again = (f"{stream[0]}_again", *stream[1:], number)
@@ -136,9 +140,7 @@ class Run:
             return self._draw(step, self.parallel.replicate(key), params, at, size, batch, progress, share)
 
         x = attempt(0, indices, size, progress)
-        x, count = redraw(x, lambda number, at, size: attempt(number, indices[at], size), most)
-        self.redrawn += count
-        return x
+        return redraw(x, lambda number, at, size: attempt(number, indices[at], size), most)
 
     def _keep(
         self, stored: Any, shard: int, x: np.ndarray, number: int, indices: np.ndarray, params: Any
@@ -184,8 +186,7 @@ class Run:
         parts, waiting = [], None
         for first in range(0, size, batch):
             padded = indices[np.arange(first, first + batch) % len(indices)]
-            observations = self.parallel.shard(self._observed(padded))
-            numbers = self.parallel.shard(padded.astype(np.int32))
+            observations, numbers = self.parallel.shard((self._observed(padded), padded.astype(np.int32)))
             with jax.transfer_guard("disallow"):
                 result = step(key, params, observations, numbers)
             # One batch is computed while the one before it comes back to the host.
@@ -288,6 +289,7 @@ class Run:
             self.say(f"continuing after round {last} of {self.config.rounds}")
             self.finish_round(last, {}, state.ema_params, self.engine.e_step_of(last))
             # What an earlier process was killed before it could drop.
+            self._drop_rolling(last)
             self._drop_old(last)
             self._drop_draws(last)
         for number in range(last + 1, self.config.rounds + 1):
@@ -299,8 +301,10 @@ class Run:
             state = state._replace(round=jnp.asarray(number, jnp.int32))
             record = {"step": number * self.config.m_step.steps, "loss": loss, "m_step_seconds": seconds}
             checkpoints.save(self.workdir.round_checkpoint(number), state._asdict(), {"round": number, **record})
-            self._drop_old(number)
+            self._drop_rolling(number)
             self.finish_round(number, record, state.ema_params, self.engine.e_step_of(number))
+            # Only now is the round known to be good: were its draws not finite, the run would go back to the one before.
+            self._drop_old(number)
             last = number
         self._finish(last, state.ema_params)
 
@@ -326,7 +330,7 @@ class Run:
         """The E-step of a round, its metrics and its picture; only what an interrupted run left undone."""
         path = self.workdir.samples / f"round_{number:05d}.png"
         known = [r for r in self.workdir.records() if r.get("round") == number and r.get("kind") == "round"]
-        complete = number in self.store.rounds() and self.store.round(number).is_complete()
+        complete = self.store.holds(number) and self.store.round(number).is_complete()
         if agree(np.asarray(bool(complete and known and path.exists()))):
             return
         if number and not record:
@@ -366,11 +370,13 @@ class Run:
         if self.lead:
             self.store.drop_older(number, [stopping.of_run(self.workdir.records(), self.config).picked])
 
-    def _drop_old(self, number: int) -> None:
+    def _drop_rolling(self, number: int) -> None:
         for path in checkpoints.written(self.workdir.latest):
             if int(path.name.split("_")[1]) <= number:
                 checkpoints.remove(path)
         checkpoints.sweep(self.workdir.latest)
+
+    def _drop_old(self, number: int) -> None:
         keep = self.config.checkpoint.keep_rounds
         if keep:
             best = stopping.of_run(self.workdir.records(), self.config).picked

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffem_jax.noise import normal
 from diffem_jax.types import DenoiseFn, Key, Sampler, Schedule
 
 
@@ -43,7 +44,7 @@ def sample(key: Key, sampler: Sampler, denoise: DenoiseFn, times: Array, shape: 
 def initial_noise(schedule: Schedule, data_std: float, key: Key, t: Array, shape: tuple[int, ...]) -> Array:
     """x_t ~ N(0, (alpha_t^2 data_std^2 + sigma_t^2) I), the law of x_t for centred data of that standard deviation."""
     alpha, sigma = schedule(t)
-    return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * jax.random.normal(key, shape)
+    return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * normal(key, shape)
 
 
 def _unscale(schedule: Schedule, x: Array, t: Array) -> Array:
@@ -86,7 +87,7 @@ def _exponential(schedule: Schedule, *, stochastic: bool, order: int, data_std: 
             target = denoised + (h / (2 * (now - state.log_snr))) * (denoised - state.denoised)
         if stochastic:
             pull = -jnp.expm1(-2 * h)
-            noise = sigma_s * jnp.sqrt(pull) * jax.random.normal(key, state.x.shape)
+            noise = sigma_s * jnp.sqrt(pull) * normal(key, state.x.shape)
             x = (sigma_s / sigma_t) * jnp.exp(-h) * state.x + alpha_s * pull * target + noise
         else:
             x = (sigma_s / sigma_t) * state.x - alpha_s * jnp.expm1(-h) * target
@@ -175,7 +176,7 @@ def predictor_corrector(
 
         def correct(x: Array, index: Array) -> tuple[Array, None]:
             drift = step_size * (alpha * denoise(x, s) - x)
-            noise = jax.random.normal(jax.random.fold_in(key, index), x.shape)
+            noise = normal(jax.random.fold_in(key, index), x.shape)
             return x + drift + jnp.sqrt(2 * step_size) * sigma * noise, None
 
         x, _ = jax.lax.scan(correct, state.x, jnp.arange(corrections))

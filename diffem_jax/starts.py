@@ -31,7 +31,7 @@ COARSE = 4096
 
 
 _kept_iteration = functools.lru_cache(maxsize=8)(make_em_iteration)
-"""The same, compiled once for fits that are alike."""
+"""``make_em_iteration``, compiled once for fits that are alike."""
 
 Report = Callable[[int, int, float], None]
 """(iteration, iterations in all, log-likelihood) -> None."""
@@ -216,9 +216,11 @@ def _climb(
         values.append(value)
         report(i + 1, value)
         quiet = quiet + 1 if len(values) > 3 and values[-1] - values[-2] < tolerance * size else 0
+        if longer:
+            safe = mixture
         if quiet == (PATIENCE if longer else 1):
             break
         if longer:
-            safe, stride = mixture, LENGTHEN * stride
+            stride *= LENGTHEN
             mixture = relax(before, safe, jnp.float32(stride), jnp.float32(variance_floor))
     return Fit(safe if longer else mixture, values), i + 1

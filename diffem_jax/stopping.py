@@ -7,6 +7,7 @@ laws as long as the network fits (arXiv 2510.12691), and it rises again where dr
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -32,11 +33,13 @@ def decide(records: Records, rule: str, patience: int) -> Decision:
         rule: the measure's name.
         patience: rounds without a new best after which a run ends.
     """
-    values = {r["round"]: r[rule] for r in records if r.get("kind") == "round" and r["round"] > 0 and rule in r}
+    rounds = [r for r in records if r.get("kind") == "round" and r["round"] > 0 and rule in r]
+    # A measure that is not finite recommends nothing, and would win every comparison.
+    values = {r["round"]: r[rule] for r in rounds if math.isfinite(r[rule])}
     if not values:
         return Decision(None, float("inf"), False)
     best = min(values, key=lambda number: (values[number], number))
-    return Decision(best, values[best], max(values) - best >= patience)
+    return Decision(best, values[best], max(r["round"] for r in rounds) - best >= patience)
 
 
 def of_run(records: Records, config: ConfigDict) -> Decision:

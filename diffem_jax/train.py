@@ -142,8 +142,13 @@ def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int
     """Clears what the broken round left, so that the next attempt starts at the last good checkpoint.
 
     Raises:
-        UserError: the attempts are used up.
+        UserError: the attempts are used up, or the start's own draws failed, which no learning rate mends.
     """
+    if error.draws and error.number == 0:
+        raise UserError(
+            f"{error}; expected a start with finite draws: give another config.start (a higher variance_floor, a lower rank) "
+            "or a higher config.corruption.noise_std, and another --workdir"
+        ) from error
     broken = folder.round_checkpoint(error.number)
     if lead and error.draws and broken.exists():
         checkpoints.set_aside(broken)

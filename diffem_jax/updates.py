@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -77,13 +78,15 @@ def run(updates: Updates, parallel: Parallel, key: Key, state: EMState, course: 
     u, several = updates, process_count() > 1
     local = u.batch_size // process_count()
     mine = slice(process_index() * local, (process_index() + 1) * local)
-    slots = parallel.shard(np.tile(np.arange(u.batch_size, dtype=np.int32)[mine], (u.dispatch, 1)), 1)
+    # What is left may not be whole dispatches where a run goes on with another ``checkpoint.every_steps``.
+    dispatch = math.gcd(u.dispatch, u.steps - course.done)
+    slots = parallel.shard(np.tile(np.arange(u.batch_size, dtype=np.int32)[mine], (dispatch, 1)), 1)
     key, state = parallel.replicate(key), parallel.replicate(state)
     saved = course.done
     pending: Any = None
     with Progress(u.label, u.steps, "updates", done=course.done, quiet=process_index() != 0) as progress:
         while course.done < u.steps:
-            chunk = np.stack([next(u.batches)[mine] for _ in range(u.dispatch)])
+            chunk = np.stack([next(u.batches)[mine] for _ in range(dispatch)])
             rows = u.read(chunk.reshape(-1))
             drawn = jax.tree.map(lambda a, b=chunk: a.reshape(*b.shape, *a.shape[1:]), rows)
             data = parallel.shard(u.attach(drawn, mine), 1)
@@ -93,7 +96,7 @@ def run(updates: Updates, parallel: Parallel, key: Key, state: EMState, course: 
             del rows, drawn, data
             # The losses of the dispatch before are read while this one runs.
             course = _read(u, course, pending, progress)
-            pending, course = info, course._replace(done=course.done + u.dispatch)
+            pending, course = info, course._replace(done=course.done + dispatch)
             stop = most(u.stop()) if several else u.stop()
             if (course.done - saved >= u.every and course.done < u.steps) or stop:
                 course = _read(u, course, pending, progress)
@@ -121,7 +124,7 @@ def _read(u: Updates, course: Course, info: Any, progress: Progress) -> Course:
         where = f"update {update} of {u.steps}, step {u.first_step + update} of the run"
         message = f"{u.label}: the {what} at {where}"
         if "noise" in info:
-            level, broken = np.asarray(info["noise"])[first], np.asarray(info["broken"])[first]
+            level, broken = float(info["noise"]), float(info["broken"])
             share = f"of {broken:.0%} of the batch" if broken else "of the largest losses"
             message += f", at noise level {level:.3g} ({share})"
         raise NonFinite(message, u.number, prior=u.label == PRIOR)
@@ -130,9 +133,9 @@ def _read(u: Updates, course: Course, info: Any, progress: Progress) -> Course:
     return course._replace(total=course.total + float(losses.sum()), counted=course.counted + len(losses))
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is at most ``most``: every dispatch then has the same shape."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most ``limit``: every dispatch then has the same shape."""
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
 
 
 def raise_together(error: NonFinite | UserError | None, label: str, number: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "diffem_jax"
 LAYERS = [
     {"types"},
-    {"schedules", "linalg", "networks", "augment"},
+    {"schedules", "linalg", "networks", "augment", "noise"},
     {"corruptions", "gaussians", "denoisers", "bases", "initial", "factor_analysis"},
     {"posteriors", "samplers", "picard", "starts", "ambient"},
     {"em"},

@@ -153,9 +153,17 @@ def test_many_updates_a_dispatch_are_one_by_one():
     assert int(state.step) == 4 and int(state.round) == 0
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
+@pytest.mark.parametrize(("way", "count"), WAYS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(way, count):
+    """On devices as well, which exchange gradients and no examples for it."""
     x, slots = batches()
-    close(train(OPTIMIZERS["sgd"], x, slots, accumulate=2), train(OPTIMIZERS["sgd"], x, slots))
+    parallel = parallel_of(way, count)
+    made = make_m_step(loss_of, OPTIMIZERS["sgd"], ema_decay=0.9, mean=parallel.mean, accumulate=2)
+    step, state = parallel.map_m_step(made), parallel.replicate(make_state(params_of(), OPTIMIZERS["sgd"]))
+    given = (parallel.replicate(jax.random.key(3)), state, parallel.shard(x, 1), parallel.shard(slots, 1))
+    program = step.lower(*given).compile().as_text()
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program)
+    close(jax.block_until_ready(step(*given)), train(OPTIMIZERS["sgd"], x, slots))
 
 
 def test_steps_and_slots_draw_their_own_randomness():

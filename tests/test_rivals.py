@@ -242,6 +242,9 @@ def test_the_rule_picks_the_best_network_round_and_ends_after_its_patience():
     assert stopping.decide(start_is_best, "s", 3) == (2, 0.5, False)
     assert stopping.decide(start_is_best, "s", 2).end
     assert stopping.decide(_rounds(0.1), "s", 1) == (None, float("inf"), False)
+    # One that is not finite is never the best, and counts for the patience.
+    assert stopping.decide(_rounds(0.1, float("nan"), 0.5), "s", 3).picked == 2
+    assert stopping.decide(_rounds(0.1, 0.5, float("nan"), float("nan")), "s", 2) == (1, 0.5, True)
     other = {"kind": "evaluation", "round": 9, "s": -5.0}
     assert stopping.decide([*start_is_best, other], "s", 9).picked == 2
     assert stopping.decide(_rounds(1, 0.5, 0.5), "s", 9).picked == 1
@@ -343,6 +346,8 @@ def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier)
 def test_ambient_has_no_base_to_weigh_its_loss_by(tmp_path):
     flags = [*TINY, "--config.method=ambient", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
     refused(command(*flags), "config.m_step.loss_weight", "'base'", "use 'snr'")
+    flags = [*TINY, "--config.method=em_mmps", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.m_step.loss_weight", "'em_mmps' has not", "use 'snr'")
 
 
 def test_a_round_that_is_not_there_is_refused(earlier):

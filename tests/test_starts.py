@@ -204,6 +204,26 @@ def test_stepwise_em_gets_further_in_a_pass():
     assert likelihood(parts) > likelihood(whole) + 0.005
 
 
+def test_a_step_that_was_too_long_leaves_nothing_behind(monkeypatch):
+    """One that is not even finite: EM goes on from where it was."""
+    corruption = CORRUPTIONS["mask"]
+    observations, calls, relax = observe(corruption, gaussian_data(512)), [], starts.relax
+    options = {"rank": 2, "iterations": 30, "tolerance": 0.0}
+    right = fit(jax.random.key(0), corruption, observations, **options)
+
+    def overflowing(*arguments):
+        calls.append(1)
+        moved = relax(*arguments)
+        return jax.tree.map(lambda a: a * jnp.nan, moved) if len(calls) == 8 else moved
+
+    monkeypatch.setattr(starts, "relax", overflowing)
+    result = fit(jax.random.key(0), corruption, observations, **options)
+    assert len(calls) > 10
+    assert np.isfinite(result.log_likelihoods).all()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(result.mixture))
+    assert result.log_likelihoods[-1] > right.log_likelihoods[-1] - 5e-3
+
+
 def test_of_many_observations_a_few_are_fitted_first(monkeypatch):
     """The same likelihood as by passes over all, most of which become passes over a few."""
     corruption, x = CORRUPTIONS["mask"], gaussian_data()

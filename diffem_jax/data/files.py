@@ -171,14 +171,15 @@ def chunks(count: int, row_bytes: int) -> Iterator[slice]:
         yield slice(start, min(count, start + step))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a small file so that it is either there whole or not at all, also after a power cut."""
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Writes a small file so that it is either there whole or not at all, also after a power cut where ``durable``."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

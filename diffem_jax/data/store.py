@@ -154,7 +154,8 @@ class Round:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        write_atomic(self._file(shard, "json"), json.dumps(entry).encode())
+        # A sidecar that a power cut swallows makes its shard count as not done: it need not wait for the disk.
+        write_atomic(self._file(shard, "json"), json.dumps(entry).encode(), durable=False)
 
     def _entry(self, shard: int) -> dict[str, Any] | None:
         """The sidecar of a whole shard, else None."""
@@ -257,7 +258,7 @@ class ReconstructionStore:
         folder.mkdir(parents=True, exist_ok=True)
         found = self._manifest(folder)
         if found is None:
-            write_atomic(folder / "manifest.json", json.dumps({**plan, "complete": False}).encode())
+            write_atomic(folder / "manifest.json", json.dumps({**plan, "complete": False}).encode(), durable=False)
         elif differing := [k for k in plan if found.get(k) != plan[k]]:
             told = ", ".join(f"{k} {found.get(k)} against {plan[k]}" for k in differing)
             raise UserError(f"{folder}: holds {told}; expected the same run's; remove it or take another workdir")
@@ -277,6 +278,10 @@ class ReconstructionStore:
             return []
         found = ((_ROUND.match(f.name), f) for f in self.folder.iterdir())
         return sorted(int(m.group(1)) for m, f in found if m and self._manifest(f) is not None)
+
+    def holds(self, round: int) -> bool:
+        """Whether the round has a folder with a manifest."""
+        return self._manifest(self._path(round)) is not None
 
     def round(self, round: int) -> Round:
         """An existing round.
