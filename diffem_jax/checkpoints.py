@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from diffem_jax.parallel import agree_text, barrier
+from diffem_jax.parallel import agree_text, barrier, on_host
 from diffem_jax.types import PyTree, UserError, first_line
 
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
@@ -79,7 +78,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
         with _quiet(), _errors_once():
-            ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(_host, tree)}, overwrite=True)
+            ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(on_host, tree)}, overwrite=True)
         if lead:
             record = {"metadata": metadata, "files": _files(path)}
             write_atomically(_checksums(path), json.dumps(record))
@@ -94,11 +93,6 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             f"{path}: the checkpoint could not be written ({_said(error)}); expected free space and write permission; "
             "earlier checkpoints are whole: make space and run the same command again"
         ) from error
-
-
-def _host(leaf: Any) -> np.ndarray:
-    """A replicated array on the host, whatever devices it lies on."""
-    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
 
 
 @contextlib.contextmanager

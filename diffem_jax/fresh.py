@@ -11,7 +11,6 @@ import numpy as np
 from diffem_jax.build import draws_from_data
 from diffem_jax.data import ReconstructionStore, index_stream
 from diffem_jax.problem import Problem, rows
-from diffem_jax.types import UserError
 
 OPERATOR_STREAM = 2**30
 """Added to the round, so that examples and operators are drawn in orders of their own."""
@@ -24,10 +23,7 @@ def training_rows(problem: Problem, store: ReconstructionStore, number: int) -> 
         return problem.num_examples, lambda indices: rows(problem.observations, indices)
     if method == "oracle":
         truth = problem.truth
-        if truth is None:
-            raise UserError(
-                "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
-            )
+        assert truth is not None  # or the config was refused
         return problem.num_examples, lambda indices: np.asarray(truth[indices], np.float32)
     reader = store.round(number - 1).open()
     return len(reader), reader.rows

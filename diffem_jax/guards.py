@@ -25,11 +25,6 @@ class NonFinite(Exception):
         self.number, self.draws, self.prior = number, draws, prior
 
 
-def parallel_host(leaf: Any) -> np.ndarray:
-    """One replicated array as a host array."""
-    return np.asarray(leaf.addressable_data(0))
-
-
 def write_shard(stored: Any, shard: int, x: np.ndarray) -> None:
     """Writes a shard of reconstructions; what the file system refuses is a ``UserError``."""
     try:

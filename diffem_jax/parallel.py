@@ -78,6 +78,11 @@ def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     return replicate
 
 
+def on_host(leaf: Any) -> np.ndarray:
+    """A replicated array on the host, whatever devices it lies on."""
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
 def _local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array that is split along its first axis."""
     if array.is_fully_addressable and len(array.addressable_shards) == 1:

@@ -25,8 +25,8 @@ from diffem_jax.diagnose import broken_step
 from diffem_jax.engine import make_engine
 from diffem_jax.fresh import operator_rows, training_rows
 from diffem_jax.gaussians import Mixture
-from diffem_jax.guards import NonFinite, Preempted, parallel_host, write_shard
-from diffem_jax.parallel import agree, barrier, make_parallel, most, process_count, process_index, total
+from diffem_jax.guards import NonFinite, Preempted, write_shard
+from diffem_jax.parallel import agree, barrier, make_parallel, most, on_host, process_count, process_index, total
 from diffem_jax.problem import Problem, rows
 from diffem_jax.progress import CompileClock, Progress
 from diffem_jax.redraw import not_finite, redraw
@@ -152,7 +152,7 @@ class Run:
             if number:
                 key = jax.random.fold_in(stream_key(self.config.seed, "e_step", number), bad[0])
                 observation = jax.tree.map(lambda a: a[0], self._observed(bad[:1]))
-                host = jax.tree.map(parallel_host, params)
+                host = jax.tree.map(on_host, params)
                 where = broken_step(at_round(self.setup, number), self.engine.model, key, host, observation)
             step = f"step {number * self.config.m_step.steps} of the run"
             message = f"E-step {number}, {step}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"

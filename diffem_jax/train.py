@@ -146,7 +146,7 @@ def _go_back(folder: Workdir, config: ConfigDict, error: NonFinite, attempt: int
     """
     if error.draws and error.number == 0:
         raise UserError(
-            f"{error}; expected a start with finite draws: give another config.start (a higher variance_floor, a lower rank) "
+            f"{error}; expected a start with finite draws; give another config.start (a higher variance_floor, a lower rank) "
             "or a higher config.corruption.noise_std, and another --workdir"
         ) from error
     broken = folder.round_checkpoint(error.number)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffem_jax.guards import PRIOR, NonFinite, Preempted, check_state, parallel_host
-from diffem_jax.parallel import Parallel, most, process_count, process_index
+from diffem_jax.guards import PRIOR, NonFinite, Preempted, check_state
+from diffem_jax.parallel import Parallel, most, on_host, process_count, process_index
 from diffem_jax.progress import Progress
 from diffem_jax.types import EMState, Key, PyTree, UserError
 
@@ -101,12 +101,12 @@ def run(updates: Updates, parallel: Parallel, key: Key, state: EMState, course: 
             if (course.done - saved >= u.every and course.done < u.steps) or stop:
                 course = _read(u, course, pending, progress)
                 pending, saved = None, course.done
-                check_state(jax.tree.map(parallel_host, state), u.number, course.done, u.label, u.first_step)
+                check_state(jax.tree.map(on_host, state), u.number, course.done, u.label, u.first_step)
                 u.save(state, course)
                 if stop:
                     raise Preempted(signal.Signals(stop).name)
         course = _read(u, course, pending, progress)
-    host = jax.tree.map(parallel_host, state)
+    host = jax.tree.map(on_host, state)
     check_state(host, u.number, course.done, u.label, u.first_step)
     return host, course
 

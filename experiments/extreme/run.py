@@ -39,8 +39,8 @@ def jobs(quick: bool) -> list[Job]:
     few = fields(e_step__steps=16 if quick else 256)
     return [
         Job(METHODS[0], (DIGITS, *short), "digits"),
-        Job(METHODS[1], (f"{DIGITS}_paper", *few, *fields(rounds=3), *short), "digits"),
-        Job(METHODS[2], (f"{DIGITS}_paper", *mmps, *fields(rounds=3), *short), "digits"),
+        Job(METHODS[1], (f"{DIGITS}_paper", *few, *fields(rounds=4), *short), "digits"),
+        Job(METHODS[2], (f"{DIGITS}_paper", *mmps, *fields(rounds=4), *short), "digits"),
         Job(METHODS[0], (*PATCHES, *fields(rounds=2), *short), "patches"),
         Job(METHODS[1], (*PATCHES, *PUBLISHED, *few, *fields(rounds=1), *short), "patches"),
         Job(METHODS[2], (*PATCHES, *PUBLISHED, *mmps, *fields(rounds=1), *short), "patches"),
