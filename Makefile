@@ -30,7 +30,7 @@ test-measures: $(MEASURES)/.measures
 # The oldest supported versions of everything the package needs, in an environment of their own: what touches their interfaces,
 # and one tiny run of the command.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,schedules samplers linalg gaussians denoisers em checkpoints)) \
+	$(OLDEST)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,schedules noise samplers linalg gaussians denoisers em checkpoints)) \
 	  tests/test_main.py::test_the_files_of_a_run
 
 $(OLDEST)/.installed: setup.py tests/oldest.txt

@@ -25,7 +25,7 @@ from diffem_jax.rounds import Run
 from diffem_jax.types import example_keys, stream_key
 from diffem_jax.workdir import Workdir
 
-UPDATE_TURNS, DRAW_TURNS = 5, 15
+UPDATE_TURNS, DRAW_TURNS = 7, 21
 
 
 def measure(config: Any) -> dict[str, float]:

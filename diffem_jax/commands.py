@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from diffem_jax.config import OPEN_SECTIONS, default, flatten, nearest, validate
+from diffem_jax.config import OPEN_SECTIONS, check_training, default, flatten, nearest, validate
 from diffem_jax.types import UserError, first_line
 from diffem_jax.usage import HELP, paint
 
@@ -229,6 +229,7 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
             f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"
         )
     validate(config)
+    check_training(config)
     from diffem_jax.train import run_em
 
     run_em(config, workdir, override=override, say=_say)

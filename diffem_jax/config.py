@@ -297,6 +297,30 @@ def _check_finite(name: str, value: Any) -> None:
         raise UserError(f"config.{name}: {value!r}; expected a finite number")
 
 
+def check_training(config: ConfigDict) -> None:
+    """Refuses fields that the training would pass over, given the method; a run that is there already may have them.
+
+    Raises:
+        UserError: names the field, its value and the method.
+    """
+    e, m = config.e_step, config.m_step
+    ignored: dict[str, tuple[Any, Any]] = {}
+    if config.method not in ("diffem", "oracle"):
+        ignored = {"e_step.guidance": (e.guidance, 1)}
+    if config.method == "ambient":
+        ignored |= {"e_step.picard": (e.picard, 0), "m_step.noise_levels": (m.noise_levels, 1)}
+    for name, (value, without) in ignored.items():
+        if value != without:
+            raise UserError(
+                f"config.{name}: {value} with method {config.method!r}, which does not use it; expected {without}; set it"
+            )
+    if e.guidance != 1 and not m.condition_dropout > 0:
+        raise UserError(
+            f"config.e_step.guidance: {e.guidance} with m_step.condition_dropout 0, so that nothing trains the prior that it "
+            "leads away from; expected 1; set it, or m_step.condition_dropout=0.1"
+        )
+
+
 def _check_together(config: ConfigDict) -> None:
     if not config.schedule.sigma_min < config.schedule.sigma_max:
         raise UserError(
@@ -318,26 +342,7 @@ def _check_together(config: ConfigDict) -> None:
             f"config.e_step.draws: {config.e_step.draws} with method {config.method!r}, which does not train on its draws; "
             "expected 1; set it"
         )
-    _check_method(config)
     _check_lists(config)
-
-
-def _check_method(config: ConfigDict) -> None:
-    """Refuses fields that the method would pass over."""
-    e, m = config.e_step, config.m_step
-    if e.guidance != 1 and not m.condition_dropout > 0:
-        raise UserError(
-            f"config.e_step.guidance: {e.guidance} with m_step.condition_dropout 0, so that nothing trains the prior that it "
-            "leads away from; expected 1; set it, or m_step.condition_dropout=0.1"
-        )
-    own = {"e_step.guidance": (e.guidance, 1), "e_step.consistency": (e.consistency, 0)}
-    loop = {"e_step.picard": (e.picard, 0), "m_step.noise_levels": (m.noise_levels, 1)}
-    ignored = loop | own if config.method == "ambient" else own if config.method not in ("diffem", "oracle") else {}
-    for name, (value, without) in ignored.items():
-        if value != without:
-            raise UserError(
-                f"config.{name}: {value} with method {config.method!r}, which does not use it; expected {without}; set it"
-            )
 
 
 def _numbers(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> bool:

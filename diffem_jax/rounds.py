@@ -108,7 +108,7 @@ class Run:
                 x, again = drawn, 0
                 if size:
                     x, again = self.draw(step, stream, params, at, size, local_batch, progress, len(group))
-                redrawn += again if me < len(group) else 0
+                redrawn += again if me < len(group) and drawn.any() else 0
                 x = refresh.merged(self.store, number, indices, drawn, x)
                 trouble = self._keep(stored, shard, x, number, indices, params) if me < len(group) else None
                 raise_together(trouble, label, number)

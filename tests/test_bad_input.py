@@ -189,7 +189,7 @@ def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
         (["--config.m_step.accumulate=3"], "accumulate"),
         (["--config.e_step.picard=4", "--config.e_step.sampler=pc"], "e_step.picard"),
         (["--config.e_step.guidance=2.0"], "m_step.condition_dropout"),
-        (["--config.method=em_mmps", "--config.e_step.consistency=4"], "e_step.consistency"),
+        (["--config.method=em_mmps", "--config.e_step.guidance=2.0"], "does not use it"),
         (["--config.method=ambient", "--config.m_step.noise_levels=2"], "m_step.noise_levels"),
         (["--config.method=ambient", "--config.e_step.picard=4"], "e_step.picard"),
         (["--config.start.name=checkpoint"], "start.name"),

@@ -154,8 +154,7 @@ class Round:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        # A sidecar that a power cut swallows makes its shard count as not done: it need not wait for the disk.
-        write_atomic(self._file(shard, "json"), json.dumps(entry).encode(), durable=False)
+        write_atomic(self._file(shard, "json"), json.dumps(entry).encode())
 
     def _entry(self, shard: int) -> dict[str, Any] | None:
         """The sidecar of a whole shard, else None."""
@@ -258,6 +257,7 @@ class ReconstructionStore:
         folder.mkdir(parents=True, exist_ok=True)
         found = self._manifest(folder)
         if found is None:
+            # A plan that a power cut swallows is made again: it need not wait for the disk.
             write_atomic(folder / "manifest.json", json.dumps({**plan, "complete": False}).encode(), durable=False)
         elif differing := [k for k in plan if found.get(k) != plan[k]]:
             told = ", ".join(f"{k} {found.get(k)} against {plan[k]}" for k in differing)
