@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import interleave, one_core, write
-from diffem_jax.networks import convolve
+from diffem_jax.networks.convolution import convolve
 
 LENGTH = 4
 

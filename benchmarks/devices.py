@@ -32,10 +32,10 @@ import optax  # noqa: E402
 from benchmarks.common import interleave, write  # noqa: E402
 from configs import digits  # noqa: E402
 from diffem_jax import em  # noqa: E402
-from diffem_jax.engine import make_engine  # noqa: E402
+from diffem_jax.build.engine import make_engine  # noqa: E402
+from diffem_jax.build.problem import load_problem, rows  # noqa: E402
 from diffem_jax.parallel import Parallel, initialize, make_parallel, process_count, process_index  # noqa: E402
-from diffem_jax.problem import load_problem, rows  # noqa: E402
-from diffem_jax.round_zero import standard_normal  # noqa: E402
+from diffem_jax.run.start import standard_normal  # noqa: E402
 from diffem_jax.types import stream_key  # noqa: E402
 
 DISPATCH, BATCH, STEPS = 5, 512, 8

@@ -22,12 +22,14 @@ import numpy as np
 
 from benchmarks.common import interleave, write
 from configs import digits, manifold, patches
-from diffem_jax import build, checkpoints, em, metrics
-from diffem_jax.problem import load_problem
-from diffem_jax.round_zero import load_start, standard_normal
-from diffem_jax.samplers import EVALUATIONS, SAMPLERS
-from diffem_jax.schedules import TIME_GRIDS
-from diffem_jax.train import run_em
+from diffem_jax import em, metrics
+from diffem_jax.build import methods as build
+from diffem_jax.build.problem import load_problem
+from diffem_jax.run.start import load_start, standard_normal
+from diffem_jax.run.train import run_em
+from diffem_jax.samplers.samplers import EVALUATIONS, SAMPLERS
+from diffem_jax.samplers.schedules import TIME_GRIDS
+from diffem_jax.storage import checkpoints
 from diffem_jax.types import stream_key
 
 COUNTS = (8, 16, 32)

@@ -71,10 +71,11 @@ def config(path: str) -> Any:
 
 def stage(name: str, path: str, folder: str) -> dict[str, float]:
     """One stage in this process: its seconds, and the peak resident memory of the process in MiB."""
-    from diffem_jax.data import files, operators
-    from diffem_jax.problem import load_problem
-    from diffem_jax.rounds import Run
-    from diffem_jax.workdir import Workdir
+    from diffem_jax.build.problem import load_problem
+    from diffem_jax.data import operators
+    from diffem_jax.run.rounds import Run
+    from diffem_jax.storage import files
+    from diffem_jax.storage.workdir import Workdir
 
     files.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
     c = config(path)

@@ -17,12 +17,13 @@ import numpy as np
 
 from benchmarks.common import interleave, one_core, write
 from configs import digits
-from diffem_jax import em, starts
-from diffem_jax.build import make_loss, make_model
-from diffem_jax.data import index_stream
-from diffem_jax.engine import make_engine
+from diffem_jax import em
+from diffem_jax.build.engine import make_engine
+from diffem_jax.build.methods import make_loss, make_model
+from diffem_jax.build.problem import load_problem
+from diffem_jax.gaussians import starts
 from diffem_jax.parallel import make_parallel
-from diffem_jax.problem import load_problem
+from diffem_jax.storage.reconstructions import index_stream
 from diffem_jax.types import example_keys, stream_key
 
 EVALUATIONS, DISPATCH, UPDATES = 512, 25, 200

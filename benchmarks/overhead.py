@@ -20,10 +20,10 @@ import optax
 
 from benchmarks.common import one_core, overhead, write
 from configs import digits, manifold
-from diffem_jax.problem import load_problem, rows
-from diffem_jax.rounds import Run
+from diffem_jax.build.problem import load_problem, rows
+from diffem_jax.run.rounds import Run
+from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import example_keys, stream_key
-from diffem_jax.workdir import Workdir
 
 UPDATE_TURNS, DRAW_TURNS = 7, 21
 

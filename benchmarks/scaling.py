@@ -24,9 +24,10 @@ import numpy as np
 from benchmarks.common import RESULTS, interleave, one_core, write
 from benchmarks.scaling_page import write_page
 from configs import celeba, cifar10
-from diffem_jax import build, em
+from diffem_jax import em
+from diffem_jax.build import methods as build
 from diffem_jax.parallel import make_parallel
-from diffem_jax.round_zero import standard_normal
+from diffem_jax.run.start import standard_normal
 
 CONFIGS = {
     "cifar10:mask75": (lambda: cifar10.get_config("mask75"), (32, 32, 3), 50_000),

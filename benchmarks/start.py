@@ -22,12 +22,13 @@ import numpy as np
 
 from benchmarks.common import write
 from configs import manifold, patches
-from diffem_jax import samplers, starts
-from diffem_jax.denoisers import gaussian_denoiser
-from diffem_jax.gaussians import condition_on_observation
-from diffem_jax.linalg import Gaussian
-from diffem_jax.problem import load_problem
-from diffem_jax.schedules import VarianceExploding, log_uniform_grid
+from diffem_jax import samplers
+from diffem_jax.build.problem import load_problem
+from diffem_jax.denoisers.edm import gaussian_denoiser
+from diffem_jax.gaussians import starts
+from diffem_jax.gaussians.gaussians import condition_on_observation
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
 from diffem_jax.types import example_keys, stream_key
 
 PASSES, MINIBATCH = 2, 1024

@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.common import one_core, write
 from configs import digits, manifold
-from diffem_jax import checkpoints
-from diffem_jax.train import run_em
+from diffem_jax.run.train import run_em
+from diffem_jax.storage import checkpoints
 
 THRESHOLDS = ("0.41", "0.05", "0.01")
 DIGITS_ROUNDS = 5

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 
 from benchmarks.common import interleave, one_core, write
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.gaussians import condition_on_both, condition_on_observation
-from diffem_jax.linalg import Gaussian, condition_on_noisy
-from diffem_jax.networks import MLP, UNet
+from diffem_jax.gaussians.gaussians import condition_on_both, condition_on_observation
+from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy
+from diffem_jax.networks.mlp import MLP
+from diffem_jax.networks.unet import UNet
 from diffem_jax.types import stream_key
 
 REPEATS = 9

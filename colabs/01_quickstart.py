@@ -32,10 +32,12 @@ import tempfile
 import numpy as np
 from IPython.display import Image, display
 
-from diffem_jax import draw, plots, run_em
+from diffem_jax import run_em
+from diffem_jax.build.problem import load_problem
 from diffem_jax.commands import find_config
-from diffem_jax.problem import load_problem
-from diffem_jax.workdir import Workdir
+from diffem_jax.report import plots
+from diffem_jax.run import sample as draw
+from diffem_jax.storage.workdir import Workdir
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 workdir = Path(tempfile.mkdtemp()) / "digits"

@@ -37,8 +37,8 @@ from IPython.display import Image, display
 from matplotlib.animation import FuncAnimation
 
 import diffem_jax as dx
+from diffem_jax.denoisers.losses import BetaMixture, snr_weight
 from diffem_jax.metrics import sliced_wasserstein
-from diffem_jax.schedules import BetaMixture, snr_weight
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 COUNT, ROUNDS, UPDATES, BATCH, STEPS = (128, 1, 20, 32, 4) if QUICK else (8192, 12, 600, 512, 64)

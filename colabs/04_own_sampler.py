@@ -36,7 +36,7 @@ from IPython.display import Image, display
 
 import diffem_jax as dx
 from diffem_jax.metrics import sliced_wasserstein
-from diffem_jax.samplers import EVALUATIONS, SAMPLERS
+from diffem_jax.samplers.samplers import EVALUATIONS, SAMPLERS
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 COUNT, BUDGETS = (256, (4, 8)) if QUICK else (8192, (4, 8, 16, 32, 64))

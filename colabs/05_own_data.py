@@ -36,7 +36,8 @@ from IPython.display import Image, display
 from sklearn.datasets import load_digits
 
 import diffem_jax as dx
-from diffem_jax import commands, data, metrics, plots, run_em
+from diffem_jax import commands, data, metrics, run_em
+from diffem_jax.report import plots
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 folder = Path(tempfile.mkdtemp())

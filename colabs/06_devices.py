@@ -42,8 +42,8 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 from diffem_jax import run_em
 from diffem_jax.commands import find_config
-from diffem_jax.data import ReconstructionStore
-from diffem_jax.workdir import Workdir
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 FULL = os.environ.get("DIFFEM_COLAB_FULL") == "1"
@@ -63,7 +63,7 @@ if not ACCELERATOR:
 # %%
 if ACCELERATOR:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tensorflow-cpu"], check=True)
-    subprocess.run([sys.executable, "-m", "diffem_jax.prepare", "cifar10"], check=True)
+    subprocess.run([sys.executable, "-m", "diffem_jax.data.prepare", "cifar10"], check=True)
 
 # %% [markdown]
 # ## What to change

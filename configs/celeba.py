@@ -1,6 +1,6 @@
 """CelebA 64x64 with the published settings of DiffEM (arXiv 2510.12691, appendix).
 
-    python -m diffem_jax.prepare celeb_a                                     # once; needs the extra 'tfds'
+    python -m diffem_jax.data.prepare celeb_a                                     # once; needs the extra 'tfds'
     diffem --config=celeba:mask50 --workdir=runs/celeba_mask50
 
 Variants: mask50, mask75. ``--config.network.dtype=bfloat16`` halves the memory of activations

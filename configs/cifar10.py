@@ -1,6 +1,6 @@
 """CIFAR-10 with the published settings of DiffEM (arXiv 2510.12691, appendix).
 
-    python -m diffem_jax.prepare cifar10                                     # once; needs the extra 'tfds'
+    python -m diffem_jax.data.prepare cifar10                                     # once; needs the extra 'tfds'
     diffem --config=cifar10:mask75 --workdir=runs/cifar10_mask75
 
 The published warm start, 32 rounds of EM-MMPS and then 10 of DiffEM:

@@ -1,6 +1,6 @@
 """diffem_jax: learn a diffusion posterior p(x | y) and prior p(x) from corrupted observations alone.
 
-The public surface; ``diffem_jax.train.run_em`` runs a whole experiment from a config. Names are imported on first use, so
+The public surface; ``run_em`` runs a whole experiment from a config. Names are imported on first use, so
 that ``diffem --help`` answers at once.
 """
 
@@ -12,36 +12,44 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "types": ("Corruption", "EMState", "LinearCorruption", "Observation", "Sampler", "UserError", "stream_key"),
-    "schedules": (
+    "errors": ("UserError",),
+    "types": ("Corruption", "EMState", "LinearCorruption", "Observation", "Sampler", "stream_key"),
+    "networks": ("MLP", "UNet", "sinusoidal_embedding"),
+    "samplers": (
         "VarianceExploding",
         "VariancePreserving",
         "RectifiedFlow",
         "log_uniform_grid",
         "karras_grid",
-        "BetaMixture",
-        "snr_weight",
+        "initial_noise",
+        "sample",
+        "ddpm",
+        "ddim",
+        "heun",
+        "predictor_corrector",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
     ),
-    "linalg": ("Gaussian", "conjugate_gradient"),
-    "gaussians": ("Mixture", "mixture_posterior_mean", "sample_posterior"),
-    "networks": ("MLP", "UNet"),
+    "gaussians": ("Gaussian", "Mixture", "conjugate_gradient", "fit", "mixture_posterior_mean", "sample_posterior"),
+    "corruptions": ("Denoising", "Linear", "Mask", "PixelMask", "Projection"),
     "denoisers": (
+        "BetaMixture",
         "Denoiser",
         "bind",
         "denoising_loss",
+        "dps",
         "edm_denoiser",
         "gaussian_denoiser",
         "mixture_denoiser",
+        "mmps",
+        "pigdm",
         "posterior_denoiser",
+        "snr_weight",
     ),
-    "posteriors": ("mmps", "dps", "pigdm"),
-    "samplers": ("sample", "ddpm", "ddim", "heun", "predictor_corrector", "dpmpp_2m", "dpmpp_2m_sde"),
-    "corruptions": ("PixelMask", "Projection", "Denoising"),
     "em": ("make_e_step", "make_m_step", "make_state"),
-    "starts": ("fit",),
     "parallel": ("make_parallel",),
     "pretrained": ("export", "load"),
-    "train": ("run_em",),
+    "run.train": ("run_em",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

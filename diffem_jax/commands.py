@@ -19,7 +19,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from diffem_jax.config import OPEN_SECTIONS, check_training, default, flatten, nearest, validate
-from diffem_jax.types import UserError, first_line
+from diffem_jax.errors import UserError, first_line
 from diffem_jax.usage import HELP, paint
 
 EXIT_USER_ERROR = 2
@@ -230,7 +230,7 @@ def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
         )
     validate(config)
     check_training(config)
-    from diffem_jax.train import run_em
+    from diffem_jax.run.train import run_em
 
     run_em(config, workdir, override=override, say=_say)
 
@@ -239,8 +239,8 @@ def sample(
     workdir: Path, observations: str | None, num_samples: int, output: str | None, seed: int, round: int | None = None
 ) -> None:
     """Writes posterior draws for an observations file, or prior draws."""
-    from diffem_jax import draw
-    from diffem_jax.workdir import Workdir
+    from diffem_jax.run import sample as draw
+    from diffem_jax.storage.workdir import Workdir
 
     if output is None:
         raise UserError("--output: missing; expected the .npz to write, for instance --output=draws.npz")
@@ -279,8 +279,8 @@ def _check_writable(target: Path) -> None:
 
 def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> None:
     """Measures the draws of a round of a run."""
-    from diffem_jax import measure
-    from diffem_jax.workdir import Workdir
+    from diffem_jax.run import evaluate as measure
+    from diffem_jax.storage.workdir import Workdir
 
     def warn(line: str) -> None:
         print(f"{_name()} {line}", file=sys.stderr)
@@ -291,8 +291,8 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> 
 
 def report(workdir: Path) -> None:
     """Rebuilds report.html."""
-    from diffem_jax import report as page
-    from diffem_jax.workdir import Workdir
+    from diffem_jax.report import page as page
+    from diffem_jax.storage.workdir import Workdir
 
     folder = Workdir(workdir)
     folder.stored_config()

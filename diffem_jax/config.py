@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffem_jax.posteriors import COVARIANCES, POSTERIORS
-from diffem_jax.schedules import LOSS_WEIGHTS, SCHEDULES, TIME_GRIDS, TIME_LAWS
-from diffem_jax.starts import STARTS
-from diffem_jax.types import UserError
+from diffem_jax.denoisers.guidance import COVARIANCES, POSTERIORS
+from diffem_jax.denoisers.losses import LOSS_WEIGHTS, TIME_LAWS
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.starts import STARTS
+from diffem_jax.samplers.schedules import SCHEDULES, TIME_GRIDS
 
 
 def default() -> ConfigDict:
@@ -25,7 +26,6 @@ def default() -> ConfigDict:
     c.rounds = 4  # EM rounds after the start
     c.method = "diffem"  # diffem | em_mmps | em_pigdm | em_dps | ambient (masks) | oracle (trains on the hidden truth, an upper bound) | 'module:function', a posterior transform
     c.parallel = "pmap"  # pmap | jit
-    c.recover = 0  # how often a non-finite loss may go back to the last good checkpoint
     c.writers = ()  # besides the work directory: tensorboard, wandb (extras of the package), or 'module:name'
 
     c.data = ConfigDict()
@@ -73,14 +73,10 @@ def default() -> ConfigDict:
     c.e_step = ConfigDict()
     c.e_step.sampler = "ddpm"  # a key of SAMPLERS or 'module:function'
     c.e_step.steps = 32  # steps of the sampler a draw
-    c.e_step.steps_added = 0  # further steps in each round after the first; each number of steps is compiled anew
     c.e_step.draws = 1  # draws an observation, all of which the next round trains on; more where observations are few
     c.e_step.time_grid = "log_uniform"  # log_uniform | karras
     c.e_step.batch_size = 1024  # examples at once over all devices
     c.e_step.shard_size = 0  # examples a shard file; 0 is 8 batches
-    c.e_step.parts = 1  # a round redraws one part of so many of the draws; > 1 with short rounds is continuous EM
-    c.e_step.burn_in = 0  # rounds that redraw nothing, so that the network is fitted before the first refresh
-    c.e_step.picard = 0  # >= 1: so many iterations over all steps at once (docs/performance.md); 0: one after the other
     # Draws use free + guidance (conditional - free); other values than 1 need m_step.condition_dropout > 0.
     c.e_step.guidance = 1.0
     # Gradient steps of x-hat towards y at each evaluation; for corruptions that are not linear.
@@ -100,8 +96,8 @@ def default() -> ConfigDict:
     # Whether the average forgets its beginning: at update n its decay is min(ema_decay, (1 + n) / (10 + n)).
     c.m_step.ema_warmup = True
     c.m_step.carry = "params"  # what goes over to the next round: all | params | nothing
-    c.m_step.time_law = "beta"  # uniform | beta | log_normal | matched (to the start's loss; objective of 'beta')
-    c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta' and 'matched': pairs (a, b), an even mixture of Beta(a, b)
+    c.m_step.time_law = "beta"  # uniform | beta | log_normal
+    c.m_step.time_law_beta = ((3.0, 3.0),)  # of 'beta': pairs (a, b), an even mixture of Beta(a, b)
     c.m_step.time_law_log_normal = (-1.2, 1.2)  # of 'log_normal': mean and standard deviation of log(sigma / alpha)
     c.m_step.loss_weight = "snr"  # snr | min_snr | base (by what the base of the denoiser leaves open)
     c.m_step.noise_levels = 1  # noise levels an example in one update, of the same x and y'
@@ -134,7 +130,7 @@ def default() -> ConfigDict:
     c.stop.patience = 3  # rounds without a new best after which the run ends
 
     c.eval = ConfigDict()
-    c.eval.metrics = ()  # keys of diffem_jax.evaluate.METRICS: psnr, sinkhorn, observation_score, ...
+    c.eval.metrics = ()  # keys of diffem_jax.run.measures.METRICS: psnr, sinkhorn, observation_score, ...
     # 'module:function', x [N, ...] -> features [N, D], for frechet, kid, features_precision; '' takes x itself
     c.eval.features = ""
     c.eval.weights = ""  # file or folder with the weights that fid, inception_score, fd_dinov2 and lpips need offline
@@ -152,6 +148,15 @@ def default() -> ConfigDict:
 OPEN_SECTIONS = ("corruption", "data_corruption", "network")
 """Sections whose further fields belong to the class that their ``name`` chooses."""
 
+RETIRED: dict[str, Any] = {
+    "recover": 0,
+    "e_step.steps_added": 0,
+    "e_step.parts": 1,
+    "e_step.burn_in": 0,
+    "e_step.picard": 0,
+}
+"""Fields of earlier versions, with the value under which they changed nothing: a stored run may still have that one."""
+
 PLUGGABLE = ("method", "schedule.name", "start.name")
 """Fields with choices that also take 'module:name'; a section named so may have further fields."""
 
@@ -166,7 +171,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "m_step.learning_rate_schedule": ("constant", "linear", "cosine"),
     "m_step.optimizer": ("adam", "adamw", "sgd"),
     "m_step.carry": ("all", "params", "nothing"),
-    "m_step.time_law": (*TIME_LAWS, "matched"),
+    "m_step.time_law": tuple(TIME_LAWS),
     "m_step.loss_weight": (*LOSS_WEIGHTS, "base"),
     "m_step.operators": ("law", "data"),
     "mmps.covariance": tuple(COVARIANCES),
@@ -180,7 +185,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "rounds": (0, 100_000),
-    "recover": (0, 100),
     "data.num_examples": (0, 2**40),
     "data.crop": (0, 65536),
     "denoiser.sigma_data": (1e-6, 1e6),
@@ -194,13 +198,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "start.minibatch": (0, 2**32),
     "start.num_examples": (0, 2**40),
     "e_step.steps": (1, 100_000),
-    "e_step.steps_added": (0, 100_000),
     "e_step.draws": (1, 10_000),
     "e_step.batch_size": (1, 2**24),
     "e_step.shard_size": (0, 2**32),
-    "e_step.parts": (1, 100_000),
-    "e_step.burn_in": (0, 100_000),
-    "e_step.picard": (0, 100_000),
     "e_step.guidance": (0, 100),
     "e_step.consistency": (0, 1000),
     "m_step.steps": (1, 10**9),
@@ -308,7 +308,7 @@ def check_training(config: ConfigDict) -> None:
     if config.method not in ("diffem", "oracle"):
         ignored = {"e_step.guidance": (e.guidance, 1)}
     if config.method == "ambient":
-        ignored |= {"e_step.picard": (e.picard, 0), "m_step.noise_levels": (m.noise_levels, 1)}
+        ignored |= {"m_step.noise_levels": (m.noise_levels, 1)}
     for name, (value, without) in ignored.items():
         if value != without:
             raise UserError(
@@ -325,11 +325,6 @@ def _check_together(config: ConfigDict) -> None:
     if not config.schedule.sigma_min < config.schedule.sigma_max:
         raise UserError(
             f"config.schedule.sigma_min: {config.schedule.sigma_min}; expected less than sigma_max = {config.schedule.sigma_max}"
-        )
-    if config.e_step.picard and config.e_step.sampler == "pc":
-        raise UserError(
-            f"config.e_step.picard: {config.e_step.picard} with e_step.sampler 'pc', which corrects in a loop of its own; "
-            "expected 0; choose another sampler"
         )
     if config.m_step.batch_size % config.m_step.accumulate:
         raise UserError(
@@ -375,7 +370,6 @@ def _check_lists(config: ConfigDict) -> None:
 FREE_FIELDS = (
     "rounds",
     "parallel",
-    "recover",
     "writers",
     "data.cache_dir",
     "prior.",
@@ -396,5 +390,7 @@ def differences(config: ConfigDict, stored: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(set(now) | set(before))
-        if now.get(name) != before.get(name) and not name.startswith(FREE_FIELDS)
+        if now.get(name) != before.get(name)
+        and not name.startswith(FREE_FIELDS)
+        and not (name in RETIRED and before.get(name) == RETIRED[name])
     ]

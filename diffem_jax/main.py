@@ -10,7 +10,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from diffem_jax import commands, usage
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file, or the name of one that ships with the package."

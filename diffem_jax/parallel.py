@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffem_jax.types import PyTree, UserError, first_line
+from diffem_jax.errors import UserError, first_line
+from diffem_jax.types import PyTree
 
 AXIS = "batch"
 

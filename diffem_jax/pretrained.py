@@ -19,22 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffem_jax import checkpoints, em
-from diffem_jax.build import Setup, draws_prior, make_model, make_setup, prior_denoiser, steps_of
+from diffem_jax import em
+from diffem_jax.build.engine import make_engine
+from diffem_jax.build.methods import Setup, draws_prior, make_model, make_setup, prior_denoiser
+from diffem_jax.build.problem import check_operators, simulate, stored_config
 from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
 from diffem_jax.data.npz import read_arrays
-from diffem_jax.draw import chosen_round, draws_of_prior
-from diffem_jax.engine import make_engine
-from diffem_jax.gaussians import Mixture
-from diffem_jax.linalg import Gaussian
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.parallel import Parallel, make_parallel
-from diffem_jax.problem import check_operators, simulate, stored_config
-from diffem_jax.round_zero import load_start, start_draw
-from diffem_jax.samplers import ddim
-from diffem_jax.several import several_draws
-from diffem_jax.types import Corruption, Observation, PyTree, UserError
-from diffem_jax.workdir import Workdir
+from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
+from diffem_jax.run.sample import chosen_round, draws_of_prior
+from diffem_jax.run.start import load_start, start_draw
+from diffem_jax.samplers.samplers import ddim
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Corruption, Observation, PyTree
 
 SHIPPED = Path(__file__).parent / "artefacts"
 """The models that come with the package, one a folder."""
@@ -121,7 +123,7 @@ class Pretrained:
                     "this model has no prior; expected one trained with config.prior.steps > 0 or "
                     "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
                 )
-        return draws_of_prior(self.setup, denoiser, params, own, num_samples, seed, quiet=True)
+        return draws_of_prior(self.setup, self._parallel, denoiser, params, num_samples, seed, own=own, quiet=True)
 
     def _draws(
         self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int
@@ -131,8 +133,9 @@ class Pretrained:
             where = str(observations)
             observations = load_observations(where, self.shape, self.corruption)
         check_operators(self.setup, observations, where)
-        options: dict[str, Any] = {"seed": seed, "stream": "sample", "batch": self.config.e_step.batch_size}
-        return several_draws(step, self._parallel, params, observations, num_samples, quiet=True, **options)
+        batch = self.config.e_step.batch_size
+        drawing = make_drawing(step, self._parallel, params, observations, attempt_keys(seed, "sample"), batch)
+        return draw_samples(drawing, len(observations.y), num_samples, quiet=True)
 
     @functools.cached_property
     def _parallel(self) -> Parallel:
@@ -196,10 +199,7 @@ def _of_run(workdir: Workdir) -> Pretrained:
     }
     if (workdir.prior / "final").exists():
         parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]
-    config = stored_config(workdir)
-    with config.unlocked():
-        config.e_step.steps, config.e_step.steps_added = steps_of(config, number), 0
-    return Pretrained(config, parts)
+    return Pretrained(stored_config(workdir), parts)
 
 
 def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:

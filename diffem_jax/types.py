@@ -25,19 +25,6 @@ DenoiseFn = Callable[[Array, Array], Array]
 """(x_t [*X], t []) -> x-hat [*X], an estimate of E[x | x_t] or of E[x | x_t, y]."""
 
 
-class UserError(Exception):
-    """A mistake that the person at the keyboard can mend.
-
-    The message names the field or file, the value, what was expected and what to do. The command line prints it
-    without a traceback and exits with code 2.
-    """
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name where it has none; for the messages of ``UserError``."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 class Observation(NamedTuple):
     """What is seen of one example.
 
@@ -105,10 +92,7 @@ class Schedule(Protocol):
 
 
 class TimeLaw(Protocol):
-    """The law of t in the training loss.
-
-    One that weighs its draws has ``draw`` too: key -> (t, weight of the loss there), ``sample`` being its first part.
-    """
+    """The distribution of t in the training loss."""
 
     def sample(self, key: Key) -> Array:
         """One t in [0, 1], a scalar."""

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffem_jax import checkpoints
-from diffem_jax.samplers import EVALUATIONS
-from diffem_jax.workdir import Workdir
+from diffem_jax.samplers.samplers import EVALUATIONS
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]

@@ -8,15 +8,18 @@ import numpy as np
 import optax
 import pytest
 
+from diffem_jax.build.engine import accumulate_gradient
 from diffem_jax.corruptions import PixelMask, Projection
-from diffem_jax.denoisers import bind, denoising_loss, gaussian_denoiser, posterior_denoiser
-from diffem_jax.em import make_e_step, make_m_step, make_state, map_examples
-from diffem_jax.gaussians import Mixture
-from diffem_jax.linalg import Gaussian
-from diffem_jax.networks import MLP
+from diffem_jax.denoisers.edm import bind, gaussian_denoiser
+from diffem_jax.denoisers.losses import BetaMixture, denoising_loss, snr_weight
+from diffem_jax.denoisers.posterior import posterior_denoiser
+from diffem_jax.em import batch_gradient, make_e_step, make_m_step, make_state, map_examples
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.networks.mlp import MLP
 from diffem_jax.parallel import make_parallel
-from diffem_jax.samplers import ddpm, dpmpp_2m_sde
-from diffem_jax.schedules import BetaMixture, VarianceExploding, log_uniform_grid, snr_weight
+from diffem_jax.samplers.samplers import ddpm, dpmpp_2m_sde
+from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
 from diffem_jax.types import Observation
 
 WAYS = [("jit", 1), ("jit", 2), ("pmap", 1), ("pmap", 2)]
@@ -158,7 +161,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(way, count):
     """On devices as well, which exchange gradients and no examples for it."""
     x, slots = batches()
     parallel = parallel_of(way, count)
-    made = make_m_step(loss_of, OPTIMIZERS["sgd"], ema_decay=0.9, mean=parallel.mean, accumulate=2)
+    made = make_m_step(
+        loss_of,
+        OPTIMIZERS["sgd"],
+        ema_decay=0.9,
+        mean=parallel.mean,
+        gradient=lambda loss: accumulate_gradient(batch_gradient(loss), 2),
+    )
     step, state = parallel.map_m_step(made), parallel.replicate(make_state(params_of(), OPTIMIZERS["sgd"]))
     given = (parallel.replicate(jax.random.key(3)), state, parallel.shard(x, 1), parallel.shard(slots, 1))
     program = step.lower(*given).compile().as_text()

@@ -11,9 +11,11 @@ from absl import flags
 from faults.command import command
 
 import diffem_jax.main
-from diffem_jax import announce, commands, progress, usage
+from diffem_jax import commands, usage
 from diffem_jax.config import default
-from diffem_jax.workdir import Workdir
+from diffem_jax.report import console as announce
+from diffem_jax.report import console as progress
+from diffem_jax.storage.workdir import Workdir
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -200,7 +202,7 @@ def test_the_first_lines_say_what_will_be_done(tmp_path):
     import jax
     import numpy as np
 
-    from diffem_jax.problem import load_problem
+    from diffem_jax.build.problem import load_problem
 
     c = default()
     with c.unlocked():

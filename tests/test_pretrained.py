@@ -14,9 +14,9 @@ from faults.harness import arguments
 
 import diffem_jax as dx
 from diffem_jax import data, metrics, pretrained
-from diffem_jax.draw import posterior_draws
-from diffem_jax.gaussians import mixture_posterior_mean
-from diffem_jax.workdir import Workdir
+from diffem_jax.gaussians.gaussians import mixture_posterior_mean
+from diffem_jax.run.sample import posterior_draws
+from diffem_jax.storage.workdir import Workdir
 
 DIGITS = pretrained.SHIPPED / "digits"
 

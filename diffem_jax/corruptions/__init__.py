@@ -13,14 +13,13 @@ from typing import Any
 
 from diffem_jax.corruptions.base import AdditiveNoise, Denoising, DiagonalGram, Linear, Spectral
 from diffem_jax.corruptions.blurs import GaussianBlur, KernelBlur, MotionBlur
-from diffem_jax.corruptions.compose import Composition
+from diffem_jax.corruptions.composed import Composition, Poisson, VaryingNoise
 from diffem_jax.corruptions.fourier import FourierMask, MulticoilFourier
 from diffem_jax.corruptions.masks import BlockMask, BoxMask, FixedMask, GroupMask, Mask, Outpainting, PixelMask
-from diffem_jax.corruptions.noise import Poisson, VaryingNoise
 from diffem_jax.corruptions.nonlinear import JPEG, Clipping, Phase, Quantisation
 from diffem_jax.corruptions.projections import CompressedSensing, Projection
 from diffem_jax.corruptions.resampling import BicubicDownsampling, BoxDownsampling, Grayscale
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
 
 CORRUPTIONS: dict[str, Any] = {
     "denoising": Denoising,

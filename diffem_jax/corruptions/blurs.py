@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import Spectral
-from diffem_jax.corruptions.separable import Separable
-from diffem_jax.types import Key, Observation, PyTree, UserError
+from diffem_jax.corruptions.base import Separable, Spectral
+from diffem_jax.errors import UserError
+from diffem_jax.types import Key, Observation, PyTree
 
 BINOMIAL = ((0.0625, 0.125, 0.0625), (0.125, 0.25, 0.125), (0.0625, 0.125, 0.0625))
 

@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import Linear, Spectral
-from diffem_jax.types import Key, Observation, PyTree, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.types import Key, Observation, PyTree
 
 
 def to_real(z: Array) -> Array:

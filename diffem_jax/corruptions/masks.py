@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import DiagonalGram
-from diffem_jax.linalg import conjugate_gradient
-from diffem_jax.types import Key, Observation, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.linalg import conjugate_gradient
+from diffem_jax.types import Key, Observation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

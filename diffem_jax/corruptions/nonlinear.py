@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import AdditiveNoise
-from diffem_jax.types import Observation, PyTree, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.types import Observation, PyTree
 
 # Tables K.1 and K.2 of ITU-T T.81 (the JPEG standard), for quality 50.
 LUMINANCE = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62

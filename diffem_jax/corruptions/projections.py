@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.corruptions.base import Linear, Spectral
-from diffem_jax.linalg import cholesky, solve_psd
-from diffem_jax.types import Key, Observation, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.linalg import cholesky, solve_psd
+from diffem_jax.types import Key, Observation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

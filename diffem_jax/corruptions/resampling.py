@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import DiagonalGram
-from diffem_jax.corruptions.separable import Separable
-from diffem_jax.types import Observation, PyTree, UserError
+from diffem_jax.corruptions.base import DiagonalGram, Separable
+from diffem_jax.errors import UserError
+from diffem_jax.types import Observation, PyTree
 
 LUMA = (0.299, 0.587, 0.114)
 

@@ -1,10 +1,11 @@
 """Data: sources of clean examples, a user's own observations, the store of reconstructions and batch indices."""
 
-from diffem_jax.data.files import Rows, cache_folder, first
 from diffem_jax.data.observations import load_observations, observation_shape, save_observations
 from diffem_jax.data.sources import SOURCES, Dataset, load
-from diffem_jax.data.store import Done, ReconstructionStore, Round, RowReader, index_stream
 from diffem_jax.data.tables import Column, Table, encode_table, load_table
+from diffem_jax.storage.files import cache_folder
+from diffem_jax.storage.reconstructions import Done, ReconstructionStore, Round, RowReader, index_stream
+from diffem_jax.storage.rows import Rows, first
 
 __all__ = [
     "SOURCES",

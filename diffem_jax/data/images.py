@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from diffem_jax.data.files import cached_arrays
 from diffem_jax.data.synthetic import generator
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import cached_arrays
 
 PHOTOGRAPHS = (
     ("skimage", "data/astronaut.png"),
@@ -215,7 +215,7 @@ def _builder(name: str, cache: Path) -> tuple[Path, Any]:
     if prepared is None:
         raise UserError(
             f"data.name: tfds:{name}: not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set; on "
-            f"a connected machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.prepare {name} "
+            f"a connected machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} "
             f"--cache_dir=DIR, then copy DIR/tfds/{name} to {cache / 'tfds' / name}"
         )
     import tensorflow_datasets as tfds

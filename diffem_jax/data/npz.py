@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
 
 MAX_BYTES = 4 * 2**30
 """The largest compressed member that is unpacked into memory."""

@@ -18,9 +18,11 @@ import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.data import images, operators
-from diffem_jax.data.files import ArrayLike, Rows, as_rows, cache_folder, chunks
 from diffem_jax.data.npz import existing, read_arrays
-from diffem_jax.types import Observation, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import cache_folder
+from diffem_jax.storage.rows import ArrayLike, Rows, as_rows, chunks
+from diffem_jax.types import Observation
 
 LARGEST_PIXEL = 50.0
 """The largest |y| where y has the shape of x: data live in [-2, 2], so grey levels 0..255 are caught."""

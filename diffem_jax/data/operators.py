@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.data.files import IN_MEMORY_BYTES, ArrayLike, Rows, chunks, release
-from diffem_jax.types import PyTree, UserError
+from diffem_jax.errors import UserError
+from diffem_jax.storage.rows import IN_MEMORY_BYTES, ArrayLike, Rows, chunks, release
+from diffem_jax.types import PyTree
 
 
 def names(corruption: Any) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffem_jax.data import images, synthetic
-from diffem_jax.data.files import as_rows, cache_folder, check_memory, chunks, first, release
 from diffem_jax.data.npz import existing, read_arrays
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import cache_folder, check_memory
+from diffem_jax.storage.rows import as_rows, chunks, first, release
 
 
 class Dataset(NamedTuple):
@@ -95,7 +96,7 @@ def _digits(r: _Request) -> Dataset:
     _fixed_shape(r, (8, 8, 1), lambda s: s == (8, 8, 1), "(8, 8, 1)")
     import tensorflow_datasets as tfds
 
-    from diffem_jax.datasets.digits import prepare_digits
+    from diffem_jax.data.digits import prepare_digits
 
     builder = tfds.builder_from_directory(prepare_digits(r.cache / "tfds"))
     parts: list[Any] = []

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffem_jax.data.files import write_atomic
 from diffem_jax.data.npz import existing, read_arrays
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import write_atomic
 
 
 class Column(NamedTuple):

@@ -10,21 +10,8 @@
 """
 
 from diffem_jax.metrics.base import Estimate, mean_estimate
-from diffem_jax.metrics.features import (
-    Manifolds,
-    frechet_distance,
-    kernel_distance,
-    precision_recall_density_coverage,
-)
-from diffem_jax.metrics.paired import (
-    accuracy,
-    from_uint8,
-    psnr,
-    psnr_per_example,
-    ssim,
-    to_uint8,
-    train_classifier,
-)
+from diffem_jax.metrics.features import Manifolds, frechet_distance, kernel_distance, precision_recall_density_coverage
+from diffem_jax.metrics.paired import accuracy, from_uint8, psnr, psnr_per_example, ssim, to_uint8, train_classifier
 from diffem_jax.metrics.perceptual import EXTRACTORS, fidelity, lpips
 from diffem_jax.metrics.posterior import LEVELS, coverage, crps, spread, tarp
 from diffem_jax.metrics.scores import observation_score, observation_scores, paired_difference

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffem_jax.types import UserError
+from diffem_jax.errors import UserError
 
 
 class Estimate(NamedTuple):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, mean_estimate, same_width
-from diffem_jax.types import UserError
 
 
 def _features(x: ArrayLike) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_shape
-from diffem_jax.types import UserError
 
 # Mean squared errors below this count as this much, so that equal images give a finite number.
 SMALLEST_ERROR = 1e-10

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, mean_estimate, same_shape
 from diffem_jax.metrics.paired import to_uint8
-from diffem_jax.types import UserError
 
 SMALLEST_SIDE = 32
 EXTRACTORS = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-b-14"}

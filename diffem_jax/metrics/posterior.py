@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, mean_estimate
-from diffem_jax.types import Key, UserError
+from diffem_jax.types import Key
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, mean_estimate
-from diffem_jax.types import Key, Observation, UserError
+from diffem_jax.types import Key, Observation
 
 POOL = 64
 CHUNK = 64

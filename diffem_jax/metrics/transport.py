@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
-from diffem_jax.types import Key, UserError
+from diffem_jax.types import Key
 
 # Iterations that share one kernel matrix, and how far (in logarithms) the scalings may stray from it.
 BLOCK = 16

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax.linalg import Gaussian
+from diffem_jax.gaussians.linalg import Gaussian
 
 
 def require(holds: Any, what: str) -> None:

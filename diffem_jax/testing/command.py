@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffem_jax.data import ReconstructionStore
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
 from diffem_jax.testing.base import require
-from diffem_jax.workdir import Workdir
 
 TINY = {
     "data.num_examples": 64,

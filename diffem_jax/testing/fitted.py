@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.gaussians import Mixture, condition_on_observation
-from diffem_jax.linalg import Gaussian
+from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation
+from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.testing.base import finite, law, require
 from diffem_jax.types import Observation
 

@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffem_jax.networks import sinusoidal_embedding
+from diffem_jax.networks.embedding import sinusoidal_embedding
 
 
 class Gated(nn.Module):

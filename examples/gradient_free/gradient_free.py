@@ -2,7 +2,7 @@
 
     diffem --config=digits --workdir=runs/gradient_free --config.method=gradient_free:gradient_free
 
-It is ``diffem_jax.posteriors.pigdm`` with the Jacobian of x-hat replaced by that of N(0, I). Source of the idea: Wang et
+It is ``diffem_jax.denoisers.guidance.pigdm`` with the Jacobian of x-hat replaced by that of N(0, I). Source of the idea: Wang et
 al. 2023, arXiv 2212.00490 (null-space models).
 """
 

@@ -15,14 +15,14 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from diffem_jax.run.several import several_draws
 
 from configs import series, tables, volumes
 from diffem_jax import metrics
-from diffem_jax.draw import round_step
+from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.parallel import make_parallel
-from diffem_jax.problem import load_problem, rows
-from diffem_jax.several import several_draws
-from diffem_jax.train import run_em
+from diffem_jax.run.sample import round_step
+from diffem_jax.run.train import run_em
 
 HERE = pathlib.Path(__file__).parent
 KINDS: dict[str, Any] = {

@@ -18,13 +18,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from diffem_jax.run.several import several_draws
 
 from diffem_jax import metrics
-from diffem_jax.draw import round_step
+from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
 from diffem_jax.parallel import make_parallel
-from diffem_jax.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.several import several_draws
-from diffem_jax.workdir import Workdir
+from diffem_jax.run.sample import round_step
+from diffem_jax.storage.workdir import Workdir
 from experiments import common
 
 HERE = pathlib.Path(__file__).parent

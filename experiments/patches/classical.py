@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from skimage import restoration
 
 import diffem_jax as dx
+from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.metrics import psnr, psnr_per_example
-from diffem_jax.problem import load_problem, rows
-from diffem_jax.workdir import Workdir
+from diffem_jax.storage.workdir import Workdir
 from experiments import common
 
 HERE = Path(__file__).parent

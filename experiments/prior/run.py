@@ -20,19 +20,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from diffem_jax.run.several import several_draws
 from jax import Array
 
-from diffem_jax import checkpoints, draw, metrics
-from diffem_jax.build import make_setup
-from diffem_jax.data import ReconstructionStore
-from diffem_jax.gaussians import Mixture
-from diffem_jax.linalg import expand
+from diffem_jax import metrics
+from diffem_jax.build.methods import make_setup
+from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import expand
 from diffem_jax.parallel import make_parallel
-from diffem_jax.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.round_zero import load_start
-from diffem_jax.several import several_draws
+from diffem_jax.run import sample as draw
+from diffem_jax.run.start import load_start
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Key, stream_key
-from diffem_jax.workdir import Workdir
 from experiments import common
 from experiments.common import Job, Row, fields
 

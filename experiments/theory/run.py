@@ -33,13 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffem_jax import em, schedules
+from diffem_jax import em
 from diffem_jax.corruptions.base import Linear
-from diffem_jax.data import index_stream
-from diffem_jax.denoisers import bind, denoising_loss, edm_denoiser, gaussian_denoiser
-from diffem_jax.linalg import Gaussian
-from diffem_jax.networks import MLP
-from diffem_jax.samplers import ddpm
+from diffem_jax.denoisers.edm import bind, edm_denoiser, gaussian_denoiser
+from diffem_jax.denoisers.losses import denoising_loss
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.networks.mlp import MLP
+from diffem_jax.samplers import schedules
+from diffem_jax.samplers.samplers import ddpm
+from diffem_jax.storage.reconstructions import index_stream
 from diffem_jax.types import Observation, example_keys, stream_key
 from experiments import common
 from experiments.theory import exact

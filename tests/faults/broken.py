@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from diffem_jax.samplers import ddpm
+from diffem_jax.samplers.samplers import ddpm
 
 LEVEL = 0.5
 WORKDIR = "DIFFEM_TEST_WORKDIR"

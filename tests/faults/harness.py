@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffem_jax import checkpoints
-from diffem_jax.data import ReconstructionStore
-from diffem_jax.workdir import Workdir
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED: list[subprocess.Popen[str]] = []

@@ -16,8 +16,8 @@ import time
 
 import pytest
 
-from diffem_jax import checkpoints
-from diffem_jax.workdir import Workdir
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.workdir import Workdir
 
 from . import soak
 from .harness import Harness, appeared, arguments, assert_same, copy, leaves, phase, result, wait

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from diffem_jax import checkpoints
-from diffem_jax.data import ReconstructionStore
-from diffem_jax.workdir import Workdir
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
 
 from . import layout
 from .command import command, refused, snapshot

@@ -66,7 +66,7 @@ def _sorted_grey(x):
 def test_cifar10(tmp_path):
     import tensorflow_datasets as tfds
 
-    from diffem_jax import prepare
+    from diffem_jax.data import prepare
 
     extracted, pixels = _cifar_folder(tmp_path / "extracted")
     with mock.patch.object(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)):
@@ -99,7 +99,7 @@ def test_celeb_a(tmp_path):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeba
 
-    from diffem_jax import prepare
+    from diffem_jax.data import prepare
 
     root, names = _celeba_files(tmp_path / "downloaded")
     (root / "attr.txt").write_text(_table(names, list(celeba.ATTR_HEADINGS), len(names)))

@@ -1,0 +1,1 @@
+"""A config's names become functions."""

@@ -1,0 +1,58 @@
+"""Objects from outside, named as 'module:name', traced once before any compute."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax import samplers
+from diffem_jax.build.methods import Model, Setup
+from diffem_jax.build.parts import lookup
+from diffem_jax.errors import UserError, first_line
+from diffem_jax.gaussians import starts
+from diffem_jax.types import Key, stream_key
+
+
+def check(setup: Setup, model: Model) -> None:
+    """Traces one draw of objects from outside, which may not keep their contract.
+
+    Raises:
+        UserError: the field, the object and what went wrong.
+    """
+    config = setup.config
+    fields = {
+        "start.name": config.start.name,
+        "schedule.name": config.schedule.name,
+        "corruption.name": config.corruption.name,
+        "e_step.sampler": config.e_step.sampler,
+        "network.name": config.network.name,
+        "method": config.method,
+    }
+    plugged = {field: name for field, name in fields.items() if ":" in name}
+    if "start.name" in plugged:
+        lookup("start.name", config.start.name, starts.STARTS)
+    if not plugged:
+        return
+
+    def use(key: Key) -> Array:
+        params = model.denoiser.init(key)
+        x = jnp.zeros(setup.shape)
+        denoise = model.bind(params, setup.corruption.sample(key, x))
+        if denoise(x, jnp.ones(())).shape != setup.shape:
+            raise ValueError(f"the denoiser yields {denoise(x, jnp.ones(())).shape} for x of {setup.shape}")
+        return samplers.sample(key, setup.sampler, denoise, setup.times, setup.shape)
+
+    try:
+        with jax.debug_key_reuse(False):
+            drawn = jax.eval_shape(use, stream_key(config.seed, "init"))
+        if drawn.shape != setup.shape:
+            raise ValueError(f"a draw has shape {drawn.shape}, x has {setup.shape}")
+    except UserError:
+        raise
+    except Exception as error:
+        said = ", ".join(f"config.{field}: {name!r}" for field, name in plugged.items())
+        raise UserError(
+            f"{said}: cannot be traced ({type(error).__name__}: {first_line(error)[:200]}); expected objects that keep "
+            "their contract; try them by the checks of diffem_jax.testing"
+        ) from error

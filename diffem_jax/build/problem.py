@@ -1,0 +1,152 @@
+"""From a config to observations: simulated from a source of clean examples, or a user's own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffem_jax import data
+from diffem_jax.build.methods import Setup, make_setup
+from diffem_jax.config import RETIRED, default, validate
+from diffem_jax.errors import UserError
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Observation, PyTree, example_keys, stream_key
+
+OWN = "observations"
+CHUNK = 4096
+
+
+class Problem(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+        setup: everything that follows from the config.
+        observations: arrays (possibly memory-mapped) with a leading axis N.
+        truth: the hidden x, for measuring only; None for own observations.
+        labels: class labels of the truth, for measuring only.
+    """
+
+    setup: Setup
+    observations: Observation
+    truth: Any
+    labels: Any
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return len(self.observations.y)
+
+
+def rows(tree: PyTree, indices: np.ndarray) -> PyTree:
+    """The rows of every array of a tree, as arrays in memory."""
+    return jax.tree.map(lambda a: np.asarray(a[indices]), tree)
+
+
+def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
+    """The configuration of a run, as it was trained.
+
+    Args:
+        workdir: the run's.
+        network: whether its parameters are to be used, which must be for this version of the networks.
+
+    Raises:
+        UserError: there is none, it is damaged, or its parameters are for another version.
+    """
+    config = default()
+    with config.unlocked():
+        for name, value in workdir.stored_config().items():
+            if name in RETIRED and value == RETIRED[name]:
+                continue
+            *sections, field = name.split(".")
+            target = config
+            try:
+                for section in sections:
+                    target = target[section]
+                target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise UserError(
+                    f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
+                ) from None
+    validate(config)
+    if network:
+        workdir.check_network()
+    return config
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def simulate(setup: Setup, x: Any, seed: int) -> Observation:
+    """One observation an example: y_i ~ p(y | x_i) with the key of (seed, i), as numpy arrays."""
+    sample = jax.jit(lambda key, x, indices: jax.vmap(setup.data_corruption.sample)(example_keys(key, indices), x))
+    key = stream_key(seed, "data")
+    count = len(x)
+    chunk = min(CHUNK, count)
+    parts = []
+    for first in range(0, count, chunk):
+        indices = np.arange(first, first + chunk) % count
+        part = jax.tree.map(np.asarray, sample(key, np.asarray(x[indices], np.float32), indices.astype(np.int32)))
+        parts.append(jax.tree.map(lambda a, first=first: a[: count - first], part))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def load_problem(config: ConfigDict) -> Problem:
+    """Reads the data a config names and makes or checks its observations.
+
+    Raises:
+        UserError: missing or unusable data, unknown names, values that do not fit each other.
+    """
+    d = config.data
+    count = d.num_examples or None
+    if d.name == OWN:
+        return load_own(config, d.path, count)
+    dataset = data.load(
+        d.name,
+        path=d.path or None,
+        split=d.split,
+        num_examples=count,
+        seed=config.seed,
+        shape=tuple(d.shape) or None,
+        crop=d.crop or None,
+        cache_dir=d.cache_dir or None,
+    )
+    setup = make_setup(config, dataset.shape)
+    return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
+
+
+def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem:
+    """A user's observations under the config's corruption; there is no truth.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit the corruption.
+    """
+    shape = tuple(config.data.shape) or None
+    if shape is None:
+        shape = data.observation_shape(path, config.data.cache_dir or None)
+    setup = make_setup(config, shape)
+    observations = data.load_observations(path, shape, setup.corruption, config.data.cache_dir or None)
+    check_operators(setup, observations, path)
+    if count is not None:
+        if count > len(observations.y):
+            raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
+        observations = jax.tree.map(lambda a: data.first(a, count), observations)
+    return Problem(setup, observations, None, None)
+
+
+def check_operators(setup: Setup, observations: Observation, path: str) -> None:
+    """Compares the shapes of y and of the operators with what the corruption makes."""
+    expected = jax.eval_shape(lambda key: setup.corruption.sample(key, jnp.zeros(setup.shape)), jax.random.key(0))
+    found = jax.tree.map(lambda a: tuple(a.shape[1:]), observations, is_leaf=lambda a: hasattr(a, "shape"))
+    wanted = jax.tree.map(lambda a: tuple(a.shape), expected)
+    same_tree = str(jax.tree.structure(observations)) == str(jax.tree.structure(expected))
+    if not same_tree or found != wanted:
+        raise UserError(
+            f"{path}: y has shape {observations.y.shape[1:]} an example; corruption {setup.config.corruption.name!r} on x of shape "
+            f"{setup.shape} makes y of {expected.y.shape} with operators {jax.tree.map(lambda a: a.shape, expected.operator)}; "
+            "set config.data.shape and config.corruption to what made the file"
+        )

@@ -1,0 +1,282 @@
+"""Noise that is not one Gaussian for all: photon counts, and a standard deviation of each observation's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.corruptions.base import AdditiveNoise, Linear
+from diffem_jax.errors import UserError
+from diffem_jax.types import Key, Observation, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poisson(AdditiveNoise):
+    """Photon counts: y = 4 k / peak - 2 with k ~ Poisson(peak (A x + 2) / 4), so that E[y | x] = A x where A x >= -2.
+
+    A is any linear corruption, whose own noise is left out; what it does not observe is 0. The operator is A's.
+
+    Attributes:
+        noise_std: Gaussian read-out noise on top, 0 for none.
+        peak: the mean count at the brightest value, A x = 2; > 0.
+        of: A, a linear corruption, or its name, or (name, ((field, value), ...)), as a config can hold it.
+    """
+
+    noise_std: float = 0.0
+    peak: float = 30.0
+    of: Any = "denoising"
+
+    def __post_init__(self) -> None:
+        """Refuses a peak that is not positive and corruptions that are not linear."""
+        if not self.peak > 0:
+            raise UserError(f"corruption.peak: {self.peak}; expected a number > 0; change corruption.peak")
+        object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether A draws its operator."""
+        return self.of.random_operator
+
+    def draw_operator(self, key: Key) -> PyTree:
+        """The operator of A."""
+        return self.of.draw_operator(key)
+
+    def operator_names(self) -> list[str]:
+        """Those of A."""
+        return self.of.operator_names()
+
+    def observed(self, operator: PyTree) -> Array | bool:
+        """What A observes."""
+        return self.of.observed(operator)
+
+    def forward(self, x: Array, operator: PyTree) -> Array:
+        """A x, and -2 where it is below that: there are no negative rates."""
+        return jnp.maximum(self.of.forward(x, operator), -2.0)
+
+    def noise_variance(self, x: Array, operator: PyTree) -> Array:
+        """4 (A x + 2) / peak + noise_std^2."""
+        return 4.0 * (self.forward(x, operator) + 2.0) / self.peak + self.noise_std**2
+
+    def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
+        """Draws the counts and the read-out noise."""
+        count_key, noise_key = jax.random.split(key)
+        rate = self.peak * (self.forward(x, operator) + 2.0) / 4.0
+        counts = jax.random.poisson(count_key, rate).astype(x.dtype)
+        y = 4.0 * counts / self.peak - 2.0 + self.noise_std * jax.random.normal(noise_key, rate.shape)
+        seen = self.observed(operator)
+        return y if seen is True else jnp.where(seen, y, 0.0)
+
+    def condition(self, observation: Observation) -> Array:
+        """What A shows."""
+        return self.of.condition(observation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VaryingNoise(Linear):
+    """y = A x + s n with a standard deviation s of each observation's own, drawn log-uniformly.
+
+    A is any linear corruption of one noise level, whose closed forms serve here too. The operator is (the operator of
+    A, s).
+
+    Attributes:
+        noise_std: the smallest s, > 0.
+        noise_std_max: the largest s.
+        of: A, a linear corruption, or its name, or (name, ((field, value), ...)), as a config can hold it.
+    """
+
+    noise_std: float = 0.01
+    noise_std_max: float = 0.5
+    of: Any = "denoising"
+
+    def __post_init__(self) -> None:
+        """Refuses bounds that are not positive and in order, and corruptions that are not linear."""
+        if not 0 < self.noise_std <= self.noise_std_max:
+            raise UserError(
+                f"corruption.noise_std, noise_std_max: {self.noise_std}, {self.noise_std_max}; "
+                "expected 0 < noise_std <= noise_std_max; change them"
+            )
+        object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
+
+    @property
+    def gram_diagonal(self) -> Any:
+        """(operator, v) -> diag(A diag(v) A^T), there only where A has it."""
+        of: Any = self.of
+        if not hasattr(of, "gram_diagonal"):
+            raise AttributeError("gram_diagonal")
+        return lambda operator, v: of.gram_diagonal(operator[0], v)
+
+    @property
+    def hold_out(self) -> Any:
+        """(key, observation, share) -> what A holds back, there only where A can."""
+        of: Any = self.of
+        if not hasattr(of, "hold_out"):
+            raise AttributeError("hold_out")
+
+        def hold_out(key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+            operator, std = observation.operator
+            left, held = of.hold_out(key, Observation(observation.y, operator), share)
+            return Observation(left.y, (left.operator, std)), held
+
+        return hold_out
+
+    @property
+    def _unit(self) -> Any:
+        """A with noise of standard deviation 1: A v A^T + s^2 I is s^2 times its gram matrix for v / s^2."""
+        return dataclasses.replace(self.of, noise_std=1.0)
+
+    def draw_operator(self, key: Key) -> tuple[PyTree, Array]:
+        """(the operator of A, s)."""
+        operator_key, noise_key = jax.random.split(key)
+        low, high = math.log(self.noise_std), math.log(self.noise_std_max)
+        std = jnp.exp(low + (high - low) * jax.random.uniform(noise_key, ()))
+        return self.of.draw_operator(operator_key), std
+
+    def operator_names(self) -> list[str]:
+        """Those of A, and 'noise_std'."""
+        return [*self.of.operator_names(), "noise_std"]
+
+    def noise_level(self, operator: tuple[PyTree, Array]) -> Array:
+        """The observation's s."""
+        return operator[1]
+
+    def observed(self, operator: tuple[PyTree, Array]) -> Array | bool:
+        """What A observes."""
+        return self.of.observed(operator[0])
+
+    def forward(self, x: Array, operator: tuple[PyTree, Array]) -> Array:
+        """A x."""
+        return self.of.forward(x, operator[0])
+
+    def adjoint(self, y: Array, operator: tuple[PyTree, Array]) -> Array:
+        """A^T y."""
+        return self.of.adjoint(y, operator[0])
+
+    def solve_gram(self, r: Array, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """(A diag(v) A^T + s^2 I)^-1 r = (A diag(v / s^2) A^T + I)^-1 r / s^2, as A solves it."""
+        variance = operator[1] ** 2
+        return self._unit.solve_gram(r, operator[0], v / variance) / variance
+
+    def log_det_gram(self, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """M log s^2 + log det(A diag(v / s^2) A^T + I) with M measured entries, as A computes it."""
+        variance = operator[1] ** 2
+        y = jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator)
+        count = jnp.sum(jnp.broadcast_to(jnp.asarray(self.observed(operator)), y.shape).astype(jnp.float32))
+        return count * jnp.log(variance) + self._unit.log_det_gram(operator[0], v / variance)
+
+    def null_operator(self) -> tuple[PyTree, Array] | None:
+        """The null operator of A with s = 1; None where A has none."""
+        null = self.of.null_operator()
+        return None if null is None else (null, jnp.ones(()))
+
+    def condition(self, observation: Observation) -> Array:
+        """What A shows and a plane of log s (one more entry for vectors): [*spatial, K + 1]."""
+        operator, std = observation.operator
+        shown = self.of.condition(Observation(observation.y, operator))
+        return jnp.concatenate([shown, jnp.broadcast_to(jnp.log(std), (*shown.shape[:-1], 1))], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Composition(Linear):
+    """y = A_k ... A_2 A_1 x + n; the operator is the tuple of the stages' operators.
+
+    Attributes:
+        stages: A_1 first. Each is a linear corruption, or its name, or (name, ((field, value), ...)), as a config can
+            hold it; the shapes of named stages follow from those before. The stages' own noise is not added.
+    """
+
+    stages: tuple[Any, ...] = ("gaussian_blur", "box_downsampling")
+
+    def __post_init__(self) -> None:
+        """Builds the stages that are given by name, and checks that their shapes fit.
+
+        Raises:
+            UserError: a stage that is not linear, or whose shape is not what the stage before yields.
+        """
+        shape, built = tuple(self.shape), []
+        for index, spec in enumerate(self.stages):
+            stage = build_linear(f"corruption.stages[{index}]", spec, shape)
+            built.append(stage)
+            shape = _out_shape(stage)
+        if not built:
+            raise UserError("corruption.stages: (); expected at least one linear corruption; name one")
+        object.__setattr__(self, "stages", tuple(built))
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether any stage draws its operator."""
+        return any(stage.random_operator for stage in self.stages)
+
+    def draw_operator(self, key: Key) -> tuple[PyTree, ...]:
+        """One operator a stage, each from its own key."""
+        return tuple(stage.draw_operator(jax.random.fold_in(key, i)) for i, stage in enumerate(self.stages))
+
+    def operator_names(self) -> list[str]:
+        """The names of each stage's arrays, with the number of the stage."""
+        return [f"{name}_{i}" for i, stage in enumerate(self.stages) for name in stage.operator_names()]
+
+    def observed(self, operator: tuple[PyTree, ...]) -> Array | bool:
+        """What the last stage observes."""
+        return self.stages[-1].observed(operator[-1])
+
+    def forward(self, x: Array, operator: tuple[PyTree, ...]) -> Array:
+        """A_k ... A_1 x."""
+        for stage, part in zip(self.stages, operator, strict=True):
+            x = stage.forward(x, part)
+        return x
+
+    def adjoint(self, y: Array, operator: tuple[PyTree, ...]) -> Array:
+        """A_1^T ... A_k^T y."""
+        for stage, part in zip(self.stages[::-1], operator[::-1], strict=True):
+            y = stage.adjoint(y, part)
+        return y
+
+    def null_operator(self) -> tuple[PyTree, ...] | None:
+        """The null operator of each stage that has one, and any operator of the others; None where no stage has one."""
+        nulls = [stage.null_operator() for stage in self.stages]
+        if all(null is None for null in nulls):
+            return None
+        return tuple(
+            stage.draw_operator(jax.random.key(0)) if null is None else null
+            for stage, null in zip(self.stages, nulls, strict=True)
+        )
+
+    def condition(self, observation: Observation) -> Array:
+        """The back-projection A^T y and, to tell where and how strongly x was seen, A^T A 1: [*spatial, 2 C]."""
+        back = self.adjoint(observation.y, observation.operator)
+        gain = self.adjoint(self.forward(jnp.ones(self.shape), observation.operator), observation.operator)
+        return jnp.concatenate([back, gain], -1)
+
+
+def build_linear(field: str, spec: Any, shape: tuple[int, ...]) -> Any:
+    """A linear corruption of x of ``shape`` from an instance, a name, or (name, ((field, value), ...)).
+
+    Raises:
+        UserError: it is not linear, or was made for another shape.
+    """
+    from diffem_jax.corruptions import resolve
+
+    if isinstance(spec, str):
+        spec = (spec, ())
+    if isinstance(spec, (tuple, list)):
+        name, fields = spec
+        spec = resolve(name)(shape=tuple(shape), **dict(fields))
+    if not hasattr(spec, "adjoint"):
+        raise UserError(f"{field}: {type(spec).__name__}; expected a linear corruption; leave it out")
+    if tuple(spec.shape) != tuple(shape):
+        raise UserError(f"{field}: shape {spec.shape}; expected {shape}, which it is given; give it that shape")
+    return spec
+
+
+def _out_shape(stage: Linear) -> tuple[int, ...]:
+    """The shape of what a stage yields."""
+
+    def run(key: Key, x: Array) -> Array:
+        return stage.forward(x, stage.draw_operator(key))
+
+    x = jax.ShapeDtypeStruct(stage.shape, jnp.float32)
+    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), x).shape

@@ -1,0 +1,88 @@
+"""Prepares a tensorflow-datasets image set for ``data.name = 'tfds:NAME'``.
+
+    python -m diffem_jax.data.prepare cifar10 [--cache_dir=DIR] [--archives=DIR]
+
+This is the one place that needs TensorFlow (extra ``tfds``) and a network. What it writes, DIR/tfds/NAME, can be copied
+to machines that have neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from diffem_jax.data.images import check_tfds_name, prepared_folder
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import cache_folder
+
+
+def _elsewhere(name: str, cache: Path, why: str) -> UserError:
+    return UserError(
+        f"tfds name: {name!r}: cannot be prepared here, {why}; expected TensorFlow and a network; on a connected "
+        f"machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR\n"
+        f"then copy the folder DIR/tfds/{name} to {cache / 'tfds' / name} on this machine"
+    )
+
+
+def prepare(
+    name: str, cache_dir: str | os.PathLike[str] | None = None, archives: str | os.PathLike[str] | None = None
+) -> Path:
+    """Downloads and prepares a set as array_record files unless it is there.
+
+    Args:
+        name: 'digits' (needs neither TensorFlow nor network) or a name of tensorflow-datasets.
+        cache_dir: where it goes, under ``tfds/``; None for $DIFFEM_DATA_DIR or ~/.cache/diffem_jax.
+        archives: a folder of archives that were downloaded by hand, where the set asks for them.
+
+    Returns:
+        The prepared folder.
+
+    Raises:
+        UserError: no TensorFlow, no network, or no such set; the message says what to run where, and what to copy.
+    """
+    cache = cache_folder(cache_dir)
+    if name == "digits":
+        from diffem_jax.data.digits import prepare_digits
+
+        return prepare_digits(cache / "tfds")
+    if found := prepared_folder(check_tfds_name(name), cache):
+        return found
+    if "tensorflow" not in sys.modules and find_spec("tensorflow") is None:
+        raise _elsewhere(name, cache, "TensorFlow is not installed")
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(manual_dir=archives) if archives else None
+    try:
+        builder = tfds.builder(name, data_dir=str(cache / "tfds"), file_format="array_record")
+        builder.download_and_prepare(download_config=config)
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(f"tfds name: {name!r}; expected a set of tensorflow-datasets; see its catalogue") from None
+    except Exception as error:
+        # Whatever a downloader raises (connection, proxy, checksum, quota): the remedy is the same.
+        raise _elsewhere(name, cache, f"{type(error).__name__}: {str(error)[:300]}") from error
+    return Path(builder.data_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m diffem_jax.data.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="digits, cifar10, celeb_a, mnist, ...")
+    parser.add_argument("--cache_dir", help="default: $DIFFEM_DATA_DIR or ~/.cache/diffem_jax")
+    parser.add_argument("--archives", help="folder of archives downloaded by hand")
+    arguments = parser.parse_args(argv)
+    try:
+        folder = prepare(arguments.name, arguments.cache_dir, arguments.archives)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    source = "digits" if arguments.name == "digits" else f"tfds:{arguments.name}"
+    print(f"{folder}: ready; use it with --config.data.name={source}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

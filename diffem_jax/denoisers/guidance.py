@@ -1,0 +1,324 @@
+"""Posterior transforms: an unconditional denoiser E[x | x_t] becomes an approximation of E[x | x_t, y].
+
+Everything is for one example, and every transform adds to x-hat the score of an approximate likelihood q(y | x_t),
+
+    E[x | x_t, y] = x-hat + (sigma_t^2 / alpha_t) grad log q(y | x_t),
+
+as x-hat = (x_t + sigma_t^2 score) / alpha_t (Tweedie's formula). With q = N(A x-hat, C) and C held fixed
+
+    (sigma_t^2 / alpha_t) grad log q(y | x_t) = (sigma_t^2 / alpha_t) J^T A^T C^-1 (y - A x-hat),   J = d x-hat / d x_t.
+
+A transform of your own is a function (denoise, schedule, corruption, observation, ...) -> denoise; a covariance
+heuristic for ``mmps`` is a line in ``COVARIANCES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, contract, expand
+from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule
+
+MatVec = Callable[[Array], Array]
+CovarianceFn = Callable[[MatVec, Array, Array, Gaussian | None], MatVec]
+"""(pull, alpha, sigma, moments) -> (u -> V u), V a guess of Cov[x | x_t]; ``pull`` is u -> (sigma^2 / alpha) J^T u."""
+
+
+def _jacobian(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
+    """V = (sigma^2 / alpha) J^T, which is Cov[x | x_t] itself where the denoiser is exact."""
+    del alpha, sigma, moments
+    return pull
+
+
+def _cov_x(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
+    """V = (cov_x^-1 + (alpha / sigma)^2 I)^-1: what Cov[x | x_t] would be, were x Gaussian with covariance cov_x."""
+    del pull
+    assert moments is not None
+    given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
+    return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
+
+
+def _cov_t(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
+    """V = (sigma / alpha)^2 I, the limit of 'cov_x' for data that are spread much wider than the noise."""
+    del pull, moments
+    variance = (sigma / alpha) ** 2
+    return lambda u: variance * u
+
+
+def _zeros(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
+    """V = 0: y is taken to depend on x-hat and the noise alone."""
+    del pull, alpha, sigma, moments
+    return jnp.zeros_like
+
+
+COVARIANCES: dict[str, CovarianceFn] = {"jacobian": _jacobian, "cov_x": _cov_x, "cov_t": _cov_t, "zeros": _zeros}
+"""The covariance heuristics of Rozet et al. 2024 under the names of its authors' code."""
+
+
+def mmps(
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    corruption: LinearCorruption,
+    observation: Observation,
+    *,
+    iterations: int = 1,
+    covariance: str = "jacobian",
+    moments: Gaussian | None = None,
+) -> DenoiseFn:
+    """Moment matching: q(y | x_t) = N(A x-hat, A V A^T + noise_std^2 I) with V a guess of Cov[x | x_t].
+
+    The denoiser is evaluated and linearised once a call; the linear system is solved by a fixed number of conjugate
+    gradient iterations of this one example, each with one vector-Jacobian product for 'jacobian' and none for the
+    other heuristics, and one more product carries the solution back to x_t. For 'jacobian' and an exact denoiser the
+    result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
+    only nearly a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
+
+    Args:
+        denoise: (x_t, t) -> E[x | x_t].
+        schedule: its noise schedule.
+        corruption: a linear corruption.
+        observation: y and its operator.
+        iterations: conjugate-gradient iterations, at least 1; published: 1 to 5.
+        covariance: a name in ``COVARIANCES``: 'jacobian' V = (sigma^2 / alpha) J^T, 'cov_x'
+            V = (cov_x^-1 + (alpha / sigma)^2 I)^-1, 'cov_t' V = (sigma / alpha)^2 I, 'zeros' V = 0.
+        moments: the Gaussian with the data's covariance, which 'cov_x' needs.
+
+    Returns:
+        (x_t, t) -> an estimate of E[x | x_t, y].
+
+    Raises:
+        UserError: an unknown covariance, 'cov_x' without moments, 'zeros' without noise, fewer than one iteration, or a
+            corruption that is not linear.
+
+    Source: Rozet et al. 2024, arXiv 2405.13712, section 4.2.
+    """
+    _require_linear("mmps", corruption)
+    if covariance not in COVARIANCES:
+        raise UserError(
+            f"mmps.covariance: {covariance!r}; expected one of {', '.join(COVARIANCES)}; change mmps.covariance"
+        )
+    if covariance == "cov_x" and moments is None:
+        raise UserError("mmps.covariance: 'cov_x' without moments; expected the data's Gaussian; pass moments")
+    if covariance == "zeros" and corruption.noise_std == 0:
+        raise UserError(
+            "mmps.covariance: 'zeros' with noise_std 0; expected noise_std > 0, else there is nothing to solve; "
+            "change corruption.noise_std or mmps.covariance"
+        )
+    if iterations < 1:
+        raise UserError(f"mmps.iterations: {iterations}; expected an integer >= 1; change mmps.iterations")
+    operator = observation.operator
+    noise = _noise_variance(corruption, operator)
+
+    def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
+        apply = COVARIANCES[covariance](pull, alpha, sigma, moments)
+
+        def matvec(u: Array) -> Array:
+            return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
+
+        return conjugate_gradient(matvec, r, iterations)
+
+    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve, bounded=covariance == "jacobian")
+
+
+def pigdm(
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    corruption: LinearCorruption,
+    observation: Observation,
+    *,
+    data_std: float = 1.0,
+) -> DenoiseFn:
+    """Pseudo-inverse guidance: q(y | x_t) = N(A x-hat, r^2 A A^T + noise_std^2 I) with a fixed r_t.
+
+    1 / r^2 = 1 / data_std^2 + (alpha / sigma)^2, which for data_std = 1 and alpha = 1 is the published
+    r^2 = sigma^2 / (1 + sigma^2). The system is solved by the corruption's own ``solve_gram``. Exact where
+    x ~ N(mu, data_std^2 I).
+
+    Args:
+        denoise: (x_t, t) -> E[x | x_t].
+        schedule: its noise schedule.
+        corruption: a linear corruption.
+        observation: y and its operator.
+        data_std: the data's standard deviation, > 0.
+
+    Returns:
+        (x_t, t) -> an estimate of E[x | x_t, y].
+
+    Raises:
+        UserError: a corruption that is not linear, or a data_std that is not positive.
+
+    Source: Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems" (ICLR), section 3.
+    """
+    _require_linear("pigdm", corruption)
+    if not data_std > 0:
+        raise UserError(f"pigdm.data_std: {data_std}; expected a number > 0; change data_std")
+
+    def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
+        del pull
+        variance = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
+        return corruption.solve_gram(r, observation.operator, variance)
+
+    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
+
+
+def dps(
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    corruption: Corruption,
+    observation: Observation,
+    *,
+    step: float = 1.0,
+) -> DenoiseFn:
+    """Diffusion posterior sampling: grad log q(y | x_t) = -step grad |y - A(x-hat)|, for any differentiable A.
+
+    The published algorithm moves x by -step grad |y - A(x-hat)| after every sampling step, whatever its length; here
+    the same gradient enters as a score, so that any sampler and any number of steps can be used, and steps published
+    for the former do not carry over. For a linear A x-hat moves by step Cov[x | x_t] A^T r / |r|, r = y - A x-hat: the
+    same length for few and for many observed entries, so that more of them want a larger step.
+
+    Args:
+        denoise: (x_t, t) -> E[x | x_t].
+        schedule: its noise schedule.
+        corruption: any corruption with a differentiable ``forward``, linear or not.
+        observation: y and its operator.
+        step: the guidance strength, >= 0; 0 leaves the prior.
+
+    Returns:
+        (x_t, t) -> a guided x-hat.
+
+    Source: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
+    """
+
+    def posterior(x_t: Array, t: Array) -> Array:
+        alpha, sigma = schedule(t)
+
+        def residual(x: Array) -> tuple[Array, Array]:
+            x_hat = denoise(x, t)
+            return _residual(corruption, observation, x_hat), x_hat
+
+        r, vjp, x_hat = jax.vjp(residual, x_t, has_aux=True)
+        # The norm's gradient by hand: it is 0 / 0 where the observation is met exactly.
+        norm = jnp.sqrt(jnp.sum(r**2))
+        (gradient,) = vjp(jnp.where(norm > 0, r / jnp.where(norm > 0, norm, 1.0), 0.0))
+        return x_hat - step * (sigma**2 / alpha) * gradient
+
+    return posterior
+
+
+def consistent(
+    denoise: DenoiseFn, schedule: Schedule, corruption: Corruption, observation: Observation, *, iterations: int = 4
+) -> DenoiseFn:
+    """x-hat moved until it agrees with y to within the noise: x-hat + J^T w r, r = y - A(x-hat), J = dA / dx, again and again.
+
+    The weight w = max(0, 1 - M noise_std^2 / |r|^2), M the number of entries of y, lets the steps end where the misfit
+    is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions, made for a denoiser that
+    has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as phase retrieval:
+    clipping has none where it clips, and the steps need not converge through JPEG's rounding.
+
+    Args:
+        denoise: (x_t, t) -> E[x | x_t, y].
+        schedule: unused; here so that all transforms are called alike.
+        corruption: any corruption with a derivative.
+        observation: y and its operator.
+        iterations: steps an evaluation.
+
+    Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
+    """
+    del schedule
+    variance = _noise_variance(corruption, observation.operator)
+
+    def posterior(x_t: Array, t: Array) -> Array:
+        def step(_: int, x_hat: Array) -> Array:
+            r, pull = jax.vjp(lambda x: _residual(corruption, observation, x), x_hat)
+            square = jnp.sum(r**2)
+            weight = jnp.maximum(0.0, 1.0 - r.size * variance / jnp.where(square > 0, square, 1.0))
+            # The residual is y - A(x), so its derivative points the other way.
+            return x_hat - pull(jnp.where(square > 0, weight, 0.0) * r)[0]
+
+        return jax.lax.fori_loop(0, iterations, step, denoise(x_t, t))
+
+    return posterior
+
+
+POSTERIORS: dict[str, Callable[..., DenoiseFn]] = {"mmps": mmps, "dps": dps, "pigdm": pigdm}
+
+
+def single_gaussian(mixture: Mixture) -> Gaussian:
+    """The one Gaussian with the mixture's mean and covariance, diagonal plus low rank: ``moments`` for ``mmps``.
+
+    The rank is K (R + 1) for K > 1 components of rank R: their own factors and the spread of their means.
+    """
+    weights = jnp.exp(mixture.log_weights)
+    mean = expand(weights, mixture.components.mean)
+    variance = expand(weights, mixture.components.variance)
+
+    def scale(weight: Array, factor: Array) -> Array:
+        return jnp.sqrt(weight) * factor
+
+    factor = jax.vmap(scale)(weights, mixture.components.factor)
+    factor = factor.reshape(-1, *mean.shape)
+    if len(weights) > 1:
+        spread = jax.vmap(scale)(weights, mixture.components.mean - mean[None])
+        factor = jnp.concatenate([factor, spread])
+    return Gaussian(mean, variance, factor)
+
+
+def _gaussian_likelihood(
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    corruption: LinearCorruption,
+    observation: Observation,
+    solve: Callable[[Array, MatVec, Array, Array], Array],
+    bounded: bool = False,
+) -> DenoiseFn:
+    """x-hat + (sigma^2 / alpha) J^T A^T w, w = solve(y - A x-hat, pull, alpha, sigma); ``bounded`` to twice the residual."""
+
+    def posterior(x_t: Array, t: Array) -> Array:
+        alpha, sigma = schedule(t)
+        x_hat, vjp = jax.vjp(lambda x: denoise(x, t), x_t)
+
+        def pull(u: Array) -> Array:
+            return (sigma**2 / alpha) * vjp(u)[0]
+
+        residual = _residual(corruption, observation, x_hat)
+        weights = solve(residual, pull, alpha, sigma)
+        step = pull(corruption.adjoint(weights, observation.operator))
+        if not bounded:
+            return x_hat + step
+        # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
+        # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
+        # a few draws run away and spoil the next round. Beyond twice the residual a step is shortened.
+        reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
+        allowed = 4 * jnp.sum(residual**2)
+        return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
+
+    return posterior
+
+
+def _residual(corruption: Any, observation: Observation, x_hat: Array) -> Array:
+    """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
+    r = observation.y - corruption.forward(x_hat, observation.operator)
+    observed = getattr(corruption, "observed", None)
+    seen = True if observed is None else observed(observation.operator)
+    return r if seen is True else jnp.where(seen, r, 0.0)
+
+
+def _noise_variance(corruption: Any, operator: PyTree) -> Array | float:
+    """The variance of n, which some corruptions draw for each observation."""
+    level = getattr(corruption, "noise_level", None)
+    return corruption.noise_std**2 if level is None else level(operator) ** 2
+
+
+def _require_linear(name: str, corruption: Any) -> None:
+    if not hasattr(corruption, "adjoint") or not hasattr(corruption, "solve_gram"):
+        raise UserError(
+            f"{name}: the corruption {type(corruption).__name__} is not linear; expected one with adjoint and "
+            "solve_gram; use dps"
+        )

@@ -1,0 +1,167 @@
+"""The denoising loss: distributions of t, weights, and the loss of one example."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffem_jax.denoisers.edm import Denoiser
+from diffem_jax.types import Corruption, Key, Observation, PyTree, Schedule, TimeLaw
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """t ~ U(0, 1)."""
+
+    def sample(self, key: Key) -> Array:
+        """One t."""
+        return jax.random.uniform(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class BetaMixture:
+    """t ~ an even mixture of Beta(a, b) laws.
+
+    Attributes:
+        components: the pairs (a, b). Published: ((3, 3),) for images, ((2, 5), (5, 2)) for the manifold
+            (arXiv 2510.12691; its text says Beta(3.5, 1.5), its runs used the mixture).
+    """
+
+    components: tuple[tuple[float, float], ...] = ((3.0, 3.0),)
+
+    def sample(self, key: Key) -> Array:
+        """One t."""
+        choice_key, beta_key = jax.random.split(key)
+        table = jnp.asarray(self._quantiles())
+        row = jax.random.randint(choice_key, (), 0, len(self.components))
+        # Inverse of a tabulated distribution function: jax.random.beta rejects in a loop, which costs more than a
+        # small network's update.
+        u = jax.random.uniform(beta_key) * (table.shape[1] - 1)
+        floor = jnp.floor(u)
+        low, frac = floor.astype(jnp.int32), u - floor
+        return table[row, low] * (1 - frac) + table[row, jnp.minimum(low + 1, table.shape[1] - 1)] * frac
+
+    def _quantiles(self) -> np.ndarray:
+        # scipy is a dependency of jax itself.
+        from scipy import stats
+
+        u = np.linspace(0.0, 1.0, 1025)
+        return np.stack([stats.beta.ppf(u, a, b) for a, b in self.components]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormal:
+    """log sigma ~ N(mean, std^2), clipped to the schedule's range.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, table 1 (mean -1.2, std 1.2).
+    """
+
+    schedule: Schedule
+    mean: float = -1.2
+    std: float = 1.2
+
+    def sample(self, key: Key) -> Array:
+        """One t."""
+        sigma = jnp.exp(self.mean + self.std * jax.random.normal(key))
+        return jnp.clip(self.schedule.time(sigma), 0.0, 1.0)  # type: ignore[attr-defined]
+
+
+TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {"uniform": Uniform, "beta": BetaMixture, "log_normal": LogNormal}
+
+
+def snr_weight(sigma: Array, data_std: float) -> Array:
+    """1 / sigma^2 + 1 / data_std^2 for sigma = sigma_t / alpha_t: the published weight (data_std = 1).
+
+    It is also the inverse variance of x given x_t under N(mu, data_std^2 I), hence the natural weight of the
+    'posterior' preconditioning. Source: Hosseintabar et al. 2025, arXiv 2510.12691; Karras et al. 2022,
+    arXiv 2206.00364, equation 8.
+    """
+    return 1 / sigma**2 + 1 / data_std**2
+
+
+def min_snr_weight(sigma: Array, data_std: float, gamma: float = 5.0) -> Array:
+    """min(1 / sigma^2, gamma) + 1 / data_std^2: low noise levels no longer dominate.
+
+    Source: Hang et al. 2023, arXiv 2303.09556.
+    """
+    return jnp.minimum(1 / sigma**2, gamma) + 1 / data_std**2
+
+
+LOSS_WEIGHTS: dict[str, Callable[..., Array]] = {"snr": snr_weight, "min_snr": min_snr_weight}
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    corruption: Corruption | None,
+    time_law: TimeLaw,
+    weight: Callable[[Array, float], Array] | None,
+    *,
+    condition_dropout: float = 0.0,
+    data_std: float = 1.0,
+    dropout: bool = False,
+    augment: Callable[[Key, Array], Array] | None = None,
+    operators: str = "law",
+    levels: int = 1,
+) -> Callable[[PyTree, Key, PyTree], Array]:
+    """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
+
+    Args:
+        denoiser: what is trained.
+        schedule: the noise schedule.
+        corruption: p(y | x), drawn anew at every call; None trains an unconditional denoiser.
+        time_law: the distribution of t.
+        weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.open_variance``, so that every noise
+            level counts by what the base leaves open there.
+        condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
+        data_std: the data's standard deviation.
+        dropout: whether the network draws dropout masks.
+        augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
+        operators: 'law' draws the operator of y' by the corruption's law; with 'data' it is given beside x.
+        levels: how many t and z of the same x and y' are averaged.
+
+    Returns:
+        (params, key, x [*X]) -> loss []; for operators 'data' (params, key, (x, operator)) -> loss [].
+
+    Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.
+    """
+    given = operators == "data" and corruption is not None
+
+    def observe(key: Key, x: Array, operator: PyTree) -> Observation | None:
+        if corruption is None:
+            return None
+        return Observation(corruption.observe(key, x, operator), operator) if given else corruption.sample(key, x)
+
+    def loss(params: PyTree, key: Key, example: PyTree) -> Array:
+        keys = jax.random.split(key, 6)
+        x, operator = example if given else (example, None)
+        if augment is not None:
+            x = augment(keys[5], x)
+        observation = observe(keys[0], x, operator)
+        keep: Array | float = 1.0
+        if condition_dropout > 0:
+            keep = jax.random.bernoulli(keys[3], 1 - condition_dropout).astype(jnp.float32)
+        context = None if observation is None else denoiser.prepare(observation)
+
+        def at_level(time_key: Key, noise_key: Key, dropout_key: Key) -> Array:
+            t = time_law.sample(time_key)
+            alpha, sigma = schedule(t)
+            x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
+            x_hat = denoiser.apply(params, x_t, t, context, keep, dropout_key if dropout else None)
+            if weight is not None:
+                scale = weight(sigma / alpha, data_std)
+            else:
+                assert denoiser.open_variance is not None
+                scale = 1 / denoiser.open_variance(t, context, keep)
+            return scale * jnp.mean((x_hat - x) ** 2)
+
+        if levels == 1:
+            return at_level(keys[1], keys[2], keys[4])
+        return jnp.mean(jax.vmap(at_level)(*(jax.random.split(keys[i], levels) for i in (1, 2, 4))))
+
+    return loss

@@ -1,0 +1,191 @@
+"""One EM iteration of a mixture of factor analysers under linear corruptions, both steps in closed form.
+
+The model is x = mean_k + U_k^T z + e with z ~ N(0, I_R), e ~ N(0, diag(D_k)), and y = A x + n under each example's own
+operator A. ``starts`` runs it on a set of observations.
+
+Source: Rubin and Thayer 1982, "EM algorithms for ML factor analysis"; Ghahramani and Hinton 1996, "The EM algorithm for
+mixtures of factor analyzers"; the missing-data form follows from conditioning on y in place of x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation, gram_diagonal
+from diffem_jax.gaussians.linalg import Gaussian, cholesky, expand, solve_lower, solve_psd
+from diffem_jax.types import Key, LinearCorruption, Observation, example_keys
+
+
+class Sums(NamedTuple):
+    """Expected sufficient statistics of the examples seen so far, one leading axis K for the components.
+
+    Attributes:
+        weight: [K], responsibilities.
+        zz: [K, R + 1, R + 1], E[z' z'^T] with z' = (z, 1).
+        ez: [K, R + 1, *X], E[z' e] with e = x - loading z'.
+        ee: [K, *X], E[e^2].
+        log_prob: [], the observed log-likelihood up to a constant.
+    """
+
+    weight: Array
+    zz: Array
+    ez: Array
+    ee: Array
+    log_prob: Array
+
+
+def _batch_sums(
+    corruption: LinearCorruption, mixture: Mixture, keys: Key, observations: Observation, present: Array
+) -> Sums:
+    """The E-step of a batch: posterior moments of (z, e) under every component, weighted by responsibility, summed."""
+    rank = mixture.components.factor.shape[1]
+    shape, size = corruption.shape, math.prod(corruption.shape)
+
+    def moments(key: Key, observation: Observation, component: Gaussian) -> tuple[Array, ...]:
+        post = condition_on_observation(corruption, component, observation)
+        hidden = post.hidden.reshape(rank, size)
+        inverse_root = solve_lower(post.root, jnp.eye(rank)) if rank else post.root
+        z1 = jnp.concatenate([post.z, jnp.ones((1,))])
+        seen = gram_diagonal(corruption, observation.operator, component.variance, key)
+        own = component.variance - component.variance**2 * seen
+        own = own.reshape(size) + jnp.sum((inverse_root @ hidden) ** 2, axis=0)
+        residual = post.residual.reshape(size)
+        return z1, inverse_root.T @ inverse_root, hidden, residual, residual**2 + own, post.log_prob
+
+    by_component = jax.vmap(moments, (None, None, 0))
+    z1, z_cov, hidden, residual, square, log_probs = jax.vmap(by_component, (0, 0, None))(
+        keys, observations, mixture.components
+    )
+    joint = mixture.log_weights[None] + log_probs
+    weight = present[:, None] * jax.nn.softmax(joint)
+    # Sums over the batch are matrix products: the loadings' terms of single examples, [R + 1, *X] each, never exist.
+    z1_weighted = weight[:, :, None] * z1
+    z_cov = weight[:, :, None, None] * z_cov
+    zz = jnp.einsum("bkr,bks->krs", z1_weighted, z1) + jnp.pad(jnp.sum(z_cov, axis=0), ((0, 0), (0, 1), (0, 1)))
+    pulled = jnp.einsum("bkrs,bksd->krd", z_cov, hidden)
+    ez = jnp.einsum("bkr,bkd->krd", z1_weighted, residual) - jnp.pad(pulled, ((0, 0), (0, 1), (0, 0)))
+    ee = jnp.einsum("bk,bkd->kd", weight, square)
+    count = len(log_probs[0])
+    log_prob = jnp.sum(present * jax.nn.logsumexp(joint, axis=1))
+    return Sums(jnp.sum(weight, axis=0), zz, ez.reshape(count, rank + 1, *shape), ee.reshape(count, *shape), log_prob)
+
+
+def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixture, Sums]:
+    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised.
+
+    Returns:
+        the new mixture, and the same sums in its coordinates: with e and z of the new loading.
+    """
+    scalar_variance = mixture.components.variance.ndim == 1
+
+    def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> tuple[Gaussian, tuple[Array, ...]]:
+        rank = component.factor.shape[0]
+        # Pseudo-observations of weight 1e-3 that say 'as before' keep a component that lost its examples.
+        ridge = zz + 1e-3 * jnp.eye(rank + 1)
+        shift = solve_psd(ridge, ez.reshape(rank + 1, -1)).reshape(ez.shape)
+        loading = jnp.concatenate([component.factor, component.mean[None]]) + shift
+        rest = ee - jnp.sum(shift * ez, axis=0)
+        rest = jnp.mean(rest) if scalar_variance else rest
+        variance = jnp.maximum((rest + 1e-3 * component.variance) / (weight + 1e-3), variance_floor)
+        mean, factor = loading[rank], loading[:rank]
+        moved = expand(zz, shift)
+        ee = ee + jnp.sum(shift * (moved - 2 * ez), axis=0)
+        ez = ez - moved
+        if rank:
+            # Parameter expansion (Liu, Rubin and Wu 1998): absorb the mean and covariance that z has acquired.
+            z_mean = zz[rank, :rank] / (weight + 1e-3)
+            z_cov = (zz[:rank, :rank] + 1e-3 * jnp.eye(rank)) / (weight + 1e-3) - jnp.outer(z_mean, z_mean)
+            z_cov = z_cov + 1e-6 * jnp.eye(rank)
+            mean = mean + expand(z_mean, factor)
+            root = cholesky(z_cov)
+            factor = (root.T @ factor.reshape(rank, -1)).reshape(factor.shape)
+            # z = z_mean + root z'.
+            back = jnp.pad(
+                solve_lower(root, jnp.concatenate([jnp.eye(rank), -z_mean[:, None]], axis=1)), ((0, 1), (0, 0))
+            )
+            back = back + jnp.diag(jnp.concatenate([jnp.zeros(rank), jnp.ones(1)]))
+            zz, ez = back @ zz @ back.T, expand(back.T, ez)
+        return Gaussian(mean, variance, factor), (zz, ez, ee)
+
+    components, (zz, ez, ee) = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
+    weights = (sums.weight + 1.0) / jnp.sum(sums.weight + 1.0)
+    return Mixture(jnp.log(weights), components), Sums(sums.weight, zz, ez, ee, sums.log_prob)
+
+
+def zero_sums(mixture: Mixture) -> Sums:
+    """Sums over no example."""
+    k, r, *shape = mixture.components.factor.shape
+    return Sums(
+        jnp.zeros(k), jnp.zeros((k, r + 1, r + 1)), jnp.zeros((k, r + 1, *shape)), jnp.zeros((k, *shape)), jnp.zeros(())
+    )
+
+
+def make_em_iteration(
+    corruption: LinearCorruption, variance_floor: float, batch_size: int
+) -> Callable[[Key, Mixture, Sums, Array, Observation, Array, Array], tuple[Mixture, Sums, Array]]:
+    """One EM iteration over some observations, the whole set or a minibatch of it.
+
+        (key, mixture, sums, step_size, observations [N, ...], indices [N], present [N])
+            -> (mixture, sums, log-likelihood)
+
+    The M-step takes (1 - step_size) sums + step_size (the sums of these observations): step_size 1 is EM over them,
+    smaller ones are stepwise EM, which moves many times in a pass over the data.
+
+    Args:
+        corruption: the linear corruption.
+        variance_floor: the least variance of a coordinate, which keeps float32 factorisations sound.
+        batch_size: examples in memory at once; N must be a multiple of it (pad, and give the padding present = 0).
+            ``present`` may hold a common weight other than 1, by which a minibatch stands for the set.
+
+    Returns:
+        the jitted function; the log-likelihood is that of the mixture that came in, a mean over examples.
+
+    Source: Cappe and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
+    """
+
+    def iteration(
+        key: Key,
+        mixture: Mixture,
+        sums: Sums,
+        step_size: Array,
+        observations: Observation,
+        indices: Array,
+        present: Array,
+    ) -> tuple[Mixture, Sums, Array]:
+        whole = (example_keys(key, indices), observations, present)
+        batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), whole)
+
+        def body(total: Sums, batch: tuple[Key, Observation, Array]) -> tuple[Sums, None]:
+            return jax.tree.map(jnp.add, total, _batch_sums(corruption, mixture, *batch)), None
+
+        new, _ = jax.lax.scan(body, zero_sums(mixture), batches)
+        log_likelihood = new.log_prob / jnp.sum(present)
+        # EM itself takes nothing of the sums before: those of a step that was too long may not be finite.
+        mixed = jax.tree.map(lambda a, b: jnp.where(step_size < 1, a + step_size * (b - a), b), sums, new)
+        return *_maximize(mixture, mixed, variance_floor), log_likelihood
+
+    return jax.jit(iteration)
+
+
+@jax.jit
+def relax(before: Mixture, after: Mixture, step: Array, variance_floor: Array) -> Mixture:
+    """An EM step made longer: before + step (after - before), of variances and weights in their logarithms.
+
+    Source: Salakhutdinov and Roweis 2003, "Adaptive overrelaxed bound optimization methods".
+    """
+
+    def move(a: Array, b: Array) -> Array:
+        return a + step * (b - a)
+
+    old, new = before.components, after.components
+    # No variance moves by more than a factor of e at once.
+    change = jnp.clip(step * jnp.log(new.variance / old.variance), -1.0, 1.0)
+    variance = jnp.maximum(old.variance * jnp.exp(change), variance_floor)
+    weights = jax.nn.log_softmax(move(before.log_weights, after.log_weights))
+    return Mixture(weights, Gaussian(move(old.mean, new.mean), variance, move(old.factor, new.factor)))

@@ -1,0 +1,287 @@
+"""Gaussians and mixtures of them under linear corruptions: exact conditioning, evidence and posterior draws.
+
+Everything is for one example and needs of the corruption what ``Linear`` gives: ``forward``, ``adjoint``, ``solve_gram``,
+``log_det_gram`` and the noise. With a prior
+N(mean, D + U^T U) (diagonal plus low rank) and C = A (D + U^T U) A^T + noise_std^2 I, Woodbury's identity leaves one
+solve with G = A D A^T + noise_std^2 I and one R x R factor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.gaussians.linalg import (
+    Gaussian,
+    cholesky,
+    condition_on_noisy,
+    contract,
+    expand,
+    solve_lower,
+    solve_psd_factored,
+)
+from diffem_jax.types import Key, LinearCorruption, Observation, PyTree
+
+# Coordinates up to which the diagonal of A^T G^-1 A is exact; above it one random sign vector an example estimates it.
+EXACT_DIAGONAL = 32
+
+
+class Mixture(NamedTuple):
+    """sum_k exp(log_weights_k) N(mean_k, diag(variance_k) + factor_k^T factor_k).
+
+    Attributes:
+        log_weights: [K], log of weights that sum to 1.
+        components: a ``Gaussian`` whose arrays carry a leading axis K.
+    """
+
+    log_weights: Array
+    components: Gaussian
+
+
+class Posterior(NamedTuple):
+    """The law of x = mean_0 + U^T z + e given y, with what EM needs of the latent z.
+
+    Attributes:
+        mean: E[x | y], [*X].
+        residual: E[e | y], [*X].
+        z: E[z | y], [R].
+        root: the Cholesky factor [R, R] of the precision of z given y.
+        hidden: D A^T G^-1 A U^T, [R, *X]: e given z moves by -hidden^T (z - E[z | y]).
+        log_prob: log p(y) up to a constant that depends on the operator alone.
+    """
+
+    mean: Array
+    residual: Array
+    z: Array
+    root: Array
+    hidden: Array
+    log_prob: Array
+
+
+def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, observation: Observation) -> Posterior:
+    """Conditions a Gaussian prior on y = A x + n.
+
+    Args:
+        corruption: the linear corruption.
+        prior: the Gaussian law of x.
+        observation: y and its operator.
+
+    Returns:
+        the exact posterior's mean and latent moments, and the log evidence.
+    """
+    y, operator = observation
+    rank = prior.factor.shape[0]
+    r = y - corruption.forward(prior.mean, operator)
+    solved = corruption.solve_gram(r, operator, prior.variance)
+    # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
+    r = jnp.where(solved == 0, 0.0, r)
+    log_det = corruption.log_det_gram(operator, prior.variance)
+    if rank == 0:
+        residual = prior.variance * corruption.adjoint(solved, operator)
+        log_prob = -0.5 * (jnp.vdot(r, solved) + log_det)
+        empty = jnp.zeros((0,))
+        return Posterior(prior.mean + residual, residual, empty, jnp.zeros((0, 0)), prior.factor, log_prob)
+    w = jax.vmap(corruption.forward, (0, None))(prior.factor, operator)
+    solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, prior.variance)
+    precision = jnp.eye(rank) + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
+    root = cholesky(0.5 * (precision + precision.T))
+    z = solve_psd_factored(root, contract(w, solved))
+    variance = jnp.broadcast_to(prior.variance, prior.mean.shape)
+    hidden = variance[None] * jax.vmap(corruption.adjoint, (0, None))(solved_w, operator)
+    # What z leaves of r, and r^T C^-1 r as the least value over z of a sum of squares: differences of large terms
+    # would not survive float32.
+    rest, solved_rest = r - expand(z, w), solved - expand(z, solved_w)
+    residual = variance * corruption.adjoint(solved_rest, operator)
+    log_det = log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
+    log_prob = -0.5 * (jnp.vdot(rest, solved_rest) + jnp.sum(z**2) + log_det)
+    return Posterior(prior.mean + expand(z, prior.factor) + residual, residual, z, root, hidden, log_prob)
+
+
+def condition_on_both(
+    corruption: LinearCorruption, prior: Gaussian, x_t: Array, alpha: Array, sigma: Array, observation: Observation
+) -> tuple[Array, Array]:
+    """E[x | x_t, y] for a Gaussian prior, and log p(x_t, y) up to a constant, with one factorisation for both.
+
+    Given z the coordinates of x are independent, with the variances v that x_t leaves; y then adds one solve with
+    A diag(v) A^T + noise_std^2 I, and z has the precision
+
+        I + alpha^2 U (alpha^2 D + sigma^2 I)^-1 U^T + W (A diag(v) A^T + noise_std^2 I)^-1 W^T,
+
+    with W^T = A diag(sigma^2 / (alpha^2 D + sigma^2)) U^T.
+
+    Args:
+        corruption: the linear corruption.
+        prior: the Gaussian law of x.
+        x_t: alpha x + sigma e, [*X].
+        alpha: its signal level.
+        sigma: its noise level, > 0.
+        observation: y and its operator.
+
+    Returns:
+        the conditional mean [*X], and the log evidence [].
+    """
+    y, operator = observation
+    rank = prior.factor.shape[0]
+    total = alpha**2 * prior.variance + sigma**2
+    open_variance = prior.variance * sigma**2 / total
+    r = x_t - alpha * prior.mean
+    mean = prior.mean + (alpha * prior.variance / total) * r
+    rest = y - corruption.forward(mean, operator)
+    solved = corruption.solve_gram(rest, operator, open_variance)
+    # Entries of y that are not observed may hold anything, NaN included; there solve_gram yields 0.
+    rest = jnp.where(solved == 0, 0.0, rest)
+    log_det = corruption.log_det_gram(operator, open_variance)
+    log_det = log_det + jnp.sum(jnp.log(jnp.broadcast_to(total, x_t.shape)))
+    if rank == 0:
+        log_prob = -0.5 * (jnp.sum(r**2 / total) + jnp.vdot(rest, solved) + log_det)
+        return mean + open_variance * corruption.adjoint(solved, operator), log_prob
+    scaled = prior.factor / jnp.broadcast_to(total, x_t.shape)[None]
+    left = sigma**2 * scaled
+    w = jax.vmap(corruption.forward, (0, None))(left, operator)
+    solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, open_variance)
+    precision = jnp.eye(rank) + alpha**2 * (scaled.reshape(rank, -1) @ prior.factor.reshape(rank, -1).T)
+    precision = precision + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
+    root = cholesky(0.5 * (precision + precision.T))
+    z = solve_psd_factored(root, alpha * contract(scaled, r) + contract(w, solved))
+    # Quadratic forms as the least value over z of a sum of squares: differences of large terms would not survive float32.
+    rest, solved_rest = rest - expand(z, w), solved - expand(z, solved_w)
+    square = jnp.sum((r - alpha * expand(z, prior.factor)) ** 2 / total) + jnp.vdot(rest, solved_rest) + jnp.sum(z**2)
+    log_prob = -0.5 * (square + log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root))))
+    return mean + expand(z, left) + open_variance * corruption.adjoint(solved_rest, operator), log_prob
+
+
+def mixture_posterior_mean(
+    corruption: LinearCorruption | None,
+    mixture: Mixture,
+    x_t: Array,
+    alpha: Array,
+    sigma: Array,
+    observation: Observation | None,
+) -> Array:
+    """E[x | x_t, y] for a mixture prior, in closed form; without an observation E[x | x_t].
+
+    Args:
+        corruption: the linear corruption, unused without an observation.
+        mixture: the law of x.
+        x_t: alpha x + sigma e, [*X].
+        alpha: its signal level.
+        sigma: its noise level.
+        observation: y and its operator, or None.
+
+    Returns:
+        the conditional mean [*X].
+    """
+
+    def one(component: Gaussian) -> tuple[Array, Array]:
+        if observation is None or corruption is None:
+            given_x_t, log_prob = condition_on_noisy(component, x_t, alpha, sigma)
+            return given_x_t.mean, log_prob
+        return condition_on_both(corruption, component, x_t, alpha, sigma, observation)
+
+    if mixture.log_weights.shape[0] == 1:
+        return one(jax.tree.map(lambda leaf: leaf[0], mixture.components))[0]
+    means, log_probs = jax.vmap(one)(mixture.components)
+    return expand(jax.nn.softmax(mixture.log_weights + log_probs), means)
+
+
+def has_exact_diagonal(corruption: LinearCorruption) -> bool:
+    """Whether ``gram_diagonal`` is exact: for masks and other diagonal Gram matrices, and for few coordinates."""
+    return hasattr(corruption, "gram_diagonal") or math.prod(corruption.shape) <= EXACT_DIAGONAL
+
+
+def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key: Key) -> Array:
+    """diag(A^T G^-1 A) of shape [*X] with G = v A A^T + noise_std^2 I: exact as above, else unbiased."""
+
+    def apply(u: Array) -> Array:
+        return corruption.adjoint(corruption.solve_gram(corruption.forward(u, operator), operator, v), operator)
+
+    size = math.prod(corruption.shape)
+    if size <= EXACT_DIAGONAL:
+        basis = jnp.eye(size).reshape(size, *corruption.shape)
+        return jnp.sum(jax.vmap(apply)(basis) * basis, axis=0)
+    signs = jax.random.rademacher(key, corruption.shape, jnp.float32)
+    return signs * apply(signs)
+
+
+def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> tuple[Array, Array]:
+    """E[x | y] and Var[x | y] by coordinate under a mixture prior, both [*X].
+
+    The variance is exact where the corruption's Gram matrix is diagonal or x is small; elsewhere (blurs, Fourier
+    sampling) every coordinate of a component gets the average variance, estimated by one sign vector.
+
+    Args:
+        corruption: the linear corruption.
+        mixture: the law of x.
+        observation: y and its operator.
+
+    Returns:
+        mean and variance.
+    """
+
+    def one(component: Gaussian) -> tuple[Array, Array, Array]:
+        post = condition_on_observation(corruption, component, observation)
+        seen = gram_diagonal(corruption, observation.operator, component.variance, jax.random.key(0))
+        seen = seen if has_exact_diagonal(corruption) else jnp.mean(seen)
+        own = jnp.maximum(component.variance - component.variance**2 * seen, 1e-6 * component.variance)
+        rank = component.factor.shape[0]
+        # Given y, x moves with z by U - hidden.
+        half = solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else jnp.zeros((1, 1))
+        own = own + jnp.sum(half.reshape(-1, *post.mean.shape if rank else (1,)) ** 2, axis=0)
+        return post.mean, own, post.log_prob
+
+    means, variances, log_probs = jax.vmap(one)(mixture.components)
+    weights = jax.nn.softmax(mixture.log_weights + log_probs)
+    mean = expand(weights, means)
+    return mean, expand(weights, variances + (means - mean[None]) ** 2)
+
+
+def sample_gaussian(key: Key, law: Gaussian) -> Array:
+    """One draw of a Gaussian, [*X]."""
+    z_key, e_key = jax.random.split(key)
+    noise = jnp.sqrt(law.variance) * jax.random.normal(e_key, law.mean.shape)
+    return law.mean + noise + expand(jax.random.normal(z_key, (law.factor.shape[0],)), law.factor)
+
+
+def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> Array:
+    """One exact draw of p(x | y) under a mixture prior.
+
+    The component is drawn by its posterior weight; given it, with x' a draw of the component and n' of the noise,
+
+        x = x' + S A^T (A S A^T + noise_std^2 I)^-1 (y - A x' - n').
+
+    Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
+
+    Args:
+        key: the draw's key.
+        corruption: the linear corruption.
+        mixture: the law of x.
+        observation: y and its operator.
+
+    Returns:
+        x, [*X].
+    """
+    choice_key, prior_key, noise_key = jax.random.split(key, 3)
+    evidence = jax.vmap(lambda c: condition_on_observation(corruption, c, observation).log_prob)(mixture.components)
+    choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)
+    component = jax.tree.map(lambda leaf: leaf[choice], mixture.components)
+    start = sample_gaussian(prior_key, component)
+    noise_level = getattr(corruption, "noise_level", None)
+    level = corruption.noise_std if noise_level is None else noise_level(observation.operator)
+    noise = level * jax.random.normal(noise_key, observation.y.shape)
+    shifted = observation._replace(y=observation.y - noise)
+    return condition_on_observation(corruption, component._replace(mean=start), shifted).mean
+
+
+def overall_moments(mixture: Mixture) -> tuple[Array, Array]:
+    """The mixture's mean [*X] and its average variance per coordinate, a scalar."""
+    weights = jnp.exp(mixture.log_weights)
+    mean = expand(weights, mixture.components.mean)
+    variance = mixture.components.variance
+    own = variance.reshape(*variance.shape, *(1,) * (mean.ndim + 1 - variance.ndim))
+    own = own + jnp.sum(mixture.components.factor**2, axis=1)
+    second = expand(weights, own + (mixture.components.mean - mean[None]) ** 2)
+    return mean, jnp.mean(second)

@@ -1,0 +1,1 @@
+"""What people see: lines, pictures, the page of a run, and writers."""

@@ -1,0 +1,212 @@
+"""What a run says of itself: what it will do, how long that takes once it was measured, and what was reached."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffem_jax.build.problem import Problem
+from diffem_jax.parallel import process_count
+from diffem_jax.report.template import duration, metric_name, number, shown
+from diffem_jax.storage.workdir import Workdir
+
+FEWEST_SECONDS = 2.0
+"""Updates are timed at least so long before the first estimate."""
+
+
+def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
+    """The first lines: data, corruption, method, network, work, devices, and where results go.
+
+    Args:
+        problem: what the run works on.
+        workdir: its folder.
+        parameters: the network's parameters, or their shapes.
+    """
+    setup, c = problem.setup, problem.setup.config
+    shape, devices = "x".join(map(str, setup.shape)), jax.device_count()
+    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
+    end = f"{c.m_step.steps:,} updates of batch {c.m_step.batch_size:,}, then {c.e_step.sampler} in {c.e_step.steps} steps"
+    if c.e_step.draws > 1:
+        end += f", {c.e_step.draws} draws an observation"
+    lines = [
+        ("data", f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}"),
+        ("corruption", _fields(c.corruption) + (", observed under another" if len(c.data_corruption) else "")),
+        ("method", f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}"),
+        ("network", f"{c.network.name} with {size:,} parameters"),
+        ("rounds", f"{c.rounds}, each {end}"),
+        ("devices", f"{devices} x {jax.devices()[0].device_kind} ({c.parallel}), {process_count()} process(es)"),
+        ("results", f"{workdir.root}: report.html, samples/, metrics.jsonl"),
+    ]
+    if c.prior.steps:
+        lines.insert(-2, ("prior", f"{c.prior.steps:,} updates on the last reconstructions"))
+    return [f"{name:<11} {text}" for name, text in lines]
+
+
+def _fields(section: Any) -> str:
+    rest = ", ".join(f"{key} {section[key]}" for key in sorted(section) if key != "name")
+    return f"{section['name']} ({rest})" if rest else str(section["name"])
+
+
+def ending(workdir: Workdir, prior: bool) -> list[str]:
+    """The last lines: what was reached, where it lies, and what to type next."""
+    records = [r for r in workdir.records() if r.get("kind") == "round"]
+    folder = f"--workdir={shlex.quote(str(workdir.root))}"
+    lines = [reached(records), f"page: {workdir.report}, pictures: {workdir.samples}, numbers: {workdir.metrics}"]
+    lines.append(f"next: diffem --mode=sample {folder} --observations=FILE.npz --num_samples=8 --output=draws.npz")
+    if prior:
+        lines.append(f"      diffem --mode=sample {folder} --num_samples=64 --output=prior.npz")
+    return lines
+
+
+def reached(records: Sequence[dict[str, Any]]) -> str:
+    """One line with each metric's last value and the start's."""
+    if not records:
+        return "done: no round was asked for"
+    first, last = records[0], records[-1]
+    parts = []
+    for name in last:
+        value = number(last[name])
+        if (
+            value is None
+            or name in ("round", "step", "loss", "redrawn")
+            or name.endswith(("_se", "_samples", "_seconds"))
+        ):
+            continue
+        text = f"{metric_name(name)} {shown(value, number(last.get(f'{name}_se')) or 0.0)}"
+        before = number(first.get(name))
+        parts.append(f"{text} (start {shown(before)})" if before is not None and first is not last else text)
+    seconds = sum(number(r.get(f"{step}_step_seconds")) or 0.0 for r in records for step in "me")
+    return f"done: {last['round']} round{'s' * (last['round'] != 1)} in {duration(seconds)} of computing" + "".join(
+        f"; {part}" for part in parts
+    )
+
+
+def round_line(number: int, record: dict[str, Any]) -> str:
+    """A round's numbers on one line, but for errors, counts and the time of compilation."""
+    hidden = ("kind", "round", "step", "compile_seconds", *([] if record.get("redrawn") else ["redrawn"]))
+    told = {k: v for k, v in record.items() if k not in hidden and not k.endswith(("_se", "_samples"))}
+    return f"round {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+
+
+class Estimate:
+    """How long a run will take, said as soon as its updates have been timed, and again after each round.
+
+    Args:
+        config: the run's configuration.
+        num_examples: draws of an E-step.
+        say: takes lines for the person watching.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, config: Any, num_examples: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ):
+        self.config, self.num_examples, self.say, self.clock = config, num_examples, say, clock
+        self.begun: float | None = None
+        self.counted, self.said, self.resumed = 0, False, False
+
+    def updates(self, number: int, done: int, count: int) -> None:
+        """``count`` updates of round ``number`` have ended, ``done`` of it in all; the first ones hold compilation."""
+        if self.begun is None:
+            self.begun, self.resumed = self.clock(), done > count
+            return
+        if self.said:
+            return
+        self.counted += count
+        passed = self.clock() - self.begun
+        if passed < FEWEST_SECONDS:
+            return
+        self.said = True
+        c, each = self.config, passed / self.counted
+        left = (c.rounds - number + 1) * c.m_step.steps - done + c.prior.steps
+        # Nothing has drawn with the network yet: a draw's evaluation is taken as a third of an update of its example.
+        draws = (c.rounds - number + 1) * self.num_examples * c.e_step.steps / (3 * c.m_step.batch_size)
+        self.say(
+            f"estimate: about {duration((left + draws) * each)} ({1 / each:.3g} updates/s over {self.counted} updates; the "
+            f"draws' part, {100 * draws / max(left + draws, 1):.0f}%, is a guess until one E-step has been timed)"
+        )
+
+    def round(self, number: int, record: Mapping[str, Any]) -> None:
+        """Round ``number`` has ended; its record tells how long it took. One that was resumed tells too little."""
+        c, m_seconds = self.config, record.get("m_step_seconds")
+        whole, self.resumed = not self.resumed, False
+        if m_seconds is None or not whole or not (number < c.rounds or c.prior.steps):
+            return
+        self.said = True
+        rounds = (c.rounds - number) * (m_seconds + record["e_step_seconds"])
+        self.say(f"estimate: about {duration(rounds + c.prior.steps * m_seconds / c.m_step.steps)} left")
+
+
+class Progress:
+    """Counts units of work towards a total; a context manager.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: the unit's name.
+        done: units done before (a resumed run).
+        quiet: say nothing (all but the first process).
+        every: seconds between lines in a log.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False, every: float = 10.0):
+        self.label, self.total, self.unit, self.every = label, total, unit, every
+        self.count, self.first = done, done
+        self.last = time.monotonic()
+        self.begin: float | None = None  # of the measured rate: the first units hold compilation
+        self.quiet = quiet
+        self.note = ""
+        live = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False) if live else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Counts units done; ``note`` is shown beside them."""
+        self.count += units
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(units)
+            return
+        now = time.monotonic()
+        if self.begin is None:
+            self.begin, self.first = now, self.count
+        if self.quiet or now - self.last < self.every:
+            return
+        self.last = now
+        line = f"{self.label}: {self.count}/{self.total} {self.unit}"
+        if self.count > self.first and now > self.begin:
+            rate = (self.count - self.first) / (now - self.begin)
+            line += f", {rate:.4g} {self.unit}/s, {(self.total - self.count) / rate:.0f} s left"
+        print(f"{line}{', ' + note if note else ''}", flush=True)
+
+
+class CompileClock:
+    """Seconds that XLA has spent compiling in this process since the clock was made."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+        # Tracing and lowering nest and would count twice; the compiler itself is what a second run would save.
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += duration_secs
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds

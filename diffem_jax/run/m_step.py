@@ -1,0 +1,170 @@
+"""The M-step on the host: many updates with their losses, rolling checkpoints and safe points; the prior trains by it too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffem_jax.errors import NonFinite
+from diffem_jax.parallel import Parallel, on_host, process_count, process_index
+from diffem_jax.report.console import Progress
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.storage import checkpoints
+from diffem_jax.types import EMState, Key, PyTree
+
+ROLLING = "round_*_update_*"
+"""The names of checkpoints inside a training."""
+
+
+class Course(NamedTuple):
+    """Where a training stands: updates done, the sum of their losses and how many of them were read."""
+
+    done: int = 0
+    total: float = 0.0
+    counted: int = 0
+
+    @property
+    def mean(self) -> float:
+        """The mean loss so far."""
+        return self.total / max(self.counted, 1)
+
+
+class Training(NamedTuple):
+    """What a training needs besides its state.
+
+    Attributes:
+        label: what it is called, 'M-step 3'.
+        number: the round, for errors and the names of checkpoints.
+        first_step: updates of the run before this training, for errors.
+        steps: updates in all.
+        dispatch: updates in one call, a divisor of ``steps``.
+        batch_size: examples in one update, over all devices of all processes.
+        every: updates between two rolling checkpoints.
+        m_step: the mapped M-step.
+        batches: (first update, updates in one call, this process's part of a batch) -> what each call's loss takes,
+            trees of arrays [S, B, ...], without end.
+        folder: where its rolling checkpoints go.
+        record: what identifies them: one with other values is not gone on from.
+        note: takes (updates done, losses) once the losses of a call are read.
+    """
+
+    label: str
+    number: int
+    first_step: int
+    steps: int
+    dispatch: int
+    batch_size: int
+    every: int
+    m_step: Callable[..., Any]
+    batches: Callable[[int, int, slice], Iterator[PyTree]]
+    folder: Path
+    record: dict[str, Any]
+    note: Callable[[int, np.ndarray], None] = lambda done, losses: None
+
+
+def train(
+    training: Training,
+    parallel: Parallel,
+    key: Key,
+    begin: Callable[[], EMState],
+    stop: StopRequest,
+    say: Callable[[str], None],
+) -> tuple[EMState, float]:
+    """Does what is left of a training, from its rolling checkpoint if there is one; returns the state and the mean loss.
+
+    Each process reads and places its own part of every batch. The next call's rows are read while this one runs.
+
+    Args:
+        training: what to do.
+        parallel: how the M-step is mapped.
+        key: of the updates' randomness.
+        begin: the state before the first update.
+        stop: asked after every call.
+        say: takes lines for the person watching.
+
+    Raises:
+        NonFinite: a loss, a gradient or a parameter, with its update and step.
+        Preempted: the run was asked to end; a rolling checkpoint is written.
+    """
+    state, course = _resume(training, begin, say)
+    local = training.batch_size // process_count()
+    own = slice(process_index() * local, (process_index() + 1) * local)
+    # What is left may not be whole calls where a run goes on with another ``checkpoint.every_steps``.
+    dispatch = math.gcd(training.dispatch, training.steps - course.done)
+    batches = training.batches(course.done, dispatch, own)
+    slots = parallel.shard(np.tile(np.arange(training.batch_size, dtype=np.int32)[own], (dispatch, 1)), 1)
+    key, state = parallel.replicate(key), parallel.replicate(state)
+    saved, pending = course.done, None
+    with Progress(training.label, training.steps, "updates", done=course.done, quiet=process_index() != 0) as progress:
+        while course.done < training.steps:
+            data = parallel.shard(next(batches), 1)
+            with jax.transfer_guard("disallow"):
+                state, info = training.m_step(key, state, data, slots)
+            del data  # free this call's rows before the next ones are read
+            # The losses of the call before are read while this one runs.
+            course = _read_losses(training, course, pending, progress)
+            pending, course = info, course._replace(done=course.done + dispatch)
+            stopping = stop.requested()
+            if (course.done - saved >= training.every and course.done < training.steps) or stopping:
+                course = _read_losses(training, course, pending, progress)
+                pending, saved = None, course.done
+                _check_state(training, jax.tree.map(on_host, state), course.done)
+                _save_rolling(training, state, course)
+                if stopping:
+                    stop.check()
+        course = _read_losses(training, course, pending, progress)
+    host = jax.tree.map(on_host, state)
+    _check_state(training, host, course.done)
+    return host, course.mean
+
+
+def rolling_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints inside a training, oldest first."""
+    return checkpoints.written(folder, ROLLING)
+
+
+def _resume(training: Training, begin: Callable[[], EMState], say: Callable[[str], None]) -> tuple[EMState, Course]:
+    path = checkpoints.latest(training.folder, say, ROLLING)
+    found = checkpoints.metadata(path) if path is not None else {}
+    if path is None or any(found.get(name) != value for name, value in training.record.items()):
+        return begin(), Course()
+    say(f"{training.label}: continuing from update {found['done']} of {training.steps}")
+    like = jax.eval_shape(begin)._asdict()
+    return EMState(**checkpoints.load(path, like)), Course(found["done"], found["loss_sum"], found["loss_count"])
+
+
+def _save_rolling(training: Training, state: EMState, course: Course) -> None:
+    path = training.folder / f"round_{training.number:05d}_update_{course.done:09d}"
+    record = {"done": course.done, "loss_sum": course.total, "loss_count": course.counted}
+    checkpoints.save(path, state._asdict(), training.record | record)
+    for older in rolling_checkpoints(training.folder)[:-2]:
+        checkpoints.remove(older)
+
+
+def _read_losses(training: Training, course: Course, info: Any, progress: Progress) -> Course:
+    """Adds the losses of the last call counted in ``course.done``."""
+    if info is None:
+        return course
+    losses = np.asarray(info["loss"], np.float64)
+    finite = np.isfinite(losses) & np.isfinite(np.asarray(info["gradient_norm"]))
+    if not finite.all():
+        first = int(np.argmax(~finite))
+        update = course.done - len(losses) + first + 1
+        what = "gradient is not finite" if np.isfinite(losses[first]) else f"loss is {losses[first]}"
+        where = f"update {update} of {training.steps}, step {training.first_step + update} of the run"
+        raise NonFinite(f"{training.label}: the {what} at {where}", training.number, folder=training.folder)
+    progress.advance(len(losses), f"loss {losses.mean():.4f}")
+    training.note(course.done, losses)
+    return course._replace(total=course.total + float(losses.sum()), counted=course.counted + len(losses))
+
+
+def _check_state(training: Training, state: EMState, done: int) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
+        where = f"update {done}, step {training.first_step + done} of the run"
+        message = f"{training.label}: parameters are NaN or infinite after {where}"
+        raise NonFinite(message, training.number, folder=training.folder)

@@ -1,0 +1,139 @@
+"""Round zero on the host: which start a config asks for, its fit, its checkpoint and its draws."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffem_jax.build.methods import Setup, is_linear
+from diffem_jax.build.parts import lookup
+from diffem_jax.build.problem import Problem, rows
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians import starts
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.report.console import CompileClock, Progress
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Observation, stream_key
+
+Say = Callable[[str], None]
+
+
+def load_or_fit(
+    problem: Problem, workdir: Workdir, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
+) -> Mixture:
+    """The work directory's start, or a new fit that is then saved there."""
+    done = checkpoints.latest(workdir.start, say)
+    if done is not None:
+        return load_start(workdir, done)
+    began, clock = time.monotonic(), CompileClock()
+    mixture = fit_start(problem.setup, problem.observations, say, quiet, check)
+    seconds = time.monotonic() - began
+    tree = {"log_weights": mixture.log_weights, **mixture.components._asdict()}
+    checkpoints.save(
+        workdir.start / "fit", tree, {"seconds": seconds, "compile_seconds": clock.lap(), "shape": problem.setup.shape}
+    )
+    say(f"start: {problem.setup.config.start.name} fitted in {seconds:.1f} s")
+    return mixture
+
+
+def load_start(workdir: Workdir, path: Any = None) -> Mixture:
+    """The start of a finished or interrupted run."""
+    tree = {name: jnp.asarray(leaf) for name, leaf in checkpoints.load(path or workdir.start / "fit").items()}
+    return Mixture(tree["log_weights"], Gaussian(tree["mean"], tree["variance"], tree["factor"]))
+
+
+def fit_start(
+    setup: Setup, observations: Observation, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
+) -> Mixture:
+    """The start the config names; ``check`` is called after each iteration and may raise.
+
+    Raises:
+        UserError: the fit is not finite, or a start from outside gave no mixture.
+    """
+    config = setup.config.start
+    plugged = config.name not in starts.STARTS
+    if not plugged and not is_linear(setup.corruption):
+        say("start: the corruption is not linear, so round 0 draws from N(0, I) about what the observation shows")
+        return standard_normal(setup.shape)
+    count = len(observations.y)
+    used = min(config.num_examples or count, count)
+    subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
+    fit = lookup("start.name", config.name, starts.STARTS)
+    total = config.iterations * (1 if config.components == 1 or config.name == "gaussian" else 2)
+    options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
+    with Progress("start", total, "iterations", quiet=quiet) as progress:
+
+        def report(iteration: int, iterations: int, value: float) -> None:
+            progress.advance(1, f"log-likelihood {value:.4f}")
+            check()
+
+        options["report"] = report
+        key = stream_key(setup.config.seed, "start")
+        if not plugged:
+            return _finite(config, fit(key, setup.corruption, subset, **options))
+        accepted = inspect.signature(fit).parameters.values()
+        every = any(p.kind is p.VAR_KEYWORD for p in accepted)
+        given = {name: value for name, value in options.items() if every or name in {p.name for p in accepted}}
+        return accept_start(config.name, fit(key, setup.corruption, subset, **given), setup.shape)
+
+
+def _finite(config: Any, mixture: Mixture) -> Mixture:
+    """The fit, unless float32 was not enough for it."""
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mixture)):
+        raise UserError(
+            f"config.start.name: the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones; raise "
+            f"start.variance_floor ({config.variance_floor}) or corruption.noise_std, or lower start.rank ({config.rank})"
+        )
+    return mixture
+
+
+def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:
+    """A start from outside as a mixture that a checkpoint can hold.
+
+    Raises:
+        UserError: it is no mixture for this shape, or has an entry that is not finite.
+    """
+    try:
+        weights, (mean, variance, factor) = found
+        fits = mean.shape == (len(weights), *shape) and factor.shape == (len(weights), factor.shape[1], *shape)
+        fits = fits and variance.shape in ((len(weights),), mean.shape)
+        fits = fits and all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+    except Exception as error:
+        fits, found = False, f"{type(found).__name__}, {type(error).__name__}: {error}"
+    if not fits:
+        what = found if isinstance(found, str) else jax.tree.map(np.shape, found)
+        raise UserError(
+            f"config.start.name: {name!r} returned {what}; expected a finite diffem_jax.Mixture with log_weights [K], mean "
+            f"[K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]; see diffem_jax.testing.check_start"
+        )
+    # A checkpoint holds no empty array.
+    factor = factor if factor.shape[1] else jnp.zeros((len(weights), 1, *shape))
+    return Mixture(weights, Gaussian(mean, variance, factor))
+
+
+def standard_normal(shape: tuple[int, ...]) -> Mixture:
+    """N(0, I) as a mixture of one component; a factor of zeros stands for none, since a checkpoint holds no empty array."""
+    component = Gaussian(jnp.zeros((1, *shape)), jnp.ones((1, *shape)), jnp.zeros((1, 1, *shape)))
+    return Mixture(jnp.zeros((1,)), component)
+
+
+def start_draw(setup: Setup) -> Callable[..., Any]:
+    """The draw of round 0: the start's exact posterior, or for nonlinear corruptions noise about what is seen."""
+    if is_linear(setup.corruption):
+        return starts.make_start_draw(setup.corruption)  # type: ignore[arg-type]
+
+    def draw(key: Any, mixture: Mixture, observation: Observation) -> Any:
+        noise = jax.random.normal(key, setup.shape)
+        if observation.y.shape == setup.shape:
+            return jnp.clip(observation.y, -2.0, 2.0) + 0.2 * noise
+        return mixture.components.mean[0] + noise
+
+    return draw

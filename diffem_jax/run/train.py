@@ -1,0 +1,177 @@
+"""A whole run: problem, start, rounds, prior. This is where the objects of a run are made; ``run.rounds`` is its loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffem_jax import em
+from diffem_jax.build import plugged
+from diffem_jax.build.engine import make_engine
+from diffem_jax.build.parts import make_sampler
+from diffem_jax.build.problem import Problem, load_problem
+from diffem_jax.errors import NonFinite, Preempted, UserError, first_line
+from diffem_jax.parallel import barrier, make_parallel, process_index
+from diffem_jax.report import console
+from diffem_jax.report.writers import Writers
+from diffem_jax.report.writers import check as check_writers
+from diffem_jax.run import held_out, warm
+from diffem_jax.run.context import Run
+from diffem_jax.run.measures import make_measures
+from diffem_jax.run.prior import train_prior
+from diffem_jax.run.rounds import run_rounds
+from diffem_jax.run.start import load_or_fit, standard_normal, start_draw
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import check_memory
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import stream_key
+
+Say = Callable[[str], None]
+__all__ = ["Preempted", "run_em"]
+
+
+def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, say: Say = print) -> Workdir:
+    """Runs, or goes on with, the EM rounds of a config in a work directory.
+
+    Args:
+        config: a checked configuration.
+        workdir: where results go.
+        override: accept a config that differs from the work directory's.
+        say: takes lines for the person watching.
+
+    Returns:
+        the work directory.
+
+    Raises:
+        UserError: a mistake in the config, the data or the folder.
+        Preempted: SIGTERM came; the same command goes on.
+    """
+    folder, lead = Workdir(workdir), process_index() == 0
+    speak: Say = say if lead else lambda line: None
+    with StopRequest() as stop:
+        problem = load_problem(config)
+        parameters = preflight(problem, folder)
+        measure = make_measures(problem)
+        folder.compare_config(config, override)
+        folder.create()
+        with folder.lock() if lead else contextlib.nullcontext():
+            if lead:
+                folder.check_config(config, override)
+            barrier("config")
+            for line in console.beginning(problem, folder, parameters):
+                speak(line)
+            try:
+                with stop.deferred(), open_writers(folder, config, lead) as writers:
+                    run = make_run(problem, folder, measure, stop, speak, writers)
+                    run_rounds(run)
+                    train_prior(problem.setup, folder, stop, speak)
+            except NonFinite as error:
+                raise _explained(folder, error, lead) from error
+        for line in console.ending(folder, (folder.prior / "final").exists()):
+            speak(line)
+    return folder
+
+
+def preflight(problem: Problem, folder: Workdir) -> Any:
+    """Builds everything once without compute, so that what does not fit is said before a file is written.
+
+    Returns:
+        the shapes of the network's parameters.
+
+    Raises:
+        UserError: a field that does not fit the data, the devices or another field.
+    """
+    setup, config = problem.setup, problem.setup.config
+    if problem.num_examples * config.e_step.draws >= 2**31:
+        raise UserError(
+            f"config.e_step.draws: {config.e_step.draws} of each of {problem.num_examples} observations; expected fewer than "
+            "2^31 draws in all; lower it"
+        )
+    if config.method == "oracle" and problem.truth is None:
+        raise UserError(
+            "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
+        )
+    make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
+    engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
+    try:
+        parameters = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+    except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
+        fields = {key: config.network[key] for key in config.network}
+        raise UserError(
+            f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)[:200]}); correct its fields"
+        ) from error
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
+    # Parameters, their average and gradients are there in any case.
+    check_memory("config.network", f"{config.network.name} of {size / 4:,.0f} parameters", 3 * size)
+    plugged.check(setup, engine.model)
+    check_writers(config)
+    warm.check(problem, folder, parameters)
+    return parameters
+
+
+@contextlib.contextmanager
+def open_writers(folder: Workdir, config: ConfigDict, lead: bool):  # type: ignore[no-untyped-def]
+    """The config's writers, closed whatever ends the run."""
+    last = checkpoints.latest(folder.rounds)
+    writers = Writers(folder, config, checkpoints.metadata(last)["step"] if last else 0, lead)
+    try:
+        yield writers
+    finally:
+        writers.close()
+
+
+def make_run(
+    problem: Problem, folder: Workdir, measure: Callable[..., Any], stop: StopRequest, say: Say, writers: Writers
+) -> Run:
+    """Fits or loads the start, and compiles what the rounds call."""
+    setup, config = problem.setup, problem.setup.config
+    parallel = make_parallel(config.parallel)
+    clock = console.CompileClock()
+    start = load_or_fit(problem, folder, say, quiet=process_index() != 0, check=stop.check)
+    clock.lap()
+    engine = make_engine(setup, parallel, start)
+    shapes = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+    return Run(
+        problem=problem,
+        workdir=folder,
+        store=ReconstructionStore(folder.reconstructions),
+        engine=engine,
+        start=start,
+        start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))),
+        params=warm.adopt(problem, folder, shapes, say),
+        measure=measure,
+        held_out=held_out.make(problem, parallel) if config.stop.rule == held_out.NAME else None,
+        stop=stop,
+        say=say,
+        writers=writers,
+        estimate=console.Estimate(config, problem.num_examples * config.e_step.draws, say),
+        clock=clock,
+    )
+
+
+def _explained(folder: Workdir, error: NonFinite, lead: bool) -> UserError:
+    """What to do about numbers that are not finite; a round whose draws are not is set aside, so that it is trained again."""
+    if error.folder is None and error.number == 0:
+        return UserError(
+            f"{error}; expected a start with finite draws; give another config.start (a higher variance_floor, a lower rank) "
+            "or a higher config.corruption.noise_std, and another --workdir"
+        )
+    broken = folder.round_checkpoint(error.number)
+    if lead and error.folder is None and broken.exists():
+        checkpoints.set_aside(broken)
+        for file in (folder.reconstructions / f"round_{error.number:05d}").glob("shard-*"):
+            file.unlink()
+    barrier("gone back")
+    folders = [folder.rounds, folder.start] if error.folder is None else [error.folder, folder.rounds, folder.start]
+    last = next(filter(None, (checkpoints.latest(f) for f in folders)), None)
+    place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+    return UserError(
+        f"{error}; {place}; expected finite numbers: lower config.m_step.learning_rate (with --override) and run the command again"
+    )

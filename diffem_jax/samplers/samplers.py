@@ -1,0 +1,197 @@
+"""Reverse-diffusion samplers as (init, step, final) triples of pure functions, and the one scan that runs them.
+
+A sampler of your own is a function that returns a ``Sampler``: hand it to ``sample`` or to ``em.make_e_step``, or add
+it to ``SAMPLERS``. Everything is for one example and speaks of the denoiser x-hat alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.types import DenoiseFn, Key, Sampler, Schedule
+
+
+def sample(key: Key, sampler: Sampler, denoise: DenoiseFn, times: Array, shape: tuple[int, ...]) -> Array:
+    """Draws one x by running a sampler from times[0] down to times[-1] in one ``lax.scan``.
+
+    Args:
+        key: the draw's key; the initial noise and every step use keys of their own.
+        sampler: the sampler.
+        denoise: (x_t, t) -> x-hat.
+        times: [N + 1], decreasing.
+        shape: the shape of x.
+
+    Returns:
+        x of ``shape``.
+    """
+    state = sampler.init(jax.random.fold_in(key, 0), times[0], shape)
+
+    def body(state: Any, step: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        index, t, s = step
+        state, _ = sampler.step(jax.random.fold_in(key, index), state, t, s, denoise)
+        return state, None
+
+    state, _ = jax.lax.scan(body, state, (jnp.arange(1, len(times)), times[:-1], times[1:]))
+    return sampler.final(state, times[-1])
+
+
+def initial_noise(schedule: Schedule, data_std: float, key: Key, t: Array, shape: tuple[int, ...]) -> Array:
+    """x_t ~ N(0, (alpha_t^2 data_std^2 + sigma_t^2) I), the law of x_t for centred data of that standard deviation."""
+    alpha, sigma = schedule(t)
+    return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * jax.random.normal(key, shape)
+
+
+def _unscale(schedule: Schedule, x: Array, t: Array) -> Array:
+    alpha, _ = schedule(t)
+    return x / alpha
+
+
+class _State(NamedTuple):
+    x: Array
+    denoised: Array
+    log_snr: Array
+
+
+def _exponential(schedule: Schedule, *, stochastic: bool, order: int, data_std: float = 1.0) -> Sampler:
+    """The exponential integrators of the diffusion SDE and ODE in the half log signal-to-noise ratio l = log(alpha / sigma).
+
+    With h = l_s - l_t and D the denoised point, extrapolated from the last two evaluations for order 2,
+
+        ODE:  x_s = (sigma_s / sigma_t) x_t         + alpha_s (1 - e^-h)  D
+        SDE:  x_s = (sigma_s / sigma_t) e^-h x_t    + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
+    """
+
+    def log_snr(t: Array) -> Array:
+        alpha, sigma = schedule(t)
+        return jnp.log(alpha / sigma)
+
+    def init(key: Key, t: Array, shape: tuple[int, ...]) -> _State:
+        x = initial_noise(schedule, data_std, key, t, shape)
+        # The first step has no past: an infinitely long previous step makes the extrapolation vanish.
+        return _State(x, jnp.zeros(shape), jnp.full((), -jnp.inf))
+
+    def step(key: Key, state: _State, t: Array, s: Array, denoise: DenoiseFn) -> tuple[_State, dict[str, Array]]:
+        _, sigma_t = schedule(t)
+        alpha_s, sigma_s = schedule(s)
+        now, then = log_snr(t), log_snr(s)
+        h = then - now
+        denoised = denoise(state.x, t)
+        target = denoised
+        if order == 2:
+            target = denoised + (h / (2 * (now - state.log_snr))) * (denoised - state.denoised)
+        if stochastic:
+            pull = -jnp.expm1(-2 * h)
+            noise = sigma_s * jnp.sqrt(pull) * jax.random.normal(key, state.x.shape)
+            x = (sigma_s / sigma_t) * jnp.exp(-h) * state.x + alpha_s * pull * target + noise
+        else:
+            x = (sigma_s / sigma_t) * state.x - alpha_s * jnp.expm1(-h) * target
+        return _State(x, denoised, now), {"denoised": denoised}
+
+    return Sampler(init, step, lambda state, t: _unscale(schedule, state.x, t))
+
+
+def ddpm(schedule: Schedule, data_std: float = 1.0) -> Sampler:
+    """Ancestral sampling, one evaluation a step: x_s ~ q(x_s | x_t, x = x-hat).
+
+    Source: Ho et al. 2020, arXiv 2006.11239, equation 6, for any alpha_t, sigma_t.
+    """
+    return _exponential(schedule, stochastic=True, order=1, data_std=data_std)
+
+
+def ddim(schedule: Schedule, data_std: float = 1.0) -> Sampler:
+    """Deterministic first-order sampling, one evaluation a step.
+
+    Source: Song et al. 2021, arXiv 2010.02502, equation 12 with eta = 0.
+    """
+    return _exponential(schedule, stochastic=False, order=1, data_std=data_std)
+
+
+def dpmpp_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
+    """Second-order multistep solver of the probability-flow ODE, one evaluation a step.
+
+    Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2.
+    """
+    return _exponential(schedule, stochastic=False, order=2, data_std=data_std)
+
+
+def dpmpp_2m_sde(schedule: Schedule, data_std: float = 1.0) -> Sampler:
+    """Second-order multistep solver of the diffusion SDE, one evaluation a step.
+
+    Source: Lu et al. 2022, arXiv 2211.01095, equation 19 (SDE-DPM-Solver++(2M)).
+    """
+    return _exponential(schedule, stochastic=True, order=2, data_std=data_std)
+
+
+def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
+    """Heun's second-order rule on the probability-flow ODE dx / dr = (x - x-hat) / r, r = sigma / alpha; two evaluations a step.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, algorithm 1.
+    """
+
+    def init(key: Key, t: Array, shape: tuple[int, ...]) -> Array:
+        return initial_noise(schedule, data_std, key, t, shape)
+
+    def step(key: Key, x: Array, t: Array, s: Array, denoise: DenoiseFn) -> tuple[Array, dict[str, Array]]:
+        del key
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        ratio_t, ratio_s = sigma_t / alpha_t, sigma_s / alpha_s
+        start = x / alpha_t
+        denoised = denoise(x, t)
+        slope = (start - denoised) / ratio_t
+        guess = start + (ratio_s - ratio_t) * slope
+        slope_end = (guess - denoise(alpha_s * guess, s)) / ratio_s
+        end = start + (ratio_s - ratio_t) * 0.5 * (slope + slope_end)
+        return alpha_s * end, {"denoised": denoised}
+
+    return Sampler(init, step, lambda x, t: _unscale(schedule, x, t))
+
+
+def predictor_corrector(
+    schedule: Schedule, data_std: float = 1.0, corrections: int = 1, step_size: float = 0.1
+) -> Sampler:
+    """A ddim predictor followed by Langevin corrections at the new noise level; 1 + corrections evaluations a step.
+
+    A correction is x <- x + d score + sqrt(2 d) z with d = step_size sigma_s^2 and
+    score = (alpha_s x-hat - x) / sigma_s^2.
+
+    Args:
+        schedule: the noise schedule.
+        data_std: the data's standard deviation.
+        corrections: Langevin steps after each prediction.
+        step_size: d / sigma_s^2, in (0, 1).
+
+    Source: Song et al. 2021, arXiv 2011.13456, algorithm 1.
+    """
+    predictor = ddim(schedule, data_std)
+
+    def step(key: Key, state: _State, t: Array, s: Array, denoise: DenoiseFn) -> tuple[_State, dict[str, Array]]:
+        state, info = predictor.step(key, state, t, s, denoise)
+        alpha, sigma = schedule(s)
+
+        def correct(x: Array, index: Array) -> tuple[Array, None]:
+            drift = step_size * (alpha * denoise(x, s) - x)
+            noise = jax.random.normal(jax.random.fold_in(key, index), x.shape)
+            return x + drift + jnp.sqrt(2 * step_size) * sigma * noise, None
+
+        x, _ = jax.lax.scan(correct, state.x, jnp.arange(corrections))
+        return state._replace(x=x), info
+
+    return Sampler(predictor.init, step, predictor.final)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "heun": heun,
+    "pc": predictor_corrector,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+}
+
+EVALUATIONS: dict[str, int] = {"heun": 2, "pc": 2}
+"""Network evaluations a step, where it is not 1."""

@@ -1,0 +1,218 @@
+"""Orbax checkpoints with checksums: a damaged one is found, named and set aside, and the one before it is used.
+
+Each checkpoint is a folder that Orbax writes under a temporary name and renames, with a ``<name>.checksums.json``
+beside it, written last: a checkpoint without it was never finished. Arrays only, so nothing is executed on load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from diffem_jax.errors import UserError, first_line
+from diffem_jax.parallel import agree_text, barrier, on_host
+from diffem_jax.storage.files import write_atomically
+from diffem_jax.types import PyTree
+
+_OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _checksums(path: Path) -> Path:
+    return path.with_name(path.name + ".checksums.json")
+
+
+def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
+    """Saves a tree of arrays; call it on every process. The first one writes.
+
+    Arrays are stored whole and know no device, so that any number of processes and devices can go on from them.
+
+    Args:
+        path: the checkpoint's folder; one of that name is replaced.
+        tree: arrays.
+        metadata: JSON values kept beside them (round, step, ...).
+
+    Raises:
+        UserError: the file system refused (full, read-only, too large); earlier checkpoints are untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lead = jax.process_index() == 0
+    try:
+        if lead:
+            _checksums(path).unlink(missing_ok=True)
+        sweep(path.parent)
+        with _quiet():
+            ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(on_host, tree)}, overwrite=True)
+        if lead:
+            record = {"metadata": metadata, "files": _files(path)}
+            write_atomically(_checksums(path), json.dumps(record))
+        barrier("saved")
+    except (OSError, ValueError) as error:
+        if lead:
+            for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        if isinstance(error, ValueError) and not _is_storage_error(error):
+            raise
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({_said(error)}); expected free space and write permission; "
+            "earlier checkpoints are whole: make space and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's threads from logging the traceback of an error that is raised here anyway."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _is_storage_error(error: Exception) -> bool:
+    words = (
+        "no space",
+        "resource_exhausted",
+        "file too large",
+        "disk quota",
+        "errno",
+        "failed to write",
+        "write failed",
+    )
+    return any(word in str(error).lower() for word in words)
+
+
+def _said(error: Exception) -> str:
+    line = first_line(error)
+    # Long ones are a path in the middle of two sentences that matter.
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-130:]}"
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: unfinished, or files that are missing or differ from their checksums."""
+    record = _checksums(path)
+    if not path.is_dir():
+        return "no such folder"
+    try:
+        files = json.loads(record.read_text())["files"]
+    except FileNotFoundError:
+        return "it was never finished (no checksums)"
+    except (ValueError, KeyError, TypeError):
+        return f"{record.name} is garbled"
+    found = _files(path)
+    wrong = [name for name, digest in files.items() if found.get(name) != digest]
+    return f"{wrong[0]} is missing or damaged" if wrong else None
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """The JSON values saved with a checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint, or its record is garbled.
+    """
+    try:
+        return json.loads(_checksums(path).read_text())["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again"
+        ) from None
+
+
+def load(path: Path, like: PyTree | None = None) -> PyTree:
+    """Loads a checkpoint into the structure, shapes and dtypes of ``like`` (arrays or ``ShapeDtypeStruct``).
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, or of another structure.
+    """
+    problem = fault(path)
+    if problem:
+        raise UserError(f"{path}: {problem}; expected a whole checkpoint; choose an earlier one of the same folder")
+    if like is None:
+        with _quiet():
+            return ocp.load_checkpointables(path.absolute(), {"state": None})["state"]
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    try:
+        return ocp.load_checkpointables(path.absolute(), {"state": jax.tree.map(describe, like)})["state"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: its arrays do not fit this configuration ({_said(error)}); expected the network and optimiser "
+            "that wrote it; use its own config.json"
+        ) from error
+
+
+def written(folder: Path, pattern: str = "*") -> list[Path]:
+    """The checkpoints of a folder, oldest first; what was set aside, half-written or made by others is not among them."""
+    return sorted(p for p in folder.glob(pattern) if p.is_dir() and _OURS.match(p.name))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed process left half-written in a folder of checkpoints."""
+    if jax.process_index():
+        return
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        if _OURS.match(path.name.partition(".")[0]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def latest(folder: Path, warn: Any = print, pattern: str = "*") -> Path | None:
+    """The newest whole checkpoint of a folder, or None; call it on every process, the first one looks.
+
+    Damaged ones are renamed to ``*.corrupt`` and reported through ``warn``.
+    """
+    name = _latest(folder, warn, pattern) if jax.process_index() == 0 else ""
+    name = agree_text(name)
+    return folder / name if name else None
+
+
+def _latest(folder: Path, warn: Any, pattern: str) -> str:
+    for path in reversed(written(folder, pattern)):
+        problem = fault(path)
+        if problem is None:
+            return path.name
+        set_aside(path)
+        warn(f"{path}: {problem}; set aside as {path.name}.corrupt, going on from the one before it")
+    return ""
+
+
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint out of the way, keeping it."""
+    target, number = path.with_name(path.name + ".corrupt"), 0
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{number}.corrupt")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(target)
+    _checksums(path).unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint: its checksums first, so that a crash half-way leaves an unfinished one, not a damaged one."""
+    if jax.process_index() == 0:
+        _checksums(path).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)

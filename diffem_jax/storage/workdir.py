@@ -1,0 +1,203 @@
+"""The work directory of a run: its paths, its lock, its configuration and its log of metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffem_jax.config import differences, flatten
+from diffem_jax.errors import UserError
+from diffem_jax.networks.embedding import NETWORK_VERSION
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import write_atomically
+
+_VERSION = "network_version"
+_TEMPORARY = re.compile(
+    r"^\.(config\.json|metrics\.jsonl|environment\.json|wandb_run\.json|report\.html|\w+\.checksums\.json)\.\d+\.tmp$"
+)
+
+
+class Workdir:
+    """Paths under one folder.
+
+    config.json, metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint a round), latest/ (rolling, inside an
+    M-step), reconstructions/, samples/*.png, prior/, report.html.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root).expanduser()
+        self.config = self.root / "config.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.start = self.root / "start"
+        self.rounds = self.root / "rounds"
+        self.latest = self.root / "latest"
+        self.reconstructions = self.root / "reconstructions"
+        self.samples = self.root / "samples"
+        self.prior = self.root / "prior"
+        self.report = self.root / "report.html"
+
+    def round_checkpoint(self, number: int) -> Path:
+        """rounds/round_00003."""
+        return self.rounds / f"round_{number:05d}"
+
+    def last_round(self) -> Path:
+        """The newest whole checkpoint of a round.
+
+        Raises:
+            UserError: no round is finished.
+        """
+        path = checkpoints.latest(self.rounds)
+        if path is None:
+            raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
+        return path
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to"
+            ) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process; the kernel frees it when the process dies, so no lock goes stale.
+
+        Files that a process was killed in the middle of writing are removed.
+
+        Raises:
+            UserError: another process holds it; names that process.
+        """
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"--workdir: {self.root} is in use by {holder}; expected no other run in it; wait for it, stop it, or give "
+                    "another folder"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            for folder in (self.root, self.start, self.rounds, self.latest, self.prior, self.root / "warm"):
+                for path in folder.glob(".*.tmp"):
+                    if _TEMPORARY.match(path.name):
+                        path.unlink(missing_ok=True)
+            yield
+
+    def compare_config(self, config: ConfigDict, override: bool) -> None:
+        """Compares the config with the folder's, if there is one; reads only.
+
+        Raises:
+            UserError: they differ; names the fields. Or the run is of another version of the networks, which no
+                override mends.
+        """
+        if not self.config.exists():
+            return
+        self.check_network()
+        if not override:
+            changed = differences(config, self.stored_config())
+            if changed:
+                listed = "\n  ".join(changed)
+                raise UserError(
+                    f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
+                    "another --workdir, the stored values, or --override to go on with the new ones"
+                )
+
+    def check_config(self, config: ConfigDict, override: bool) -> None:
+        """``compare_config``, and then the config is written, with the version of the networks."""
+        self.compare_config(config, override)
+        write_atomically(self.config, json.dumps({**flatten(config), _VERSION: NETWORK_VERSION}, indent=1) + "\n")
+
+    def stored_config(self) -> dict[str, Any]:
+        """The flattened config of the run.
+
+        Raises:
+            UserError: there is none, or it is not JSON.
+        """
+        stored = self._stored()
+        stored.pop(_VERSION, None)
+        return stored
+
+    def check_network(self) -> None:
+        """Compares the version of the networks that the run's parameters are for with this package's.
+
+        Raises:
+            UserError: they differ, or there is no config to tell.
+        """
+        # A run without the record began before there was one, when parameters of both versions were written; nothing in
+        # them tells which, so it counts as the earlier one.
+        found = self._stored().get(_VERSION, 1)
+        if found != NETWORK_VERSION:
+            raise UserError(
+                f"{self.config}: network version {found}; expected {NETWORK_VERSION}, since networks of another version "
+                "load its parameters but draw wrongly with them; train anew in another --workdir, or install the version "
+                "of diffem-jax that made it"
+            )
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            stored = json.loads(self.config.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError("not an object")
+            return stored
+        except FileNotFoundError:
+            raise UserError(
+                f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; lines that a crash or an editor has damaged are passed over."""
+        return self._lines()[0]
+
+    def _lines(self) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """The records, and the lines that are none: not JSON, not UTF-8, no object, or a round without its number."""
+        records, damaged = [], []
+        try:
+            data = self.metrics.read_bytes()
+        except FileNotFoundError:
+            return [], []
+        for line in filter(None, data.split(b"\n")):
+            try:
+                record = json.loads(line.decode())
+                whole = isinstance(record, dict) and (record.get("kind") != "round" or type(record["round"]) is int)
+            except (ValueError, RecursionError, KeyError):
+                whole = False
+            if whole:
+                records.append(record)
+            else:
+                damaged.append(line)
+        return records, damaged
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it).
+
+        Damaged lines move to metrics.jsonl.corrupt.
+        """
+        (records, damaged), same = self._lines(), (record.get("round"), record.get("kind"))
+        if damaged:
+            with self.metrics.with_name(self.metrics.name + ".corrupt").open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
+        places = [i for i, r in enumerate(records) if (r.get("round"), r.get("kind")) == same]
+        place = places[0] if places else len(records)
+        records[place : place + 1] = [record]
+        write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in records))

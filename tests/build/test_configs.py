@@ -1,0 +1,393 @@
+"""Every config that ships: checked, its full-size model traced, one E-step and M-step lowered for TPU and GPU."""
+
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from faults.command import command
+from ml_collections import ConfigDict
+
+from diffem_jax import em
+from diffem_jax.build.engine import make_engine
+from diffem_jax.build.methods import draws_from_data, edm, make_loss, make_model, make_setup
+from diffem_jax.build.parts import make_optimizer
+from diffem_jax.build.problem import load_problem
+from diffem_jax.config import CHOICES, default, validate
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.gaussians.starts import make_em_iteration, make_start_draw, zero_sums
+from diffem_jax.parallel import make_parallel
+from diffem_jax.run.start import standard_normal
+from diffem_jax.samplers.samplers import SAMPLERS
+from diffem_jax.types import stream_key
+
+VARIANTS = {
+    "digits": (
+        "mask50", "mask75", "mask90", "projection", "jpeg", "phase",
+        "paper", "mask50_paper", "mask75_paper", "mask90_paper", "projection_paper",
+    ),
+    "manifold": ("best", "quick", "published", "paper"),
+    "patches": (
+        "mask50", "mask90", "blur", "jpeg", "paper", "mask50_paper", "mask90_paper", "blur_paper", "jpeg_paper",
+    ),
+    "cifar10": ("mask75", "mask90", "blur", "jpeg20", "jpeg50", "jpeg70", "noisy"),
+    "celeba": ("mask50", "mask75"),
+    "own_data": ("small", "images", "paper", "table"),
+    "fourier": ("digits", "patches", "knee"),
+    "tables": ("breast_cancer30", "breast_cancer50", "wine30", "wine50"),
+    "series": ("gaps",),
+    "volumes": ("mask50",),
+}  # fmt: skip
+SHAPES = {
+    "digits": (8, 8, 1),
+    "manifold": (5,),
+    "patches": (16, 16, 3),
+    "cifar10": (32, 32, 3),
+    "celeba": (64, 64, 3),
+    "own_data": {"small": (16, 16, 3), "images": (16, 16, 3), "paper": (16, 16, 3), "table": (13,)},
+    "fourier": {"digits": (8, 8, 1), "patches": (16, 16, 3), "knee": (320, 320, 1)},
+    "tables": {"breast_cancer30": (30,), "breast_cancer50": (30,), "wine30": (13,), "wine50": (13,)},
+    "series": (128, 1),
+    "volumes": (8, 8, 8, 1),
+}
+ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
+
+
+REPEATS = {
+    ("digits", "mask75"),
+    ("digits", "mask50_paper"),
+    ("digits", "mask75_paper"),
+    ("digits", "mask90_paper"),
+    ("patches", "mask90"),
+    ("patches", "mask50_paper"),
+    ("patches", "mask90_paper"),
+    ("cifar10", "mask90"),
+    ("cifar10", "jpeg50"),
+    ("cifar10", "jpeg70"),
+    ("celeba", "mask75"),
+    ("tables", "breast_cancer50"),
+    ("tables", "wine50"),
+}
+"""Variants whose programs are those of the one before them, but for a rate or a quality."""
+KINDS = [case for case in ALL if case not in REPEATS]
+
+
+@pytest.fixture(autouse=True)
+def library_promotion():
+    """Optax's schedules promote integer counts to floats, and Flax promotes in bfloat16."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def shape_of(name: str, variant: str) -> tuple[int, ...]:
+    """The shape of x at full size."""
+    shape = SHAPES[name]
+    return shape[variant] if isinstance(shape, dict) else shape
+
+
+def load(name: str, variant: str) -> ConfigDict:
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    if config.data.name in ("observations", "arrays"):
+        config.data.path = "given-on-the-command-line.npz"
+    return config
+
+
+def examples(setup) -> object:
+    """One update's batch of two: x, and an operator beside each where the M-step takes those of the data; or observations."""
+    key = jax.random.key(0)
+    operator = jax.eval_shape(setup.corruption.draw_operator, key) if draws_from_data(setup) else None
+    one = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
+    tree = one if operator is None else (one, operator)
+    if setup.config.method == "ambient":
+        tree = jax.eval_shape(setup.corruption.sample, key, one)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 2, *a.shape), a.dtype), tree)
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_config_is_valid_and_its_parts_fit_at_full_size(name, variant):
+    config = load(name, variant)
+    validate(config)
+    assert tuple(config.data.shape) in ((), shape_of(name, variant))
+    setup = make_setup(config, shape_of(name, variant))
+    model = make_model(setup, standard_normal(setup.shape))
+    params = jax.eval_shape(model.denoiser.init, stream_key(0, "test"))
+    assert jax.tree.leaves(params)
+    observation = jax.eval_shape(setup.corruption.sample, stream_key(0, "test"), jnp.zeros(setup.shape))
+    assert jax.tree.leaves(observation)
+
+
+@pytest.mark.parametrize(
+    ("section", "size", "accumulate", "told"),
+    [("e_step", 301, 1, "devices, 2"), ("m_step", 255, 1, "devices, 2"), ("m_step", 256, 256, "accumulate, 2 x 256")],
+)
+def test_a_batch_that_the_devices_do_not_divide_is_refused(section, size, accumulate, told):
+    config = load("digits", "mask50")
+    config[section].batch_size, config.m_step.accumulate = size, accumulate
+    setup = make_setup(config, (8, 8, 1))
+    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}$"):
+        make_engine(setup, make_parallel("jit")._replace(num_devices=2), standard_normal(setup.shape))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
+    """Also where the optimiser is carried over, whose count goes on."""
+    m_step = default().m_step
+    m_step.optimizer, m_step.learning_rate_schedule, m_step.warmup_steps = "sgd", schedule, 1
+    optimizer = make_optimizer(m_step, 5)
+    state, rates = optimizer.init(jnp.zeros(())), []
+    for _ in range(10):
+        update, state = optimizer.update(jnp.ones(()), state)
+        rates.append(-float(update))
+    assert rates[5:] == rates[:5] and rates[0] == 0 and rates[1] == pytest.approx(m_step.learning_rate)
+    assert rates[4] < rates[1] or schedule == "constant"
+
+
+def test_what_is_assumed_and_what_made_the_data_are_two_entries():
+    """Equal unless the second is given; the data then follow it, and the method knows nothing of it."""
+    config = load("digits", "mask50")
+    setup = make_setup(config, (8, 8, 1))
+    assert setup.data_corruption is setup.corruption
+    with config.unlocked():
+        config.data.num_examples = 200
+        config.data_corruption = {"name": "pixel_mask", "rate": 0.9, "noise_std": 0.3}
+    validate(config)
+    problem = load_problem(config)
+    assert problem.setup.corruption == setup.corruption and problem.setup.corruption.rate == 0.5
+    y, seen = problem.observations.y, problem.observations.operator > 0
+    # 12,800 pixels: five standard errors.
+    assert abs(seen.mean() - 0.1) < 5 * (0.1 * 0.9 / seen.size) ** 0.5
+    assert 0.25 < (y - problem.truth)[seen].std() < 0.35
+
+
+@pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
+def test_every_run_may_train_a_prior_beside_its_posterior(name, variant):
+    """Also one whose loss is weighted by the base of its denoiser, which a prior has not."""
+    setup = make_setup(load(name, variant), shape_of(name, variant))
+    denoiser = edm(setup, None)
+    params = jax.eval_shape(denoiser.init, stream_key(0, "test"))
+    x = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
+    value = jax.eval_shape(make_loss(setup, denoiser, None), params, stream_key(0, "loss"), x)
+    assert value.shape == ()
+
+
+QUICK = [("cifar10", "mask75"), ("manifold", "best")]
+"""Lowered in every run of the tests; the others are lowered by ``make test-slow``."""
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [pytest.param(*case, marks=() if case in QUICK else (pytest.mark.slow,)) for case in KINDS],
+)
+def test_steps_lower_for_accelerators(name, variant):
+    """One M-step and one E-step of the full-size model for TPU and for GPU: nothing in them is for CPUs alone."""
+    lower(load(name, variant), shape_of(name, variant))
+
+
+METHODS = [
+    ("diffem", "ddpm"),
+    ("em_mmps", "ddim"),
+    ("em_pigdm", "heun"),
+    ("em_dps", "pc"),
+    ("oracle", "dpmpp_2m"),
+    ("ambient", "dpmpp_2m_sde"),
+]
+
+
+@pytest.mark.parametrize(("method", "sampler"), METHODS)
+def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
+    """On small digits. The prior's steps are those of the unconditional methods."""
+    assert {kind[0] for kind in METHODS} == set(CHOICES["method"]) and {kind[1] for kind in METHODS} == set(SAMPLERS)
+    config = load("digits", "mask50")
+    config.method, config.e_step.sampler, config.network.features = method, sampler, (16,)
+    lower(config, (8, 8, 1))
+
+
+def test_the_steps_of_the_start_lower_for_accelerators():
+    """An iteration of its fit, and the draws of round 0."""
+    shape = (8, 8, 1)
+    corruption = make_setup(load("digits", "mask50"), shape).corruption
+    law = Gaussian(jnp.zeros((2, *shape)), jnp.ones((2, *shape)), jnp.ones((2, 3, *shape)))
+    mixture = Mixture(jnp.log(jnp.full(2, 0.5)), law)
+    fit, draw = make_em_iteration(corruption, 1e-4, 2), em.map_examples(make_start_draw(corruption))
+
+    def both(data, observations, indices):
+        key = jax.random.wrap_key_data(data)
+        weights = jnp.ones(len(indices))
+        after = fit(key, mixture, zero_sums(mixture), jnp.ones(()), observations, indices, weights)
+        return after, draw(key, mixture, observations, indices)
+
+    observation = jax.eval_shape(corruption.sample, stream_key(0, "test"), jnp.zeros((8, 8, 1)))
+    observations = jax.tree.map(lambda a: jax.ShapeDtypeStruct((4, *a.shape), a.dtype), observation)
+    shapes = jax.ShapeDtypeStruct((2,), jnp.uint32), observations, jax.ShapeDtypeStruct((4,), jnp.int32)
+    with jax.debug_key_reuse(False):
+        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(*shapes)
+    assert exported.platforms == ("tpu", "cuda") and "callback" not in exported.mlir_module()
+    assert exported.out_avals[-1].shape == (4, 8, 8, 1)
+
+
+def lower(config, shape):
+    """Both steps of a full-size model, exported for TPU and CUDA together."""
+    setup = make_setup(config, shape)
+    model = make_model(setup, standard_normal(setup.shape))
+    key = stream_key(0, "test")
+    params = jax.eval_shape(model.denoiser.init, key)
+    state = jax.eval_shape(lambda p: em.make_state(p, setup.optimizer), params)
+    m_step = em.make_m_step(model.loss, setup.optimizer, ema_decay=0.9)
+    e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+    if model.draw is not None:
+        e_step = em.map_examples(model.draw)
+
+    def both(data, state, x, slots, observations, indices):
+        key = jax.random.wrap_key_data(data)
+        return m_step(key, state, x, slots), e_step(key, state.ema_params, observations, indices)
+
+    one = jax.eval_shape(setup.corruption.sample, key, jax.ShapeDtypeStruct(setup.shape, jnp.float32))
+    observations = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), one)
+    shapes = [jax.ShapeDtypeStruct((1, 2), jnp.int32), observations, jax.ShapeDtypeStruct((2,), jnp.int32)]
+    with jax.debug_key_reuse(False):
+        data = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(data, state, examples(setup), *shapes)
+    assert exported.platforms == ("tpu", "cuda") and "callback" not in exported.mlir_module()
+    draws = exported.out_avals[-1]
+    assert draws.shape == (2, *setup.shape)
+
+
+SMALL = {
+    "rounds": 1,
+    "data.num_examples": 64,
+    "m_step.steps": 2,
+    "m_step.batch_size": 16,
+    "e_step.steps": 2,
+    "e_step.batch_size": 32,
+    "start.rank": 2,
+    "start.components": 1,
+    "start.iterations": 2,
+    "prior.steps": 0,
+    "eval.metrics": "()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), KINDS)
+def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tmp_path):
+    """Corruption, preconditioning, sampler, law of t, augmentation, schedule as the config has them; all else small."""
+    config, full = load(name, variant), shape_of(name, variant)
+    fields: dict[str, object] = dict(SMALL)
+    spatial = min(full[0], 16)
+    shape = full if len(full) < 3 or len(full) > 3 else (spatial, spatial, full[-1])
+    rng = np.random.default_rng(0)
+    if config.network.name == "unet":
+        levels = range(len(config.network.channels))
+        fields |= {"network.channels": tuple(8 for _ in levels), "network.blocks": 1, "network.embedding": 16}
+    else:
+        fields["network.features"] = (16,)
+    if config.data.name == "observations":
+        mask = (rng.random((64, *shape[:-1], 1 if len(shape) > 1 else shape[0])) < 0.5).astype(np.float32)
+        np.savez(tmp_path / "x.npz", y=rng.standard_normal((64, *shape), np.float32) * mask, mask=mask)
+        fields["data.path"] = tmp_path / "x.npz"
+    elif config.data.name.startswith("tfds:") or config.data.name == "arrays":
+        # Random pixels stand for a set that is not here.
+        np.savez(tmp_path / "x.npz", x=rng.uniform(-2, 2, (64, *shape)).astype(np.float32))
+        fields |= {"data.name": "arrays", "data.path": tmp_path / "x.npz", "data.split": "train", "data.shape": shape}
+    argv = [f"--config={name}:{variant}", *(f"--config.{field}={value}" for field, value in fields.items())]
+    ended = command(*argv, f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 0, ended
+    assert (tmp_path / "run" / "rounds" / "round_00001").exists() and "round 1: " in ended.out
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_every_variant_is_tested_and_told(name):
+    """Those that a config has, each by its name in the docstring, with a command, its hardware and what to expect of it."""
+    module = importlib.import_module(f"configs.{name}")
+    places = ("VARIANTS", "CORRUPTIONS", "PUBLISHED", "RATES")
+    found = [variant for place in places for variant in getattr(module, place, ())]
+    assert set(found) <= set(VARIANTS[name]) and len(VARIANTS[name]) == len(set(VARIANTS[name]))
+    told = " ".join(module.__doc__.split())
+    assert f"diffem --config={name}" in told and "Hardware: " in told
+    assert re.search(r"[Ee]xpect|[Nn]obody", told), "the number to expect, or that nobody has run it"
+    assert all(variant in told or variant.removesuffix("_paper") in told for variant in found)
+
+
+def test_every_config_is_tested():
+    names = {path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py")} - {"__init__"}
+    assert names == set(VARIANTS) == set(SHAPES)
+
+
+def test_a_warm_start_as_published_can_be_read_off():
+    """32 rounds of EM-MMPS, then 10 of DiffEM: arXiv 2510.12691, CIFAR-10."""
+    told = importlib.import_module("configs.cifar10").__doc__
+    mmps, warm = (
+        dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
+        for line in told.splitlines()
+        if "cifar10:mask75 --" in line and ("mmps" in line)
+    )
+    assert mmps == {"method": "em_mmps", "rounds": "32"} and warm["rounds"] == "10"
+    config = load("cifar10", "mask75")
+    config.method, config.rounds = "em_mmps", 32
+    validate(config)
+    make_model(make_setup(config, (32, 32, 3)), standard_normal((32, 32, 3)))
+    config = load("cifar10", "mask75")
+    config.start.checkpoint, config.rounds = warm["start.checkpoint"], 10
+    validate(config)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_unknown_variant_is_named(name):
+    with pytest.raises(ValueError, match="nonsense"):
+        load(name, "nonsense")
+
+
+def test_paper_settings_of_the_manifold_can_be_read_off():
+    config = load("manifold", "paper")
+    assert (config.rounds, config.data.num_examples, config.m_step.steps) == (32, 65_536, 65_536)
+    assert (config.e_step.sampler, config.e_step.steps) == ("pc", 4096)
+    assert config.m_step.learning_rate_schedule == "linear" and config.m_step.clip_norm == 1
+    assert (config.network.embedding, config.network.normalize, config.start.name) == (64, True, "gaussian")
+    assert np.allclose((config.schedule.sigma_min, config.schedule.sigma_max), (1e-3, 10.0))
+
+
+def test_published_settings_can_be_read_off():
+    """Every field of the published tables: arXiv 2510.12691, appendix."""
+    for variant in VARIANTS["cifar10"]:
+        c = load("cifar10", variant)
+        epochs = 512 if variant == "mask90" else 256
+        assert (c.data.name, c.data.num_examples, c.rounds) == ("tfds:cifar10", 50_000, 21)
+        assert (c.m_step.steps, c.m_step.batch_size, c.m_step.learning_rate) == (epochs * 50_000 // 256, 256, 2e-4)
+        assert (c.m_step.ema_decay, c.m_step.clip_norm, c.m_step.optimizer) == (0.9999, 1.0, "adam")
+        assert c.m_step.augment == ("flip", "hue", "saturation") and c.m_step.learning_rate_schedule == "constant"
+        assert (c.e_step.sampler, c.e_step.steps, c.start.name, c.start.rank) == ("ddpm", 256, "gaussian", 64)
+        assert (c.prior.steps, c.prior.sampler, c.prior.sampler_steps) == (512 * 50_000 // 256, "ddim", 256)
+        n = c.network
+        assert (n.channels, n.blocks, n.heads, n.embedding) == ((128, 256, 384), 5, ((1, 4),), 256)
+        assert n.dropout == 0.1
+    rates = {
+        v: (load("cifar10", v).corruption.rate, load("cifar10", v).corruption.noise_std)
+        for v in ("mask75", "mask90", "noisy")
+    }
+    assert rates == {"mask75": (0.75, 1e-3), "mask90": (0.9, 1e-3), "noisy": (0.5, 0.2)}
+    assert (load("cifar10", "blur").corruption.std, load("cifar10", "blur").corruption.noise_std) == (2.0, 1e-3)
+    assert [load("cifar10", f"jpeg{q}").corruption.quality for q in (20, 50, 70)] == [20, 50, 70]
+    for variant, rate, rounds in (("mask50", 0.5, 20), ("mask75", 0.75, 24)):
+        c = load("celeba", variant)
+        assert (c.corruption.rate, c.corruption.noise_std, c.rounds) == (rate, 1e-3, rounds)
+        assert (c.m_step.steps, c.m_step.batch_size, c.m_step.learning_rate) == (64 * 202_599 // 256, 256, 1e-4)
+        assert (c.m_step.ema_decay, c.m_step.clip_norm, c.m_step.augment) == (0.999, 1.0, ("flip", "shift"))
+        assert (c.e_step.sampler, c.start.rank, c.prior.steps) == ("ddpm", 1024, 512 * 202_599 // 256)
+        assert c.e_step.steps in (64, 256) and c.data.split == "train+validation+test"
+        n = c.network
+        assert (n.channels, n.blocks, n.heads, n.dropout) == ((128, 256, 384, 512), 3, ((3, 4),), 0.1)
+    for name in ("cifar10", "celeba"):
+        for variant in VARIANTS[name]:
+            c = load(name, variant)
+            assert (c.schedule.name, c.schedule.sigma_min, c.schedule.sigma_max) == ("ve", 1e-3, 100.0)
+            assert (c.m_step.time_law, c.m_step.time_law_beta) == ("beta", ((3.0, 3.0),))
+            assert (c.denoiser.preconditioning, c.m_step.loss_weight) == ("edm", "snr")
+    c = load("manifold", "paper")
+    assert (c.corruption.measurements, c.corruption.noise_std, c.network.features) == (2, 0.01, (256, 256, 256))
+    assert c.m_step.time_law_beta == ((2.0, 5.0), (5.0, 2.0)) and c.start.rank == 5
+    assert (c.m_step.learning_rate, c.m_step.learning_rate_end, c.m_step.batch_size) == (1e-3, 1e-6, 1024)

@@ -1,0 +1,516 @@
+"""Sources and a user's own observations: what is promised of good files, and what is said of bad ones."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffem_jax import data
+from diffem_jax.corruptions import CORRUPTIONS, Denoising, PixelMask, Projection
+from diffem_jax.data import images, npz, synthetic
+from diffem_jax.errors import UserError
+from diffem_jax.storage import files
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+SMALL: dict[str, Any] = {
+    "manifold": {"num_examples": 2000},
+    "digits": {},
+    "patches": {"num_examples": 600, "shape": (16, 16, 3)},
+    "breast_cancer": {},
+    "wine": {},
+    "series": {"num_examples": 300},
+    "volumes": {"num_examples": 64},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sources_are_deterministic_and_scaled(name, cache):
+    one, two = (data.load(name, cache_dir=cache, **SMALL[name]) for _ in range(2))
+    assert np.array_equal(one.x, two.x)
+    assert one.x.dtype == np.float32 and one.x.shape[1:] == one.shape == one.test_x.shape[1:]
+    assert 0.3 < np.std(one.x) < 1.6
+    if one.scale is None:
+        assert np.abs(one.x).max() <= 2
+    if one.labels is not None:
+        assert one.labels.shape == (len(one.x),) and one.test_labels.shape == (len(one.test_x),)
+
+
+@pytest.mark.parametrize("name", ["manifold", "series", "volumes", "patches", "wine"])
+def test_fewer_examples_are_the_first_ones(name, cache):
+    kwargs = {**SMALL[name], "num_examples": 40}
+    assert np.array_equal(data.load(name, **kwargs).x, data.load(name, **{**kwargs, "num_examples": 60}).x[:40])
+
+
+def test_seed_moves_the_points_but_not_the_curve():
+    one, two = (np.asarray(data.load("manifold", num_examples=4000, seed=s).x) for s in (0, 1))
+    assert not np.array_equal(one, two)
+    nearest = np.sqrt(((one[:200, None] - two[None]) ** 2).sum(-1)).min(1)
+    assert nearest.max() < 0.1 < np.std(one[:, 0])
+
+
+def test_curve_is_smooth_and_spans_the_box():
+    points = synthetic.curve(np.linspace(0, 1, 2001))
+    assert np.allclose(points.min(0), -2) and np.allclose(points.max(0), 2)
+    assert np.linalg.norm(np.diff(points, axis=0), axis=-1).max() < 0.05
+
+
+def test_digits_are_scikit_learns(cache):
+    from sklearn.datasets import load_digits
+
+    ours = data.load("digits", split="all", cache_dir=cache)
+    grey = np.round((ours.x[..., 0] + 2) * 4).astype(int)
+    truth = load_digits()
+    key = sorted((label, *image.ravel()) for image, label in zip(grey, ours.labels, strict=True))
+    assert key == sorted((label, *image.ravel()) for image, label in zip(truth.images, truth.target, strict=True))
+    assert data.load("digits", split="test", cache_dir=cache).x.shape[0] == 297
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_patches_of_tests_share_no_pixels_with_training(size):
+    train, test = images.patches("train", None, (size, size, 3)), images.patches("test", None, (size, size, 3))
+    assert len(train) > 50_000
+    # A crop's left column and right column: were the regions to overlap, textured columns would appear in both.
+    textured = lambda columns: columns[columns.std((1, 2)) > 20]  # noqa: E731
+    columns = lambda x: {c.tobytes() for side in (0, size // 2) for c in textured(x[:, :, side])}  # noqa: E731
+    assert not columns(train) & columns(test) and len(columns(test)) > 100
+
+
+def test_tables_scale_back():
+    from sklearn.datasets import load_wine
+
+    table = data.load("wine", split="all")
+    assert np.allclose(table.x.mean(0), 0, atol=1e-5) and np.allclose(table.x.std(0), 1, atol=1e-4)
+    back = table.x * table.scale + table.offset
+    assert np.allclose(np.sort(back, 0), np.sort(load_wine().data, 0), rtol=1e-3, atol=1e-3)
+
+
+def test_arrays_are_mapped_and_grey_levels_scaled(tmp_path, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(50, 4, 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "plain.npz", x=x, labels=np.arange(50))
+    np.savez_compressed(tmp_path / "packed.npz", x=x)
+    np.save(tmp_path / "x.npy", np.asfortranarray(x))
+    np.save(tmp_path / "grey.npy", np.arange(256, dtype=np.uint8).reshape(64, 4))
+    plain = data.load("arrays", path=tmp_path / "plain.npz")
+    assert np.array_equal(plain.x, x) and np.array_equal(plain.labels, np.arange(50))
+    for other in ("packed.npz", "x.npy"):
+        assert np.array_equal(data.load("arrays", path=tmp_path / other).x, plain.x)
+    whole = data.load("arrays", path=tmp_path / "grey.npy").x
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+    lazy = data.load("arrays", path=tmp_path / "grey.npy", num_examples=60).x
+    assert isinstance(lazy, data.Rows) and lazy.shape == (60, 4)
+    lazy_floats = data.load("arrays", path=tmp_path / "plain.npz").x
+    assert isinstance(lazy_floats.stored, np.memmap) and np.array_equal(lazy_floats[4:9], x[4:9])
+    assert whole.min() == -2 and np.isclose(whole.max(), 2)
+    assert np.array_equal(lazy[np.array([3, 1])], whole[[3, 1]]) and np.array_equal(lazy[-1], whole[59])
+    assert np.array_equal(np.asarray(lazy), whole[:60]) and np.array_equal(lazy[2:4], whole[2:4])
+
+
+def _write_images(folder, count, size=(20, 16), mode="RGB", seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        shape = (*size, 3) if mode == "RGB" else size
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / f"{i:03d}.png")
+
+
+def test_folder_is_converted_once_and_again_when_damaged(tmp_path, cache):
+    _write_images(tmp_path / "photos", 5)
+    load = lambda **k: data.load("folder", path=tmp_path / "photos", cache_dir=tmp_path / "c", **k)  # noqa: E731
+    x = np.array(load().x)
+    assert x.shape == (5, 20, 16, 3)
+    with Image.open(tmp_path / "photos" / "002.png") as image:
+        assert np.allclose((x[2] + 2) * 255 / 4, np.asarray(image), atol=1e-3)
+    assert load(shape=(8, 8, 1)).x.shape == (5, 8, 8, 1)
+    (entry,) = [f for f in (tmp_path / "c" / "images").iterdir() if np.load(f / "x.npy").shape == (5, 20, 16, 3)]
+    stored = entry / "x.npy"
+    content = bytearray(stored.read_bytes())
+    content[-7] ^= 255
+    stored.write_bytes(content)
+    assert np.array_equal(load().x, x)
+    assert [f for f in entry.parent.iterdir() if f.name.endswith(".corrupt")]
+
+
+def test_folder_of_unequal_or_broken_images_is_refused(tmp_path):
+    _write_images(tmp_path / "mixed", 2)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "mixed" / "z.png")
+    with pytest.raises(UserError, match=r"z\.png.*set data\.shape"):
+        data.load("folder", path=tmp_path / "mixed", cache_dir=tmp_path / "c")
+    (tmp_path / "mixed" / "z.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(UserError, match=r"z\.png: cannot be read"):
+        data.load("folder", path=tmp_path / "mixed", cache_dir=tmp_path / "c")
+    assert not list((tmp_path / "c").rglob("x.npy"))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "cifar"}, "expected one of"),
+        ({"name": "manifold", "shape": (5, 5)}, r"\(D,\)"),
+        ({"name": "wine", "num_examples": 10_000}, "has 143"),
+        ({"name": "series", "num_examples": 0}, "at least 1"),
+        ({"name": "series", "split": "valid"}, "data.split"),
+        ({"name": "patches", "shape": (16, 8, 3)}, "S, S, 3"),
+        ({"name": "folder"}, "data.path"),
+        ({"name": "arrays", "path": "no/such/file.npz"}, "no such file"),
+        ({"name": "tfds:../etc"}, "tfds name"),
+        ({"name": "tfds:cifar10", "cache_dir": "no/cache"}, "python -m diffem_jax.data.prepare cifar10"),
+    ],
+)
+def test_wrong_requests_say_what_to_do(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        data.load(**kwargs)
+
+
+# A user's own observations.
+
+N, SHAPE = 12, (6, 5, 3)
+MASKED = PixelMask(shape=SHAPE)
+
+
+def _good():
+    rng = np.random.default_rng(1)
+    mask = rng.integers(0, 2, (N, 6, 5, 1)).astype(np.float32)
+    mask[:, 0, 0] = 1
+    return {"y": rng.normal(size=(N, *SHAPE)).astype(np.float32), "mask": mask}
+
+
+def _changed(**changes):
+    arrays = _good()
+    for name, change in changes.items():
+        arrays[name] = change(arrays.get(name))
+    return {k: v for k, v in arrays.items() if v is not None}
+
+
+def _set(index, value):
+    def change(array):
+        array = array.copy()
+        array[index] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_hidden_entries_may_be_anything_and_read_as_zero(tmp_path, compressed):
+    arrays = _good()
+    hidden = np.broadcast_to(arrays["mask"] == 0, arrays["y"].shape)
+    spoilt = np.where(hidden, np.float32(np.nan), arrays["y"])
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "o.npz", y=spoilt, mask=arrays["mask"])
+    observation = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    assert np.array_equal(observation.y, np.where(hidden, 0, arrays["y"]))
+    assert np.array_equal(observation.operator, arrays["mask"])
+
+
+def test_large_files_stay_on_disk(tmp_path, monkeypatch):
+    arrays = _good()
+    np.savez(tmp_path / "o.npz", y=arrays["y"].astype(np.float64), mask=arrays["mask"].astype(bool))
+    whole = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("diffem_jax.data.operators.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
+    lazy = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    assert isinstance(lazy.y, data.Rows) and isinstance(lazy.operator, data.Rows)
+    index = np.array([7, 0, 3])
+    assert np.array_equal(lazy.y[index], whole.y[index]) and np.array_equal(lazy.operator[index], whole.operator[index])
+    np.savez(tmp_path / "d.npz", y=arrays["y"])
+    seen = data.load_observations(tmp_path / "d.npz", corruption=Denoising(shape=SHAPE)).y
+    assert isinstance(seen, data.Rows) and np.array_equal(seen[index], arrays["y"][index])
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    code = """
+import resource, sys, pathlib
+import numpy as np
+from diffem_jax import data
+from diffem_jax.corruptions import PixelMask
+from diffem_jax.data import files, operators
+files.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
+files.CHUNK_BYTES, files.RELEASE_BYTES = 2**20, 2**22
+def peak(count):
+    path = pathlib.Path(sys.argv[1]) / "o.npz"
+    y, mask = np.zeros((count, 32, 32, 3), np.float32), np.ones((count, 32, 32, 1), np.float32)
+    np.savez(path, y=y, mask=mask)
+    del y, mask
+    seen = data.load_observations(path, corruption=PixelMask(shape=(32, 32, 3)))
+    for batch in np.random.default_rng(0).permutation(count).reshape(-1, 50):
+        seen.y[batch], seen.operator[batch]
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024
+small, large = peak(500), peak(10_000)
+print(large - small)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40e6, done.stdout  # the file is 164 MB
+
+
+def test_one_operator_for_all_and_projections(tmp_path):
+    corruption = Projection(shape=(5,), measurements=2)
+    matrix = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    np.savez(tmp_path / "o.npz", y=np.zeros((N, 2), np.float32), operator=matrix)
+    observation = data.load_observations(tmp_path / "o.npz", corruption=corruption)
+    assert observation.operator.shape == (N, 2, 5) and np.array_equal(observation.operator[4], matrix)
+
+
+def test_examples_with_nothing_seen_are_counted(tmp_path):
+    np.savez(tmp_path / "o.npz", **_changed(mask=_set(slice(2, 5), 0)))
+    with pytest.warns(UserWarning, match="3 of 12 examples have nothing seen"):
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+
+
+BAD = {
+    "NaN": (lambda: _changed(y=_set((7, 0, 0, 1), np.nan)), "1 of 1080 entries are NaN.*first in example 7"),
+    "infinity": (lambda: _changed(y=_set((slice(3, 5), 0, 0), np.inf)), "6 of 1080.*first in example 3"),
+    "rank": (lambda: _changed(y=lambda y: y[..., 0]), r"\(12, 6, 5\); expected \('N', 6, 5, 3\)"),
+    "shape": (lambda: _changed(y=lambda y: y[:, :4]), r"\(12, 4, 5, 3\); expected"),
+    "complex": (lambda: _changed(y=lambda y: y.astype(complex)), "two channels"),
+    "strings": (lambda: _changed(y=lambda y: y.astype(str)), "dtype <U"),
+    "bool": (lambda: _changed(y=lambda y: y > 0), "dtype bool"),
+    "integers": (lambda: _changed(y=lambda y: y.astype(np.int32)), "scale to"),
+    "objects": (lambda: _changed(y=lambda y: y.astype(object)), "pickled objects"),
+    "empty": (lambda: _changed(y=lambda y: y[:0], mask=lambda m: m[:0]), "at least one example"),
+    "no y": (lambda: _changed(y=lambda y: None), "no array 'y'"),
+    "no mask": (lambda: _changed(mask=lambda m: None), "no array 'mask'"),
+    "mask of zeros": (lambda: _changed(mask=np.zeros_like), "nothing is seen in any of 12"),
+    "mask values": (lambda: _changed(mask=_set((4, 1, 1), 0.5)), "value 0.5 in example 4"),
+    "mask NaN": (lambda: _changed(mask=_set((4, 1, 1), np.nan)), "value nan in example 4"),
+    "mask rank": (lambda: _changed(mask=lambda m: m[..., 0]), r"\(12, 6, 5\); expected \(12, 6, 5, 1\)"),
+    "counts": (lambda: _changed(mask=lambda m: m[:9]), r"9.*expected 12"),
+    "grey levels": (lambda: _changed(y=lambda y: np.abs(y) * 100), "y / 255"),
+    "two operators": (lambda: _changed(operator=lambda _: np.zeros((N, 6, 5, 1))), "both"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_observations_are_refused(tmp_path, case):
+    make, message = BAD[case]
+    np.savez(tmp_path / "o.npz", **make())
+    with pytest.raises(UserError, match=message) as error:
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    assert "o.npz" in str(error.value)
+
+
+def test_operator_for_a_corruption_without_one_is_refused(tmp_path):
+    np.savez(tmp_path / "o.npz", **_good())
+    with pytest.raises(UserError, match="Denoising draws no operator"):
+        data.load_observations(tmp_path / "o.npz", corruption=Denoising(shape=SHAPE))
+
+
+def _zip(path, name, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, content)
+
+
+def _npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _header_of(shape):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def _truncated(path):
+    np.savez(path, **_good())
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def _garbled(path):
+    np.savez_compressed(path, y=_good()["y"])
+    content = bytearray(path.read_bytes())
+    content[1500:1700] = bytes(200)
+    path.write_bytes(content)
+
+
+HOSTILE = {
+    "not a zip": (lambda p: p.write_bytes(b"hello"), "not an .npz"),
+    "empty file": (lambda p: p.write_bytes(b""), "not an .npz"),
+    "truncated": (_truncated, "not an .npz|damaged"),
+    "garbled": (_garbled, "damaged"),
+    "traversal": (lambda p: _zip(p, "../y.npy", _npy(np.zeros((2, 3)))), "plain names"),
+    "absolute": (lambda p: _zip(p, "/tmp/y.npy", _npy(np.zeros((2, 3)))), "plain names"),
+    "no array": (lambda p: _zip(p, "y.npy", b"import os"), "not a readable .npy"),
+    "header too large": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99)), "cut off"),
+    "packed header": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99), zipfile.ZIP_DEFLATED), "not fit"),
+    "missing": (lambda p: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused(tmp_path, case):
+    make, message = HOSTILE[case]
+    make(tmp_path / "o.npz")
+    with pytest.raises(UserError, match=message):
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+
+
+def test_zip_bombs_are_refused_before_unpacking(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "RATIO_FREE_BYTES", 10_000)
+    monkeypatch.setattr(npz, "MAX_RATIO", 100)
+    _zip(tmp_path / "o.npz", "y.npy", _npy(np.zeros((N, 90, 90, 3), np.float32)), zipfile.ZIP_DEFLATED)
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("unpacked"))
+        with pytest.raises(UserError, match="ratio"):
+            data.load_observations(tmp_path / "o.npz")
+    monkeypatch.setattr(npz, "MAX_BYTES", 1000)
+    np.savez_compressed(tmp_path / "big.npz", y=_good()["y"])
+    with pytest.raises(UserError, match="declares"):
+        data.load_observations(tmp_path / "big.npz")
+
+
+def test_no_pickle_is_ever_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trapped"),))
+
+    np.savez(tmp_path / "o.npz", y=np.array([Trap()], dtype=object))
+    with pytest.raises(UserError, match="pickled objects"):
+        data.load_observations(tmp_path / "o.npz")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_folder_of_images_with_masks(tmp_path):
+    _write_images(tmp_path / "images", 6, (8, 7))
+    rng = np.random.default_rng(3)
+    (tmp_path / "masks").mkdir()
+    masks = rng.integers(0, 2, (6, 8, 7), np.uint8)
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask * 255).save(tmp_path / "masks" / f"{i:03d}.png")
+    observation = data.load_observations(tmp_path, corruption=PixelMask(shape=(8, 7, 3)), cache_dir=tmp_path / "c")
+    assert np.array_equal(observation.operator, masks[..., None].astype(np.float32))
+    assert np.all(np.asarray(observation.y)[masks == 0] == 0) and np.abs(observation.y).max() <= 2
+    (tmp_path / "masks" / "004.png").unlink()
+    with pytest.raises(UserError, match=r"no mask for 1 of 6 images, the first 004\.png"):
+        data.load_observations(tmp_path, cache_dir=tmp_path / "c")
+    Image.fromarray(np.full((8, 7), 99, np.uint8)).save(tmp_path / "masks" / "004.png")
+    with pytest.raises(UserError, match=r"004\.png: grey levels"):
+        data.load_observations(tmp_path, cache_dir=tmp_path / "c")
+
+
+def test_prepare_without_tensorflow_says_what_to_run_and_copy(tmp_path):
+    code = "import sys\nfrom diffem_jax import prepare\nfind = prepare.find_spec\n"
+    code += "prepare.find_spec = lambda n: None if n == 'tensorflow' else find(n)\n"
+    code += f"sys.exit(prepare.main(['cifar10', '--cache_dir={tmp_path}']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (
+        "python -m diffem_jax.data.prepare cifar10" in done.stderr and str(tmp_path / "tfds" / "cifar10") in done.stderr
+    )
+
+
+def _noisy(noise_std):
+    return {**_good(), "noise_std": noise_std}
+
+
+def test_every_observation_may_have_its_own_noise(tmp_path):
+    """The file's noise_std reaches the solves; without the corruption's consent it is refused."""
+    from diffem_jax.corruptions import VaryingNoise
+
+    std = np.linspace(0.05, 0.4, N).astype(np.float32)
+    corruption = VaryingNoise(shape=SHAPE, of=("pixel_mask", ()), noise_std=0.05)
+    for given in (std, std[:, None, None, None]):
+        np.savez(tmp_path / "o.npz", **_noisy(given))
+        observation = data.load_observations(tmp_path / "o.npz", corruption=corruption)
+        mask, level = observation.operator
+        assert np.array_equal(level, std) and np.array_equal(mask, _good()["mask"])
+    r = observation.y[3]
+    solved = np.asarray(corruption.solve_gram(r, (mask[3], level[3]), np.float32(1.0)))
+    assert np.allclose(solved, r / (1 + std[3] ** 2), atol=1e-5)
+    with pytest.raises(UserError, match=r"noise_std_max=0\.4 "):
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    np.savez(tmp_path / "o.npz", **_noisy(np.where(std > 0.3, 0, std)))
+    with pytest.raises(UserError, match="standard deviations > 0"):
+        data.load_observations(tmp_path / "o.npz", corruption=corruption)
+    np.savez(tmp_path / "o.npz", **_good())
+    with pytest.raises(UserError, match="no array 'noise_std'"):
+        data.load_observations(tmp_path / "o.npz", corruption=corruption)
+
+
+def test_a_range_of_noise_in_the_config_wraps_the_corruption():
+    from diffem_jax.build.parts import make_corruption
+
+    section = {"name": "pixel_mask", "rate": 0.3, "noise_std": 0.01, "noise_std_max": 0.0}
+    assert make_corruption("corruption", section, SHAPE) == PixelMask(shape=SHAPE, rate=0.3)
+    wide = make_corruption("corruption", {**section, "noise_std_max": 0.5}, SHAPE)
+    assert (wide.noise_std, wide.noise_std_max, wide.of) == (0.01, 0.5, PixelMask(shape=SHAPE, rate=0.3))
+    with pytest.raises(UserError, match="linear"):
+        make_corruption("corruption", {"name": "jpeg", "noise_std": 0.1, "noise_std_max": 0.5}, SHAPE)
+
+
+def test_indices_of_a_file_are_checked(tmp_path):
+    from diffem_jax.corruptions import CompressedSensing
+
+    corruption = CompressedSensing(shape=(6,))
+    good = {"y": np.ones((2, 3)), "signs": np.ones((2, 6)), "indices": np.array([[0, 1, 2], [3, 4, 5]])}
+    for name, wrong, message in (
+        ("indices", good["indices"] - 1, "from 0"),
+        ("indices", good["indices"] + 1, "below 6"),
+        ("indices", good["indices"] + 0.5, "fractions"),
+        ("signs", np.ones((3, 6)), "expected 2"),
+        ("signs", np.full((2, 6), np.nan), "NaN"),
+    ):
+        np.savez(tmp_path / "o.npz", **{**good, name: wrong})
+        with pytest.raises(UserError, match=message):
+            data.load_observations(tmp_path / "o.npz", corruption=corruption)
+
+
+def test_tables_come_back_and_groups_are_missing_together(tmp_path):
+    rng = np.random.default_rng(0)
+    age, colour = rng.normal(40, 10, 200), rng.choice(["red", "green", "blue"], 200)
+    seen = rng.random((2, 200)) < 0.7
+    given = {
+        "age": np.where(seen[0], age, np.nan),
+        "colour": [c if s else None for c, s in zip(colour, seen[1], strict=True)],
+    }
+    table = data.encode_table(given)
+    assert table.groups == (1, 3) and table.y.shape == table.mask.shape == (200, 4)
+    np.testing.assert_array_equal(table.mask, np.stack([seen[0], *[seen[1]] * 3], -1))
+    assert not table.y[table.mask == 0].any()
+    assert abs(table.y[seen[0], 0].mean()) < 1e-4 and abs(table.y[seen[0], 0].std() - 1) < 1e-4
+    table.save(tmp_path / "obs.npz")
+    back = data.load_table(tmp_path / "obs.npz")
+    assert back.columns == table.columns
+    noise = 0.1 * rng.standard_normal((5, *table.y.shape))
+    decoded = back.decode(table.y + noise)
+    assert np.abs(decoded["age"] - age)[:, seen[0]].max() < 0.6 * age.std()
+    assert (decoded["colour"][:, seen[1]] == colour[seen[1]]).all()
+    corruption = CORRUPTIONS["group_mask"](shape=(4,), groups=table.groups)
+    loaded = data.load_observations(tmp_path / "obs.npz", corruption=corruption)
+    np.testing.assert_array_equal(loaded.y, table.y)
+
+
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({}, "lengths"),
+        ({"a": [1, 2], "b": [1]}, "lengths"),
+        ({"a": [1.0, 1.0, None]}, "two different"),
+        ({"a": [1.0, float("inf")]}, "inf in row 1"),
+    ],
+)
+def test_tables_that_say_nothing_are_refused(columns, word, tmp_path):
+    with pytest.raises(UserError, match=word):
+        data.encode_table(columns)
+    table = data.encode_table({"a": [1.0, 2.0]})
+    with pytest.raises(UserError, match="the width of this table"):
+        table.decode(np.zeros((3, 2)))
+    table.save(tmp_path / "obs.npz")
+    (tmp_path / "obs.columns.json").write_text("[{}]")
+    with pytest.raises(UserError, match="columns"):
+        data.load_table(tmp_path / "obs.npz")

@@ -1,0 +1,188 @@
+"""tensorflow-datasets without TensorFlow: preparing the digits, reading images, races and kills."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import celeba
+from diffem_jax import data
+from diffem_jax.data import prepare
+from diffem_jax.errors import UserError
+from diffem_jax.storage import files
+
+
+def _without_tensorflow(tmp_path, code):
+    """Runs code in a process where importing tensorflow raises."""
+    block = tmp_path / "block" / "tensorflow"
+    block.mkdir(parents=True, exist_ok=True)
+    (block / "__init__.py").write_text("raise ImportError('TensorFlow is blocked in this test')")
+    path = os.pathsep.join([str(block.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_digits_prepare_and_load_where_tensorflow_cannot_be_imported(tmp_path):
+    code = f"""
+import sys
+try:
+    import tensorflow
+except ImportError:
+    from diffem_jax import data
+    assert "tensorflow_datasets" not in sys.modules
+    d = data.load("digits", cache_dir={str(tmp_path / "c")!r})
+    assert "tensorflow" not in sys.modules
+    print(d.x.shape, d.test_x.shape, float(d.x.min()), float(d.x.max()))
+"""
+    assert _without_tensorflow(tmp_path, code) == "(1500, 8, 8, 1) (297, 8, 8, 1) -2.0 2.0\n"
+
+
+def _race(folder, barrier, queue):
+    from diffem_jax.data.digits import prepare_digits
+
+    barrier.wait(60)
+    queue.put(str(prepare_digits(folder)))
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_race, args=(tmp_path, barrier, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {queue.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert len(found) == 1
+    assert [f.name for f in (tmp_path / "diffem_digits").iterdir()] == ["1.0.0"]
+
+
+def test_what_a_killed_process_left_is_not_taken_for_the_result(tmp_path):
+    folder = tmp_path / "set"
+
+    code = "import os, sys, pathlib; from diffem_jax.storage.files import publish\n"
+    code += "publish(pathlib.Path(sys.argv[1]), lambda s: (s / 'half').write_text('cut') and os._exit(9))"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], timeout=60).returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert not folder.exists()
+
+    def whole(scratch):
+        (scratch / "whole").write_text("all of it")
+        return scratch
+
+    assert [f.name for f in files.publish(folder, whole).iterdir()] == ["whole"]
+    assert left.exists()  # too young to be known as abandoned
+    os.utime(left, (0, 0))
+    files.publish(tmp_path / "set", whole)
+    assert left.exists()  # nothing is made, nothing is touched
+    folder.rename(tmp_path / "elsewhere")
+    files.publish(folder, whole)
+    assert not left.exists()
+
+
+def test_a_failing_build_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        files.publish(tmp_path / "set", lambda scratch: scratch / str(1 // 0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A set with an Image feature, prepared here from PNG files: TensorFlow is needed for neither."""
+    import tensorflow_datasets as tfds
+
+    root = tmp_path_factory.mktemp("tiny")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 10, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(root / f"{i}.png")
+
+    class TinySet(tfds.core.GeneratorBasedBuilder):
+        """Nine pictures."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(12, 10, 3))
+            label = tfds.features.ClassLabel(num_classes=9)
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(range(6)), "test": self._generate_examples(range(6, 9))}
+
+        def _generate_examples(self, numbers):
+            for i in numbers:
+                yield i, {"image": root / f"{i}.png", "label": i}
+
+    TinySet(data_dir=str(root / "cache" / "tfds"), file_format="array_record").download_and_prepare()
+    return root / "cache", pixels
+
+
+def test_images_are_read_by_index_scaled_and_labelled(tiny):
+    cache, pixels = tiny
+    loaded = data.load("tfds:tiny_set", cache_dir=cache)
+    assert loaded.shape == (12, 10, 3) and sorted(loaded.labels) == list(range(6)) and len(loaded.test_x) == 3
+    for x, labels in ((loaded.x, loaded.labels), (loaded.test_x, loaded.test_labels)):
+        assert np.allclose((np.asarray(x) + 2) * 255 / 4, pixels[labels], atol=1e-3)
+    assert len(data.load("tfds:tiny_set", split="test", num_examples=2, cache_dir=cache).x) == 2
+    assert data.load("tfds:tiny_set", shape=(6, 6, 1 + 2), cache_dir=cache).shape == (6, 6, 3)
+    with pytest.raises(UserError, match=r"data\.split: 'dev'.*'train'"):
+        data.load("tfds:tiny_set", split="dev", cache_dir=cache)
+
+
+def test_splits_are_joined_and_the_shape_is_that_of_the_celeba_config(tiny):
+    cache, pixels = tiny
+    whole = data.load("tfds:tiny_set", split="train+test", cache_dir=cache)
+    assert sorted(whole.labels[:6]) == list(range(6)) and sorted(whole.labels[6:]) == [6, 7, 8]
+    assert np.allclose((np.asarray(whole.x) + 2) * 255 / 4, pixels[whole.labels], atol=1e-3)
+    assert len(data.load("tfds:tiny_set", split="train+test", num_examples=7, cache_dir=cache).x) == 7
+    shape = tuple(celeba.get_config().data.shape)
+    assert data.load("tfds:tiny_set", split="train+test", shape=shape, crop=8, cache_dir=cache).x.shape == (9, *shape)
+    with pytest.raises(UserError, match=r"'train\+dev'.*not 'dev'"):
+        data.load("tfds:tiny_set", split="train+dev", cache_dir=cache)
+    with pytest.raises(UserError, match=r"data\.shape: \(6, 6\)"):
+        data.load("tfds:tiny_set", shape=(6, 6), cache_dir=cache)
+
+
+def test_images_are_read_where_tensorflow_cannot_be_imported(tiny, tmp_path):
+    code = "import sys; from diffem_jax import data; "
+    code += f"d = data.load('tfds:tiny_set', cache_dir={str(tiny[0])!r}, num_examples=5); "
+    code += "assert 'tensorflow' not in sys.modules; print(d.x.shape)"
+    assert _without_tensorflow(tmp_path, code) == "(5, 12, 10, 3)\n"
+
+
+def test_prepare_command(tmp_path, capsys, tiny):
+    assert prepare.main(["digits", "--cache_dir", str(tmp_path)]) == 0
+    assert "--config.data.name=digits" in capsys.readouterr().out
+    assert prepare.prepare("tiny_set", tiny[0]).name == "1.0.0"
+    assert prepare.main(["../up", "--cache_dir", str(tmp_path)]) == 2
+
+
+def test_without_tensorflow_or_network_the_commands_for_a_connected_machine_are_told(tmp_path, capsys):
+    """Both say what to run elsewhere and which folder to copy where, and leave nothing behind."""
+    import tensorflow_datasets as tfds
+
+    def offline(self, **kwargs):
+        raise ConnectionError("no route to host")
+
+    for found, reason in ((None, "TensorFlow is not installed"), (object(), "no route to host")):
+        with (
+            mock.patch.object(prepare, "find_spec", lambda name, found=found: found),
+            mock.patch.object(tfds.core.DatasetBuilder, "download_and_prepare", offline),
+        ):
+            assert prepare.main(["cifar10", "--cache_dir", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said
+        assert "pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare cifar10 --cache_dir=DIR" in said
+        assert f"copy the folder DIR/tfds/cifar10 to {tmp_path / 'tfds' / 'cifar10'}" in said
+    assert not list(tmp_path.rglob("*.array_record*"))

@@ -1,0 +1,354 @@
+"""Preconditionings around exact network terms, ignored and hidden observations, and the denoising loss."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffem_jax.corruptions import GaussianBlur, PixelMask
+from diffem_jax.denoisers.edm import Denoiser, bind, edm_denoiser, gaussian_denoiser, mixture_denoiser
+from diffem_jax.denoisers.losses import Uniform, denoising_loss, snr_weight
+from diffem_jax.denoisers.posterior import (
+    isotropic_base,
+    left_open,
+    moments_denoiser,
+    posterior_denoiser,
+    start_denoiser,
+)
+from diffem_jax.gaussians.gaussians import Mixture, posterior_moments, sample_posterior
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.networks.mlp import MLP
+from diffem_jax.samplers.schedules import SCHEDULES
+from diffem_jax.types import Observation
+
+D, NOISE = 3, 0.4
+CORRUPTION = PixelMask(shape=(D,), rate=0.5, noise_std=NOISE)
+OBSERVATION = Observation(jnp.array([0.9, 0.0, -0.4]), jnp.array([1.0, 0.0, 1.0]))
+MEAN = np.array([0.3, -0.5, 0.1])
+COV = np.array([[1.0, 0.7, 0.2], [0.7, 1.2, -0.3], [0.2, -0.3, 0.6]])
+BASE_MEAN, BASE_VARIANCE = 0.2, 0.8
+TIMES = (0.0, 0.4, 0.7, 1.0)
+
+
+def base(variance=BASE_VARIANCE):
+    return Mixture(
+        jnp.zeros((1,)), Gaussian(jnp.full((1, D), BASE_MEAN), jnp.full((1,), variance), jnp.zeros((1, 0, D)))
+    )
+
+
+def schedule_of(name="ve"):
+    return SCHEDULES[name](sigma_min=0.05, sigma_max=20.0)
+
+
+def two_components():
+    keys = jax.random.split(jax.random.key(3), 2)
+    parts = Gaussian(
+        jax.random.normal(keys[0], (2, D)), jnp.full((2, D), 0.3), 0.5 * jax.random.normal(keys[1], (2, 1, D))
+    )
+    return Mixture(jnp.log(jnp.array([0.3, 0.7])), parts)
+
+
+def exact(x, ratio, y, mask, mean=MEAN, cov=COV):
+    """E[x | x + ratio z, y] by precisions."""
+    inverse = jnp.asarray(np.linalg.inv(cov), jnp.float32)
+    precision = inverse + jnp.diag(mask / NOISE**2) + jnp.eye(len(x)) / ratio**2
+    return jnp.linalg.solve(precision, inverse @ jnp.float32(mean) + mask * y / NOISE**2 + x / ratio**2)
+
+
+class EdmTerm(nn.Module):
+    """The residual that c_skip x + c_out F still lacks."""
+
+    @nn.compact
+    def __call__(self, x, noise, condition, train=False):
+        def one(x, noise, condition):
+            ratio, y, mask = jnp.exp(noise), condition[:D], condition[D:]
+            x = x * jnp.sqrt(ratio**2 + 1)
+            return (exact(x, ratio, y, mask) - x / (1 + ratio**2)) * jnp.sqrt(1 + ratio**2) / ratio
+
+        return jax.vmap(one)(x, noise, condition)
+
+
+class PosteriorTerm(nn.Module):
+    """What the base's posterior mean lacks, divided by sqrt(v) and by the projection's eigenvalues."""
+
+    @nn.compact
+    def __call__(self, x, noise, condition, train=False):
+        def one(x, noise, condition):
+            ratio, (m, y, mask) = jnp.exp(noise), jnp.split(condition, 3)
+            x = x * jnp.sqrt(BASE_VARIANCE + ratio**2)
+            v = BASE_VARIANCE * ratio**2 / (BASE_VARIANCE + ratio**2)
+            left = jnp.where(mask > 0, NOISE**2 / (v + NOISE**2), 1.0)
+            return (exact(x, ratio, y, mask) - m) / (jnp.sqrt(v) * left)
+
+        return jax.vmap(one)(x, noise, condition)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ["edm", "posterior"])
+def test_exact_network_term_yields_the_exact_posterior(name, schedule):
+    schedule = schedule_of(schedule)
+    if name == "edm":
+        denoiser = edm_denoiser(EdmTerm(), schedule, CORRUPTION, (D,))
+    else:
+        denoiser = posterior_denoiser(PosteriorTerm(), schedule, CORRUPTION, (D,), base())
+    keys = jax.random.split(jax.random.key(1), 4)
+    run = jax.jit(lambda x, t: bind(denoiser, {}, OBSERVATION)(x, t))
+    for key, t in zip(keys, map(jnp.float32, TIMES), strict=True):
+        alpha, sigma = schedule(t)
+        x_t = alpha * jax.random.normal(key, (D,)) + sigma
+        truth = exact(x_t / alpha, sigma / alpha, *OBSERVATION)
+        np.testing.assert_allclose(run(x_t, t), truth, atol=2e-3)
+
+
+@pytest.mark.parametrize("prior", ["isotropic", "mixture"])
+def test_zero_network_is_the_base(prior):
+    """A fresh network outputs zero, so the posterior denoiser is the exact conditional mean of its base."""
+    law = base() if prior == "isotropic" else two_components()
+    schedule = schedule_of("vp")
+    denoiser = posterior_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    params = denoiser.init(jax.random.key(0))
+    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
+    given = jax.jit(bind(denoiser, params, OBSERVATION))(x_t, t)
+    np.testing.assert_allclose(
+        given, jax.jit(mixture_denoiser(schedule, law, CORRUPTION, OBSERVATION))(x_t, t), atol=1e-5
+    )
+    free = jax.jit(bind(denoiser, params))(x_t, t)
+    np.testing.assert_allclose(free, jax.jit(mixture_denoiser(schedule, law))(x_t, t), atol=1e-5)
+    assert jnp.abs(given - free).max() > 0.05
+    if prior == "isotropic":
+        alpha, sigma = schedule(t)
+        cov, mean = BASE_VARIANCE * np.eye(D), np.full(D, BASE_MEAN)
+        np.testing.assert_allclose(given, exact(x_t / alpha, sigma / alpha, *OBSERVATION, mean, cov), atol=1e-4)
+
+
+def trained(name, law=None):
+    """A denoiser whose network's last layer is not zero."""
+    network, schedule = MLP(features=(8,), embedding=4), schedule_of()
+    if name == "edm":
+        denoiser = edm_denoiser(network, schedule, CORRUPTION, (D,))
+    else:
+        denoiser = posterior_denoiser(network, schedule, CORRUPTION, (D,), law or two_components())
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
+    return denoiser, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+
+
+@pytest.mark.parametrize("name", ["edm", "posterior"])
+def test_ignored_and_hidden_observations(name):
+    denoiser, params = trained(name)
+    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
+    run = jax.jit(lambda observation, keep: denoiser.apply(params, x_t, t, observation, keep, None))
+    given, ignored = run(OBSERVATION, jnp.float32(1.0)), run(OBSERVATION, jnp.float32(0.0))
+    np.testing.assert_allclose(ignored, bind(denoiser, params)(x_t, t), rtol=1e-5)
+    assert jnp.abs(given - ignored).max() > 1e-3
+    spoiled = OBSERVATION._replace(y=jnp.where(OBSERVATION.operator > 0, OBSERVATION.y, jnp.nan))
+    np.testing.assert_array_equal(run(spoiled, jnp.float32(1.0)), given)
+    np.testing.assert_array_equal(run(spoiled, jnp.float32(0.0)), ignored)
+    guided = bind(denoiser, params, OBSERVATION, guidance=2.0)(x_t, t)
+    np.testing.assert_allclose(guided - ignored, 2 * (given - ignored), atol=1e-5)
+
+
+def test_unconditional_denoiser_takes_no_condition():
+    denoiser = edm_denoiser(MLP(features=(8,), embedding=4), schedule_of(), None, (D,))
+    params = denoiser.init(jax.random.key(0))
+    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
+    # A zero network leaves the exact denoiser of N(0, sigma_data^2 I).
+    law = Gaussian(jnp.zeros(D), jnp.ones(()), jnp.zeros((0, D)))
+    np.testing.assert_allclose(bind(denoiser, params)(x_t, t), gaussian_denoiser(schedule_of(), law)(x_t, t), atol=1e-5)
+
+
+def test_isotropic_base_keeps_closed_forms():
+    """The base has a scalar variance, which corruptions with spectral solves need to avoid dense matrices."""
+    law = isotropic_base(two_components())
+    assert law.components.variance.shape == (1,)
+    corruption = GaussianBlur(shape=(4, 4, 1), noise_std=0.1)
+    plain = isotropic_base(
+        Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 4, 4, 1)), jnp.ones(1), jnp.zeros((1, 0, 4, 4, 1))))
+    )
+    observation = corruption.sample(jax.random.key(0), jnp.ones((4, 4, 1)))
+    run = mixture_denoiser(schedule_of(), plain, corruption, observation)
+    assert "cholesky" not in str(jax.make_jaxpr(run)(jnp.ones((4, 4, 1)), jnp.float32(0.5)))
+
+
+def stub(apply):
+    return Denoiser(lambda key: jnp.zeros(D), apply)
+
+
+def test_loss_is_zero_at_the_truth_and_weighted_away_from_it():
+    x, schedule = jnp.array([0.5, -1.0, 0.3]), schedule_of()
+    denoiser = stub(lambda params, x_t, t, observation, keep, dropout: params)
+    loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), snr_weight)
+    assert loss(x, jax.random.key(0), x) == 0
+    value = jax.jit(lambda weight_key: loss(x + 2.0, weight_key, x))(jax.random.key(0))
+    assert value >= 4 * (1 / 20.0**2 + 1) * 0.99
+    plain = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), lambda sigma, data_std: jnp.ones(()))
+    np.testing.assert_allclose(plain(x + 2.0, jax.random.key(0), x), 4.0, rtol=1e-5)
+
+
+def test_loss_draws_everything_afresh_and_augments_first():
+    """Every call draws its own mask, noise and time, and the observation belongs to the augmented x."""
+    seen = jax.vmap(
+        lambda key: denoising_loss(
+            stub(
+                lambda params, x_t, t, observation, keep, dropout: jnp.stack([jnp.sum(observation.operator), t, x_t[0]])
+            ),
+            schedule_of(),
+            CORRUPTION,
+            Uniform(),
+            lambda sigma, data_std: jnp.ones(()),
+        )(None, key, jnp.zeros(D))
+    )(jax.random.split(jax.random.key(0), 16))
+    assert len(np.unique(np.asarray(seen))) == 16
+    clear = PixelMask(shape=(D,), rate=0.0, noise_std=0.0)
+    keys = []
+
+    def augment(key, x):
+        keys.append(key)
+        return x[::-1] + 1.0
+
+    echo = stub(lambda params, x_t, t, observation, keep, dropout: observation.y)
+    loss = denoising_loss(echo, schedule_of(), clear, Uniform(), snr_weight, augment=augment)
+    assert loss(None, jax.random.key(0), jnp.array([0.5, -1.0, 0.3])) < 1e-10 and keys
+
+
+def test_condition_dropout_and_network_dropout_reach_the_denoiser():
+    def apply(params, x_t, t, observation, keep, dropout):
+        assert dropout is not None
+        return jnp.full(D, keep)
+
+    options = {"condition_dropout": 0.25, "dropout": True}
+    loss = denoising_loss(stub(apply), schedule_of(), CORRUPTION, Uniform(), lambda s, d: jnp.ones(()), **options)
+    kept = jax.jit(jax.vmap(lambda key: loss(None, key, jnp.zeros(D))))(jax.random.split(jax.random.key(0), 4096))
+    assert set(np.unique(kept).tolist()) == {0.0, 1.0}
+    assert abs(float(jnp.mean(kept)) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4096)
+
+
+@pytest.mark.parametrize("name", ["mask", pytest.param("blur", marks=pytest.mark.slow)])
+def test_posterior_moments_are_those_of_exact_draws(name):
+    """Mean and variance of a mixture's posterior against its own draws; a blur has one average variance."""
+    shape = (D,) if name == "mask" else (6, 6, 1)
+    corruption = CORRUPTION if name == "mask" else GaussianBlur(shape=shape, std=1.0, noise_std=0.1)
+    keys = jax.random.split(jax.random.key(8), 4)
+    factor = 0.5 * jax.random.normal(keys[0], (2, 2, *shape))
+    variance = jnp.full((2, *shape) if name == "mask" else (2,), 0.2)
+    law = Mixture(jnp.log(jnp.array([0.4, 0.6])), Gaussian(jax.random.normal(keys[1], (2, *shape)), variance, factor))
+    observation = corruption.sample(keys[2], jnp.full(shape, 0.5))
+    mean, var = jax.jit(lambda o: posterior_moments(corruption, law, o))(observation)
+    draw = jax.vmap(lambda k: sample_posterior(k, corruption, law, observation))
+    draws = np.asarray(jax.jit(draw)(jax.random.split(keys[3], 20_000)))
+    np.testing.assert_allclose(mean, draws.mean(0), atol=0.04)
+    found = draws.var(0)
+    if name == "mask":
+        np.testing.assert_allclose(var, found, rtol=0.08, atol=1e-3)
+    else:
+        np.testing.assert_allclose(np.mean(var), found.mean(), rtol=0.3)
+
+
+def test_moments_base_without_a_network_is_the_starts_answer():
+    """At large noise its posterior mean, at small noise x_t where nothing is seen; exact for independent coordinates."""
+    schedule = schedule_of()
+    law = two_components()
+    fresh = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    params = fresh.init(jax.random.key(0))
+    mean, _ = posterior_moments(CORRUPTION, law, OBSERVATION)
+    np.testing.assert_allclose(bind(fresh, params, OBSERVATION)(jnp.full(D, 9.0), jnp.float32(1.0)), mean, atol=0.05)
+    small = bind(fresh, params, OBSERVATION)(jnp.full(D, 0.7), jnp.float32(0.0))
+    np.testing.assert_allclose(small[1], 0.7, atol=0.02)
+    plain = base()
+    plain = plain._replace(components=plain.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
+    alone = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), plain)
+    truth = mixture_denoiser(schedule, plain, CORRUPTION, OBSERVATION)
+    for t in map(jnp.float32, TIMES):
+        x_t = jnp.array([0.4, -0.8, 0.1])
+        np.testing.assert_allclose(bind(alone, params, OBSERVATION)(x_t, t), truth(x_t, t), atol=1e-4)
+
+
+def test_moments_base_hidden_values_do_not_leak_and_the_prior_ignores_y():
+    schedule = schedule_of()
+    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), two_components())
+    params = jax.tree.map(lambda a: a + 0.1, denoiser.init(jax.random.key(0)))
+    x_t, t = jnp.array([0.4, -0.8, 0.1]), jnp.float32(0.6)
+    spoiled = OBSERVATION._replace(y=OBSERVATION.y.at[1].set(jnp.nan))
+    seen = bind(denoiser, params, OBSERVATION)(x_t, t)
+    np.testing.assert_array_equal(bind(denoiser, params, spoiled)(x_t, t), seen)
+    prior = bind(denoiser, params)(x_t, t)
+    ignored = denoiser.apply(params, x_t, t, denoiser.prepare(OBSERVATION), 0.0, None)
+    np.testing.assert_allclose(ignored, prior, atol=1e-6)
+    assert float(jnp.abs(prior - seen).max()) > 0.05
+
+
+def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
+    """The squared error over what the base leaves open averages to one at every noise level."""
+    law = base()
+    law = law._replace(components=law.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
+    schedule = schedule_of()
+    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    params = denoiser.init(jax.random.key(0))
+    x = BASE_MEAN + BASE_VARIANCE**0.5 * jax.random.normal(jax.random.key(1), (20_000, D))
+    loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), None)
+    values = jax.jit(jax.vmap(loss, (None, 0, 0)))(params, jax.random.split(jax.random.key(2), len(x)), x)
+    np.testing.assert_allclose(np.mean(values), 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "mixture"])
+def test_without_an_observation_the_first_denoisers_are_the_start(prior):
+    """Both the prior of its own and the posterior's network that ignores y, in mean and in what they leave open."""
+    schedule, law = schedule_of(), low_rank() if prior == "gaussian" else two_components()
+    network = MLP(features=(8,), embedding=4)
+    both = start_denoiser(network, schedule, (D,), law), moments_denoiser(network, schedule, CORRUPTION, (D,), law)
+    truth = mixture_denoiser(schedule, law)
+    x = sample_mixture(jax.random.key(3), law, 40_000)
+    for denoiser in both:
+        free = bind(denoiser, denoiser.init(jax.random.key(0)))
+        for t in map(jnp.float32, TIMES):
+            x_t = jnp.array([0.4, -0.8, 0.1])
+            np.testing.assert_allclose(free(x_t, t), truth(x_t, t), rtol=1e-4, atol=1e-5)
+            alpha, sigma = schedule(t)
+            noisy = alpha * x + sigma * jax.random.normal(jax.random.key(4), x.shape)
+            left = np.mean((jax.jit(jax.vmap(truth, (0, None)))(noisy, t) - x) ** 2)
+            context = denoiser.prepare(OBSERVATION)
+            told = denoiser.open_variance(t, context, 0.0)
+            np.testing.assert_allclose(told, left_open(law)(sigma / alpha), rtol=1e-5)
+            # Of a mixture it is an estimate, too large where noise hides some of which component it was.
+            np.testing.assert_allclose(told, left, rtol=0.05 if prior == "gaussian" else 0.8)
+
+
+def low_rank():
+    """A Gaussian of rank 1 beyond its diagonal."""
+    factor = jnp.array([[[1.5, -1.0, 0.5]]])
+    return Mixture(jnp.zeros((1,)), Gaussian(jnp.full((1, D), 0.3), jnp.full((1, D), 0.04), factor))
+
+
+def sample_mixture(key, law, count):
+    """Draws of a mixture without an observation."""
+    rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
+    k = rng.choice(len(law.log_weights), count, p=np.exp(law.log_weights))
+    part = jax.tree.map(np.asarray, law.components)
+    own = np.broadcast_to(part.variance.reshape(len(part.mean), -1), part.mean.shape)[k]
+    latent = rng.normal(size=(count, part.factor.shape[1]))
+    x = part.mean[k] + np.einsum("nr,nrd->nd", latent, part.factor[k]) + np.sqrt(own) * rng.normal(size=(count, D))
+    return jnp.asarray(x, jnp.float32)
+
+
+def test_several_noise_levels_of_one_observation():
+    """One fresh y' and one preparation, and the mean loss over levels that are drawn apart."""
+    corruption, schedule, law = PixelMask(shape=(3,), rate=0.0, noise_std=0.0), SCHEDULES["ve"](), Uniform()
+    prepared = []
+
+    def prepare(observation):
+        prepared.append(observation)
+        return observation.y
+
+    # y is x here: the error is 1 at every level, and its weight tells the level.
+    denoiser = Denoiser(lambda key: (), lambda params, x_t, t, y, keep, dropout: y + 1.0, prepare)
+    x = jnp.array([0.3, -1.0, 2.0])
+    spread = {}
+    for levels in (1, 64):
+        loss = denoising_loss(denoiser, schedule, corruption, law, lambda ratio, std: jnp.log(ratio), levels=levels)
+        losses = [float(loss((), jax.random.key(i), x)) for i in range(8)]
+        assert len(prepared) == 8
+        prepared.clear()
+        spread[levels] = np.std(losses)
+    # log sigma is uniform over 11.5: its mean over 64 levels varies an eighth as much.
+    assert 0 < spread[64] < 0.6 < 1.5 < spread[1]

@@ -1,0 +1,393 @@
+"""Posterior transforms: exact where the theory says so, one example at a time, and useful where it does not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffem_jax.corruptions import CORRUPTIONS, Clipping, PixelMask, Projection, VaryingNoise
+from diffem_jax.denoisers.edm import gaussian_denoiser
+from diffem_jax.denoisers.guidance import COVARIANCES, POSTERIORS, consistent, dps, mmps, pigdm, single_gaussian
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation, sample_gaussian
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.samplers.samplers import ddpm, sample
+from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding, karras_grid
+from diffem_jax.types import Observation
+
+SIGMAS = (0.02, 0.3, 1.0, 20.0)
+CASES = {
+    "pixel_mask": PixelMask(shape=(4, 4, 1), rate=0.5, noise_std=0.2),
+    "projection": Projection(shape=(5,), measurements=2, noise_std=0.2),
+    "varying_noise": VaryingNoise(shape=(6,), noise_std=0.1, noise_std_max=0.5),
+}
+
+
+def schedule_of(name):
+    return SCHEDULES[name](sigma_min=0.01, sigma_max=30.0)
+
+
+def gaussian(shape, rank=2, seed=0):
+    """A Gaussian with correlated entries of unequal variances."""
+    rng = np.random.default_rng(seed)
+    mean, variance, factor = rng.normal(size=shape), rng.uniform(0.3, 1.0), 0.7 * rng.normal(size=(rank, *shape))
+    return Gaussian(*(jnp.asarray(leaf, jnp.float32) for leaf in (mean, variance, factor)))
+
+
+def isotropic(shape, variance=1.0):
+    return Gaussian(jnp.full(shape, 0.3), jnp.full(shape, variance), jnp.zeros((0, *shape)))
+
+
+def observe(corruption, law, seed=1):
+    """(observation, x) with x from the law."""
+
+    def draw(key):
+        x_key, y_key = jax.random.split(key)
+        x = sample_gaussian(x_key, law)
+        return corruption.sample(y_key, x), x
+
+    return jax.jit(draw)(jax.random.key(seed))
+
+
+def noisy(schedule, x, sigma, seed=2):
+    """(x_t, t) at the noise level sigma_t / alpha_t = sigma."""
+    t = schedule.time(jnp.float32(sigma))
+    alpha, sigma = schedule(t)
+    return alpha * x + sigma * np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32), t
+
+
+def at_all_levels(schedule, x, *denoisers):
+    """What each denoiser makes of one x_t for each of SIGMAS, [S, *X]."""
+    points = [np.stack(leaves) for leaves in zip(*(noisy(schedule, x, sigma) for sigma in SIGMAS), strict=True)]
+    return jax.jit(jax.vmap(lambda *point: tuple(denoise(*point) for denoise in denoisers)))(*points)
+
+
+def misfit(corruption, observation, x):
+    """|y - A x| for each of x [B, *X]."""
+
+    def one(x):
+        return jnp.linalg.norm(observation.y - corruption.forward(x, observation.operator))
+
+    return jax.vmap(one)(x)
+
+
+SETTINGS = [
+    *((schedule, case) for schedule in SCHEDULES for case in ("pixel_mask", "projection")),
+    ("rectified_flow", "varying_noise"),
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "case", "covariance"),
+    [*((*setting, "jacobian") for setting in SETTINGS), *((*setting, "cov_x") for setting in SETTINGS[2:4])],
+)
+def test_mmps_is_exact_for_gaussians(schedule, case, covariance):
+    schedule, corruption = schedule_of(schedule), CASES[case]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    approximate = mmps(prior, schedule, corruption, observation, iterations=8, covariance=covariance, moments=law)
+    exact = gaussian_denoiser(schedule, law, corruption, observation)
+    approximation, truth, free = at_all_levels(schedule, x, approximate, exact, prior)
+    np.testing.assert_allclose(approximation, truth, rtol=1e-5, atol=1e-5)
+    # The test could fail: the observation does make a difference.
+    assert jnp.abs(free - truth).max() > 0.1
+
+
+def test_as_many_iterations_as_distinct_eigenvalues_are_exact():
+    """The prior covariance, isotropic plus rank 2, has three distinct eigenvalues, also behind a mask."""
+    schedule, corruption = schedule_of("ve"), CASES["pixel_mask"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    point, prior = noisy(schedule, x, 3.0), gaussian_denoiser(schedule, law)
+    exact = gaussian_denoiser(schedule, law, corruption, observation)
+    better = [mmps(prior, schedule, corruption, observation, iterations=n) for n in (1, 2, 3)]
+    truth, *others = jax.jit(lambda *point: [denoise(*point) for denoise in (exact, prior, *better)])(*point)
+    errors = [float(jnp.linalg.norm(other - truth)) for other in others]
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 1e-2
+    assert errors[3] < 1e-4
+
+
+def test_the_network_is_linearised_once():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior, calls = gaussian_denoiser(schedule, law), []
+
+    def counted(x_t, t):
+        jax.debug.callback(lambda: calls.append(0))
+        return prior(x_t, t)
+
+    jax.block_until_ready(
+        jax.jit(mmps(counted, schedule, corruption, observation, iterations=5))(*noisy(schedule, x, 1.0))
+    )
+    jax.effects_barrier()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_every_covariance_solves_its_own_system(covariance):
+    """For scalar x and y = x + n the shift is score times V_x, which reveals the V that was used."""
+    schedule, corruption = schedule_of("vp"), dataclasses.replace(CASES["projection"], shape=(1,), measurements=1)
+    law = Gaussian(jnp.zeros(1), jnp.full(1, 0.8), jnp.zeros((0, 1)))
+    observation = Observation(jnp.array([1.5]), jnp.ones((1, 1)))
+    x_t, t = noisy(schedule, jnp.zeros(1), 2.0)
+    prior = gaussian_denoiser(schedule, law)
+    moments = Gaussian(jnp.zeros(1), jnp.float32(0.3), jnp.full((1, 1), 0.4))
+    transformed = mmps(prior, schedule, corruption, observation, covariance=covariance, moments=moments)
+    x_hat, free = jax.jit(lambda *point: (transformed(*point), prior(*point)))(x_t, t)
+    shift = x_hat - free
+    true = 0.8 * 4 / (0.8 + 4)
+    implied = true * (1.5 - free) / shift - corruption.noise_std**2
+    total = 0.3 + 0.4**2
+    expected = {"jacobian": true, "cov_x": total * 4 / (total + 4), "cov_t": 4.0, "zeros": 0.0}
+    np.testing.assert_allclose(implied, [expected[covariance]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "case"), SETTINGS)
+def test_pigdm_is_exact_for_isotropic_gaussians(schedule, case):
+    schedule, corruption = schedule_of(schedule), CASES[case]
+    for data_std, options in ((1.0, {}), (0.6, {"data_std": 0.6})):
+        law = isotropic(corruption.shape, data_std**2)
+        observation, x = observe(corruption, law)
+        prior = gaussian_denoiser(schedule, law)
+        exact = gaussian_denoiser(schedule, law, corruption, observation)
+        right = pigdm(prior, schedule, corruption, observation, **options)
+        wrong = pigdm(prior, schedule, corruption, observation, data_std=2.0)
+        approximation, truth, other = at_all_levels(schedule, x, right, exact, wrong)
+        np.testing.assert_allclose(approximation, truth, rtol=1e-5, atol=1e-5)
+        assert jnp.abs(other - truth).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_examples_do_not_influence_each_other(name):
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    prior = gaussian_denoiser(schedule, law)
+    xs = jax.jit(jax.vmap(sample_gaussian, (0, None)))(jax.random.split(jax.random.key(3), 4), law)
+    observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(4), 4), xs)
+    _, t = noisy(schedule, xs, 1.0)
+
+    def run(x_t, observation):
+        return POSTERIORS[name](prior, schedule, corruption, observation)(x_t, t)
+
+    # The same program with the other examples a thousand times larger: a step size shared by the batch would differ.
+    batched = jax.jit(jax.vmap(run))
+    others = np.array([[1.0], [1e3], [1e3], [1e3]], np.float32)
+    loud = observations._replace(y=observations.y * others)
+    np.testing.assert_array_equal(batched(xs * others, loud)[0], batched(xs, observations)[0])
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_what_was_not_observed_is_never_read(name):
+    schedule, corruption = schedule_of("ve"), CASES["pixel_mask"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    dirty = observation._replace(y=jnp.where(corruption.observed(observation.operator), observation.y, jnp.nan))
+    point, prior = noisy(schedule, x, 1.0), gaussian_denoiser(schedule, law)
+    run = jax.jit(lambda o: POSTERIORS[name](prior, schedule, corruption, o)(*point))
+    np.testing.assert_array_equal(run(observation), run(dirty))
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_nothing_observed_leaves_the_prior(name):
+    schedule, corruption = schedule_of("vp"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    nothing = Observation(observation.y, corruption.null_operator())
+    point, prior = noisy(schedule, x, 1.0), gaussian_denoiser(schedule, law)
+    guided = jax.jit(POSTERIORS[name](prior, schedule, corruption, nothing))(*point)
+    np.testing.assert_allclose(guided, jax.jit(prior)(*point), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "corruption"),
+    [*((name, CASES["projection"]) for name in SCHEDULES), ("ve", Clipping(shape=(6,), low=-1.0, high=1.0))],
+)
+def test_dps_reduces_the_misfit(schedule, corruption):
+    schedule, law = schedule_of(schedule), gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+
+    @jax.jit
+    def misfits(x_t, t):
+        steps = jnp.array([0.0, 0.05, 0.1])
+        x_hats = jax.vmap(lambda step: dps(prior, schedule, corruption, observation, step=step)(x_t, t))(steps)
+        return misfit(corruption, observation, x_hats)
+
+    for sigma in (0.3, 1.0, 20.0):
+        before, small, large = misfits(*noisy(schedule, x, sigma))
+        assert before > small > large
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_dps_moves_by_the_closed_form_for_gaussians(schedule):
+    """x-hat moves by step Cov[x | x_t] A^T r / |r|, with the covariance of a dense Gaussian."""
+    schedule, corruption = schedule_of(schedule), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    moved, free = at_all_levels(schedule, x, dps(prior, schedule, corruption, observation, step=0.7), prior)
+    a, y = np.asarray(observation.operator, np.float64), np.asarray(observation.y, np.float64)
+    cov = float(law.variance) * np.eye(5) + np.asarray(law.factor.T @ law.factor, np.float64)
+    for sigma, after, before in zip(SIGMAS, moved, np.asarray(free, np.float64), strict=True):
+        r = y - a @ before
+        given = np.linalg.inv(np.linalg.inv(cov) + np.eye(5) / sigma**2)
+        np.testing.assert_allclose(after - before, 0.7 * given @ a.T @ r / np.linalg.norm(r), rtol=2e-3, atol=2e-5)
+
+
+def test_dps_stays_finite_where_the_observation_is_met():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    observation = Observation(jnp.zeros(2), corruption.draw_operator(jax.random.key(0)))
+    x_hat = jax.jit(dps(lambda x_t, t: x_t, schedule, corruption, observation))(jnp.zeros(5), jnp.float32(0.5))
+    np.testing.assert_array_equal(x_hat, np.zeros(5))
+
+
+def draws(transform, law, corruption, observation, count, steps, schedule):
+    """[count, *X], by ancestral sampling with the transformed exact denoiser of the law."""
+    times = karras_grid(schedule, steps)
+    denoise = transform(gaussian_denoiser(schedule, law), schedule, corruption, observation)
+    keys = jax.random.split(jax.random.key(7), count)
+    return jax.vmap(lambda key: sample(key, ddpm(schedule), denoise, times, law.mean.shape))(keys)
+
+
+def test_sampling_with_mmps_draws_from_the_posterior():
+    count, schedule = 4096, SCHEDULES["ve"](sigma_min=2e-3, sigma_max=50.0)
+    corruption = CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, _ = observe(corruption, law)
+
+    def transform(*args):
+        return mmps(*args, iterations=2)
+
+    x = np.asarray(jax.jit(lambda: draws(transform, law, corruption, observation, count, 256, schedule))())
+
+    def exact_mean(prior_mean):
+        return condition_on_observation(corruption, law._replace(mean=prior_mean), observation).mean
+
+    # The posterior mean moves with the prior's by 1 - K A, and the posterior covariance is (1 - K A) times the prior's.
+    mean = np.asarray(jax.jit(exact_mean)(law.mean))
+    shrink = np.asarray(jax.jit(jax.jacobian(exact_mean))(law.mean))
+    cov = shrink @ (law.variance * np.eye(len(mean)) + law.factor.T @ law.factor)
+    std = np.sqrt(np.diag(cov))
+    np.testing.assert_array_less(np.abs(x.mean(0) - mean), 5 * std / np.sqrt(count))
+    error = np.sqrt((np.outer(std, std) ** 2 + cov**2) / count)
+    np.testing.assert_array_less(np.abs(np.cov(x.T) - cov), 5 * error)
+
+
+def test_sampling_with_dps_fits_the_observation_better_than_the_prior():
+    schedule, corruption = schedule_of("ve"), CASES["projection"]
+    law = gaussian(corruption.shape)
+    observation, _ = observe(corruption, law)
+
+    @jax.jit
+    def mean_misfit(step):
+        def transform(*args):
+            return dps(*args, step=step)
+
+        return jnp.mean(
+            misfit(corruption, observation, draws(transform, law, corruption, observation, 256, 64, schedule))
+        )
+
+    free, little, more = (mean_misfit(step) for step in (0.0, 1.0, 4.0))
+    assert free > 1.5 * little > 2 * more
+
+
+def test_single_gaussian_has_the_mixtures_moments():
+    shape, log_weights = (3,), jnp.log(jnp.array([0.3, 0.7]))
+    parts = [gaussian(shape, seed=seed) for seed in (0, 1)]
+    mixture = Mixture(log_weights, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+    one = single_gaussian(mixture)
+    keys = jax.random.split(jax.random.key(5), 20000)
+    x = np.concatenate(
+        [
+            np.asarray(jax.jit(jax.vmap(sample_gaussian, (0, None)))(part_keys, part))
+            for part_keys, part in zip((keys[:6000], keys[6000:]), parts, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(one.mean, x.mean(0), atol=0.05)
+    np.testing.assert_allclose(one.variance * np.eye(3) + one.factor.T @ one.factor, np.cov(x.T), atol=0.1)
+    alone = single_gaussian(Mixture(jnp.zeros(1), jax.tree.map(lambda leaf: leaf[None], parts[0])))
+    for leaf, own in zip(alone, parts[0], strict=True):
+        np.testing.assert_allclose(leaf, own, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "word"),
+    [
+        (mmps, {"covariance": "hessian"}, "hessian"),
+        (mmps, {"covariance": "cov_x"}, "moments"),
+        (mmps, {"iterations": 0}, "iterations"),
+        (pigdm, {"data_std": 0.0}, "data_std"),
+    ],
+)
+def test_mistakes_are_named(make, options, word):
+    corruption = CASES["projection"]
+    law = isotropic(corruption.shape)
+    schedule = schedule_of("ve")
+    observation, _ = observe(corruption, law)
+    with pytest.raises(UserError, match=word):
+        make(gaussian_denoiser(schedule, law), schedule, corruption, observation, **options)
+
+
+def test_mistakes_about_the_corruption_are_named():
+    schedule, law = schedule_of("ve"), isotropic((6,))
+    prior, clipping = gaussian_denoiser(schedule, law), Clipping(shape=(6,))
+    observation, _ = observe(clipping, law)
+    for make in (mmps, pigdm):
+        with pytest.raises(UserError, match="Clipping"):
+            make(prior, schedule, clipping, observation)
+    noiseless = dataclasses.replace(CASES["projection"], shape=(6,), noise_std=0.0)
+    with pytest.raises(UserError, match="noise_std"):
+        mmps(prior, schedule, noiseless, observe(noiseless, law)[0], covariance="zeros")
+
+
+@pytest.mark.parametrize(("name", "fields"), [("phase", {"offset": 2.0})])
+def test_consistent_estimates_agree_with_y_to_within_the_noise_and_no_further(name, fields):
+    """An estimate far off is moved until its misfit is the noise's; one within the noise is left alone."""
+    corruption = CORRUPTIONS[name](shape=(8, 8, 1), noise_std=0.05, **fields)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.clip(jax.random.normal(keys[0], corruption.shape), -2, 2)
+    observation = corruption.sample(keys[1], x)
+    off = x + 0.6 * jax.random.normal(keys[2], x.shape)
+
+    def misfit(estimate):
+        return float(jnp.sqrt(jnp.mean((observation.y - corruption.forward(estimate, ())) ** 2)))
+
+    def moved(estimate):
+        transform = consistent(lambda x_t, t: x_t, VarianceExploding(), corruption, observation, iterations=30)
+        return jax.jit(transform)(estimate, jnp.asarray(0.5))
+
+    assert 0.03 < misfit(moved(off)) < min(0.075, 0.5 * misfit(off))
+    close = moved(off)
+    np.testing.assert_allclose(moved(close), close, atol=0.05)
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_jacobian_that_is_no_covariance_does_not_run_away(iterations):
+    """Where A V A^T + noise^2 I is nearly singular, the step stays within twice the residual."""
+    schedule, corruption = VarianceExploding(1e-3, 10.0), Projection(shape=(5,), measurements=2, noise_std=0.01)
+    observation, x = observe(corruption, isotropic((5,)))
+    x_t, t = noisy(schedule, x, 1.0)
+    # A V A^T has the eigenvalues -0.9 noise^2: the step would be nine times the residual.
+    inverse = jnp.linalg.pinv(observation.operator)
+    jacobian = -0.9 * 0.01**2 * inverse @ inverse.T
+
+    def denoise(x_t, t):
+        return jacobian @ x_t
+
+    x_hat = denoise(x_t, t)
+    moved = mmps(denoise, schedule, corruption, observation, iterations=iterations)(x_t, t) - x_hat
+    residual = jnp.linalg.norm(observation.y - corruption.forward(x_hat, observation.operator))
+    reached = jnp.linalg.norm(corruption.forward(moved, observation.operator))
+    assert 0.1 * residual < reached <= 2.0001 * residual
+
+
+def test_the_condition_of_a_short_projection_forgets_how_its_rows_are_mixed():
+    corruption = Projection(shape=(5,), measurements=2, noise_std=1e-4)
+    observation, _ = observe(corruption, isotropic((5,)))
+    mix = jnp.asarray([[0.8, 0.6], [-0.3, 1.1]])
+    mixed = Observation(mix @ observation.y, mix @ observation.operator)
+    np.testing.assert_allclose(corruption.condition(mixed), corruption.condition(observation), atol=1e-4)

@@ -1,0 +1,208 @@
+"""The networks' shapes, sizes and numerics."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffem_jax.build.methods import make_model, make_setup
+from diffem_jax.build.parts import make_network
+from diffem_jax.errors import UserError
+from diffem_jax.networks import NETWORKS
+from diffem_jax.networks.convolution import convolve
+from diffem_jax.networks.embedding import parameter_count, sinusoidal_embedding
+from diffem_jax.networks.mlp import MLP
+from diffem_jax.networks.unet import ResBlock, UNet
+from diffem_jax.run.start import standard_normal
+
+SMALL = {"channels": (4, 8), "blocks": 1, "heads": ((1, 2),), "embedding": 8, "dropout": 0.0}
+PLAIN = {**SMALL, "heads": ()}
+
+
+def data(shape, extra=2, batch=3):
+    keys = jax.random.split(jax.random.key(5), 3)
+    condition = jax.random.normal(keys[1], (batch, *shape[:-1], extra))
+    return jax.random.normal(keys[0], (batch, *shape)), jax.random.normal(keys[2], (batch,)), condition
+
+
+def prepare(network, *inputs, train=False, seed=7):
+    """Random parameters of the right shapes, without compiling the initialisation."""
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs, train=train))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / s.shape[0] ** 0.5, s.dtype), shapes)
+
+
+CASES = {
+    "mlp_vector": (MLP(features=(16, 16), embedding=8), (5,)),
+    "mlp_extras": (MLP(features=(16, 16), embedding=8, residual=True, fourier=2, normalize=False), (5,)),
+    "mlp_image": (MLP(features=(16,), embedding=8), (4, 4, 1)),
+    "unet_1d": (UNet(**PLAIN), (4, 2)),
+    "unet_2d_odd": (UNet(**SMALL), (5, 7, 3)),
+    "unet_3d": (UNet(**PLAIN), (4, 2, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shapes_and_independence(case):
+    """An example's output depends on all of its own inputs, and on no other example."""
+    network, shape = CASES[case]
+    inputs = data(shape)
+    variables, run = prepare(network, *inputs), jax.jit(network.apply)
+    out = run(variables, *inputs)
+    assert out.shape == inputs[0].shape and out.dtype == jnp.float32 and np.isfinite(out).all()
+    for i, value in enumerate(inputs):
+        changed = run(variables, *inputs[:i], value.at[1].add(1.0), *inputs[i + 1 :])
+        moved = np.abs(np.asarray(changed - out)).reshape(3, -1).max(1)
+        assert moved[1] > 1e-4 and max(moved[0], moved[2]) < 1e-5, (i, moved)
+
+
+@pytest.mark.parametrize("case", ["mlp", "unet"])
+def test_start_and_gradients(case):
+    """Networks start at zero, so that the first denoiser is its preconditioning's own; gradients are finite."""
+    network = {"mlp": MLP(features=(8,)), "unet": UNet(channels=(4,), blocks=1, heads=(), embedding=8)}[case]
+    inputs = data((4, 1))
+    out, variables = jax.jit(network.init_with_output)(jax.random.key(0), *inputs)
+    assert not np.asarray(out).any() and list(variables) == ["params"]
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum((network.apply(v, *inputs) - 1) ** 2)))(variables)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert any(np.asarray(g).any() for g in jax.tree.leaves(gradient))
+
+
+def test_without_condition():
+    for network in (MLP(features=(8,)), UNet(**SMALL)):
+        x, noise, _ = data((8, 1))
+        assert jax.eval_shape(lambda n=network, x=x, e=noise: n.init_with_output(jax.random.key(0), x, e))[0].shape == (
+            x.shape
+        )
+
+
+def test_published_cifar10_size():
+    network = NETWORKS["unet"]()
+    shapes = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1), jnp.zeros((1, 32, 32, 4)))
+    )
+    assert 57e6 < parameter_count(shapes) < 58e6
+
+
+def test_every_parameter_of_a_block_is_used():
+    block = ResBlock(4)
+    x, embedding = jax.random.normal(jax.random.key(0), (2, 4, 4, 4)), jax.random.normal(jax.random.key(1), (2, 8))
+    params = prepare(block, x, embedding)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(block.apply(p, x, embedding, False) ** 3)))(params)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.asarray(leaf).reshape(-1, leaf.shape[-1]).any(0).all(), jax.tree_util.keystr(path)
+
+
+def test_dropout_acts_in_training_alone():
+    block = ResBlock(4, dropout=0.5, spatial=1)
+    x, embedding = jax.random.normal(jax.random.key(0), (2, 8, 4)), jax.random.normal(jax.random.key(1), (2, 8))
+    variables = prepare(block, x, embedding)
+    train = jax.jit(lambda key: block.apply(variables, x, embedding, True, rngs={"dropout": key}))
+    plain, quiet = (
+        jax.jit(lambda b=b: b.apply(variables, x, embedding, False))() for b in (ResBlock(4, spatial=1), block)
+    )
+    np.testing.assert_allclose(quiet, plain, atol=1e-6)
+    one, two = train(jax.random.key(3)), train(jax.random.key(4))
+    assert np.abs(one - plain).max() > 1e-3 and np.abs(one - two).max() > 1e-3
+
+
+def test_bfloat16():
+    inputs = data((8, 1))
+    # Flax itself promotes in its reductions.
+    with jax.numpy_dtype_promotion("standard"):
+        half = UNet(**SMALL, dtype=jnp.bfloat16)
+        variables = prepare(half, *inputs)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        low = jax.jit(half.apply)(variables, *inputs)
+    out = jax.jit(UNet(**SMALL).apply)(variables, *inputs)
+    assert low.dtype == jnp.float32
+    assert 0 < np.abs(low - out).max() < 0.1 * np.abs(out).max()
+
+
+def test_a_config_chooses_bfloat16_and_remat():
+    """The network alone: parameters, gradients and the loss stay float32 and the loss keeps its value."""
+    config = importlib.import_module("configs.cifar10").get_config("mask75")
+    config.update({"network": {**PLAIN, "channels": (4,), "remat": True}})
+    losses, x = {}, jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+    # Flax promotes by itself.
+    with jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
+        for dtype in ("float32", "bfloat16"):
+            config.network.dtype = dtype
+            setup = make_setup(config, (4, 4, 3))
+            assert setup.network.remat and setup.network.dtype == dtype
+            model = make_model(setup, standard_normal(setup.shape))
+            variables = prepare(setup.network, *data((4, 4, 3), extra=4))["params"]
+
+            def mean_loss(p, model=model):
+                keys = jax.random.split(jax.random.key(0), 4)
+                return jnp.mean(jax.vmap(model.loss, (None, 0, 0))(p, keys, x))
+
+            losses[dtype] = float(jax.jit(mean_loss)(variables))
+            kept = jax.eval_shape(jax.value_and_grad(mean_loss), variables)
+            assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+        lowered = jax.export.export(jax.jit(mean_loss), platforms=["tpu"])(variables).mlir_module()
+    convolutions = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions and all("xbf16>" in line and "f32>" not in line for line in convolutions)
+    assert 0 < abs(losses["bfloat16"] / losses["float32"] - 1) < 0.03, losses
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(UserError, match=r"config.network.dtype: 'float16'; expected"):
+        make_network(ConfigDict({"name": "unet", "dtype": "float16"}))
+
+
+def test_remat_changes_no_number():
+    inputs = data((4, 1))
+    tiny = {"channels": (4,), "blocks": 1, "heads": (), "embedding": 8, "dropout": 0.1}
+    variables, results = prepare(UNet(**tiny), *inputs), []
+    for remat in (False, True):
+
+        def loss(variables, remat=remat):
+            rngs = {"dropout": jax.random.key(3)}
+            return jnp.sum(UNet(**tiny, remat=remat).apply(variables, *inputs, True, rngs=rngs) ** 2)
+
+        results.append(jax.jit(jax.grad(loss))(variables))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *results)
+
+
+def test_embedding_tells_noise_levels_apart():
+    levels = jnp.linspace(-7.0, 5.0, 64)
+    embedded = np.asarray(sinusoidal_embedding(levels, 32))
+    assert embedded.shape == (64, 32)
+    gaps = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1) + 10 * np.eye(64)
+    assert gaps.min() > 0.1
+    apart = np.abs(np.asarray(levels)[:, None] - np.asarray(levels)[None])
+    assert gaps[apart > 2].min() > 1
+
+
+@pytest.mark.parametrize(
+    ("sides", "window", "stride"),
+    [((9,), (3,), 1), ((8, 7), (3, 3), 1), ((8, 6), (3, 3), 2), ((4, 5, 4), (3, 1, 3), 2)],
+)
+def test_convolution_and_its_gradients_are_xlas_own(sides, window, stride):
+    """Alone, under vmap, and its gradient inside a loop; the tangent too."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, *sides, 3))
+    kernel = jax.random.normal(keys[1], (*window, 3, 4))
+    strides = (stride,) * len(sides)
+    cotangent = jax.random.normal(keys[2], jax.eval_shape(lambda: convolve.fun(x, kernel, strides)).shape)
+
+    def scalar(function, x, kernel):
+        each = jax.vmap(lambda one, c: jnp.sum(function(one[None], kernel, strides)[0] * c))
+        return jnp.sum(each(x, cotangent))
+
+    def looped(function):
+        def body(total, _):
+            return jax.tree.map(jnp.add, total, jax.grad(scalar, (1, 2))(function, x, kernel)), None
+
+        return jax.lax.scan(body, jax.tree.map(jnp.zeros_like, (x, kernel)), None, length=2)[0]
+
+    np.testing.assert_allclose(scalar(convolve, x, kernel), scalar(convolve.fun, x, kernel), rtol=1e-5)
+    for own, native in zip(jax.jit(looped, static_argnums=0)(convolve), looped(convolve.fun), strict=True):
+        np.testing.assert_allclose(own, native, atol=1e-4)
+    moved = jax.random.normal(keys[3], x.shape)
+    tangent = [jax.jvp(lambda a, f=f: f(a, kernel, strides), (x,), (moved,))[1] for f in (convolve, convolve.fun)]
+    np.testing.assert_allclose(*tangent, atol=1e-4)

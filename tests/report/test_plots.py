@@ -1,0 +1,181 @@
+"""Pictures: real digits and random vectors become PNG files with something in them, whole or not at all."""
+
+import gc
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from sklearn.datasets import load_digits
+
+from diffem_jax.errors import UserError
+from diffem_jax.report import plots
+
+
+def digits(count=12):
+    return (load_digits().images[:count, ..., None] / 4 - 2).astype(np.float32)
+
+
+def masked(x, seed=0):
+    return x * (np.random.default_rng(seed).uniform(size=x.shape) > 0.5)
+
+
+def pixels(path):
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    image = imread(path)
+    assert image.shape[0] > 50 and image.shape[1] > 50
+    assert image[..., :3].std() > 0.02
+    return image
+
+
+def vectors(dimensions, count=400, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dimensions)).astype(np.float32)
+
+
+IMAGES = {
+    "gray": lambda: digits(),
+    "no channel": lambda: digits()[..., 0],
+    "colour": lambda: np.repeat(digits(), 3, axis=-1),
+    "volume": lambda: np.stack([digits(5), digits(5)[::-1], digits(5)], axis=1),
+    "one example": lambda: digits(1),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_grids_of_images(tmp_path, name):
+    x = IMAGES[name]()
+    with_truth = pixels(plots.image_grid(tmp_path / "a.png", masked(x), x, x, title="round 1"))
+    without = pixels(plots.image_grid(tmp_path / "b.png", masked(x), x))
+    assert with_truth.shape[0] > without.shape[0]
+
+
+def test_a_grid_shows_what_it_is_given(tmp_path):
+    x = digits()
+    same = [pixels(plots.image_grid(tmp_path / f"{i}.png", x, x, x)) for i in range(2)]
+    np.testing.assert_array_equal(*same)
+    other = pixels(plots.image_grid(tmp_path / "other.png", x, -x, x))
+    rows = np.abs(same[0] - other).sum(axis=(1, 2)) > 0
+    third = len(rows) // 3
+    assert rows[third + 10 : 2 * third - 10].all() and not rows[: third - 10].any() and not rows[2 * third + 10 :].any()
+
+
+def test_observations_of_another_shape(tmp_path):
+    x = digits()
+    flat = pixels(plots.image_grid(tmp_path / "flat.png", x.reshape(12, -1)[:, :20], x, x))
+    grid = pixels(plots.image_grid(tmp_path / "grid.png", x, x, x))
+    assert flat.shape[0] < grid.shape[0]
+    spectrum = np.fft.fft2(x[..., 0])[..., None]
+    pixels(plots.image_grid(tmp_path / "complex.png", spectrum, x, x))
+    pixels(plots.image_grid(tmp_path / "small.png", x[:, ::2, ::2], x, x))
+
+
+def test_values_that_are_not_finite_are_drawn(tmp_path):
+    x = digits()
+    x[0, 0, 0] = np.nan
+    x[1, 0, 0] = np.inf
+    pixels(plots.image_grid(tmp_path / "a.png", x, x, x))
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_corner_plots(tmp_path, dimensions):
+    x = vectors(dimensions)
+    pixels(plots.corner(tmp_path / "a.png", x, x + 0.5, title="round 1"))
+    pixels(plots.corner(tmp_path / "b.png", x))
+
+
+def test_picture_chooses_by_shape(tmp_path):
+    x, y, z = vectors(3), vectors(20), digits()
+    chosen = [
+        (plots.picture(tmp_path / "x.png", x[:, :2], x, x), plots.corner(tmp_path / "cx.png", x, x)),
+        (plots.picture(tmp_path / "y.png", y[:, :9], y, y), plots.heat_map(tmp_path / "cy.png", y[:, :9], y, y)),
+        (plots.picture(tmp_path / "z.png", z, z), plots.image_grid(tmp_path / "cz.png", z, z)),
+    ]
+    for picture, expected in chosen:
+        np.testing.assert_array_equal(pixels(picture), pixels(expected))
+
+
+def test_spreads_of_draws(tmp_path):
+    x = digits(6)
+    noise = np.random.default_rng(1).normal(size=(9, *x.shape)).astype(np.float32)
+    full = pixels(plots.spread_grid(tmp_path / "a.png", masked(x), x + 0.5 * noise, x, title="draws"))
+    none = pixels(plots.spread_grid(tmp_path / "b.png", masked(x), np.stack([x] * 9), x, title="draws"))
+    assert full.shape == none.shape and (full != none).any()
+    colour = np.repeat(x + 0.5 * noise, 3, axis=-1)
+    pixels(plots.spread_grid(tmp_path / "c.png", masked(x), colour))
+    with pytest.raises(UserError, match="draws"):
+        plots.spread_grid(tmp_path / "d.png", masked(x), noise[:, :3])
+
+
+def test_curves(tmp_path):
+    records: list[dict] = [{"round": i, "step": 10 * i, "psnr": 10.0 + i, "psnr_standard_error": 0.5} for i in range(4)]
+    records += [{"step": 3, "loss": 1.0}, {"round": 2, "sinkhorn": float("nan"), "name": "text", "accuracy": 0.5}]
+    pixels(plots.curves(tmp_path / "all.png", records, title="run"))
+    one = pixels(plots.curves(tmp_path / "one.png", records, keys=["psnr", "absent"]))
+    wider = [{**record, "psnr_standard_error": 1.5} for record in records if "psnr" in record]
+    other = pixels(plots.curves(tmp_path / "wider.png", wider, keys=["psnr"]))
+    assert other.shape != one.shape or (other != one).any()
+    with pytest.raises(UserError, match="round"):
+        plots.curves(tmp_path / "none.png", [{"step": 1, "loss": 2.0}])
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (4, 0), (4,), (4, 2, 2)])
+def test_corner_refuses_other_shapes(tmp_path, shape):
+    with pytest.raises(UserError, match="corner"):
+        plots.corner(tmp_path / "a.png", np.zeros(shape))
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "a.png"
+    plots.image_grid(path, digits(), digits())
+    before = path.read_bytes()
+
+    def half(self, target, **kwargs):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="disk full"):
+        plots.image_grid(path, digits(), -digits())
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_eight_dimensions_are_the_most_of_a_corner_plot(tmp_path):
+    most = pixels(plots.picture(tmp_path / "a.png", vectors(2), vectors(8)))
+    more = pixels(plots.picture(tmp_path / "b.png", vectors(2), vectors(9)))
+    assert most.shape[0] > 2 * more.shape[0]
+
+
+def test_figures_do_not_pile_up(tmp_path):
+    def alive():
+        gc.collect()
+        return sum(isinstance(thing, Figure) for thing in gc.get_objects())
+
+    before = alive()
+    for _ in range(3):
+        plots.heat_map(tmp_path / "a.png", vectors(20), vectors(20))
+    # A test that failed or is still reported may hold a figure of its own; these three must be gone.
+    assert alive() <= before
+
+
+def test_importing_plots_does_not_import_matplotlib():
+    code = "import sys, diffem_jax.report.plots; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys, diffem_jax.report.plots as p, numpy as np, tempfile, pathlib\n"
+        "with tempfile.TemporaryDirectory() as d: p.corner(pathlib.Path(d) / 'a.png', np.zeros((3, 2)))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_a_grid_without_observations(tmp_path):
+    x = digits(6)
+    both = pixels(plots.image_grid(tmp_path / "a.png", x, x))
+    alone = pixels(plots.image_grid(tmp_path / "b.png", np.zeros(6), x, labels=("", "reconstruction")))
+    named = pixels(plots.image_grid(tmp_path / "c.png", np.zeros(6), x, labels=("", "prior draw long")))
+    assert alone.shape[0] < 0.75 * both.shape[0] and abs(alone.shape[1] - both.shape[1]) < 20
+    assert named.shape != alone.shape or (named != alone).any()

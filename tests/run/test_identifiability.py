@@ -1,0 +1,115 @@
+"""Directions of x that no observation sees, found from operators alone, against cases where they are known."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from diffem_jax.corruptions import CORRUPTIONS, Projection
+from diffem_jax.run import identifiability
+from diffem_jax.run.identifiability import look
+from diffem_jax.types import Observation
+
+
+def problem_of(corruption, operators=None, count=64):
+    """What ``look`` reads; y holds NaN, since it must not be read."""
+    if operators is None:
+        operators = jax.tree.map(
+            np.asarray, jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), count))
+        )
+    one = jax.tree.map(lambda a: a[0], operators)
+    y = jax.eval_shape(corruption.forward, jax.ShapeDtypeStruct(corruption.shape, np.float32), one).shape
+    setup = SimpleNamespace(data_corruption=corruption, shape=corruption.shape)
+    observations = Observation(np.full((count, *y), np.nan, np.float32), operators)
+    return SimpleNamespace(setup=setup, observations=observations, num_examples=count)
+
+
+def test_a_corruption_of_ones_own_need_not_say_what_is_observed():
+    class Bare:
+        """A fixed map onto the first two of four coordinates, by the methods of the protocol alone."""
+
+        shape, noise_std = (4,), 0.1
+
+        def draw_operator(self, key):
+            return jax.numpy.zeros(())
+
+        def forward(self, x, operator):
+            return x[:2]
+
+        def adjoint(self, y, operator):
+            return jax.numpy.pad(y, (0, 2))
+
+        def solve_gram(self, r, operator, v):
+            return r / (v + self.noise_std**2)
+
+    report = look(problem_of(Bare()))
+    assert report.unseen == 2 and not report.directions[:, :2].any()
+
+
+def test_masks_are_counted_and_pairs_never_seen_together_are_told():
+    corruption = CORRUPTIONS["pixel_mask"](shape=(4, 3, 2))
+    masks = (np.random.default_rng(0).uniform(size=(64, 4, 3, 1)) < 0.5).astype(np.float32)
+    masks[:, 1, 2] = 0
+    masks[:, 0, 0] = 1 - masks[:, 3, 1]
+    report = look(problem_of(corruption, masks))
+    assert (report.unseen, report.dimensions, report.examples) == (2, 24, 64)
+    hidden = np.zeros((4, 3, 2), bool)
+    hidden[1, 2] = True
+    np.testing.assert_array_equal(np.abs(report.directions).sum(0) > 0, hidden)
+    np.testing.assert_allclose(report.seen, np.broadcast_to(masks.mean(0), (4, 3, 2)), atol=1e-6)
+    assert report.pairs == 4 and report.least == 0
+    told = " ".join(report.warnings())
+    assert "2 of 24 directions" in told and "4 pairs" in told
+    masks[0], masks[1, 0, 0], masks[1, 3, 1], masks[2] = 1, 1, 1, 1
+    report = look(problem_of(corruption, masks))
+    assert report.unseen == report.pairs == 0 and not report.warnings() and not len(report.directions)
+
+
+def test_one_fixed_projection_leaves_its_null_space():
+    corruption = Projection(shape=(5,), measurements=2, noise_std=0.01)
+    a = np.asarray(corruption.draw_operator(jax.random.key(3)))
+    report = look(problem_of(corruption, np.broadcast_to(a, (64, 2, 5))))
+    assert report.method == "matrix" and report.unseen == 3 and len(report.directions) == 3
+    np.testing.assert_allclose(report.directions @ a.T, 0, atol=1e-3)
+    np.testing.assert_allclose(report.directions @ report.directions.T, np.eye(3), atol=1e-4)
+    report = look(problem_of(corruption))
+    assert report.unseen == 0 and report.least > 0.3 and not report.warnings()
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("grayscale", "box_downsampling", "pixel_mask")]
+
+
+@pytest.mark.parametrize("name", ["gaussian_blur", *SLOW])
+def test_lanczos_counts_what_the_matrix_shows(monkeypatch, name):
+    shape = (8, 8, 3)
+    corruption = CORRUPTIONS[name](shape=shape)
+    if name == "pixel_mask":
+        masks = np.ones((64, 8, 8, 1), np.float32)
+        masks[:, 2:6, 3:7] = 0
+        problem = problem_of(corruption, masks)
+        exact = look(problem)
+        monkeypatch.setattr(identifiability, "Mask", ())
+        assert look(problem).unseen == exact.unseen == 48
+    else:
+        problem = problem_of(corruption)
+    dense = look(problem)
+    assert dense.method == "matrix"
+    monkeypatch.setattr(identifiability, "DENSE", 0)
+    found = look(problem)
+    assert found.method == "lanczos" and found.dimensions == dense.dimensions == 192
+    assert abs(found.unseen - dense.unseen) <= max(2, 0.15 * dense.unseen), (found.unseen, dense.unseen)
+    if dense.unseen:
+        # What Lanczos names lies in the null space that the matrix has.
+        seen = np.linalg.norm(
+            np.stack([corruption.forward(u, _one(problem)).reshape(-1) for u in found.directions]), axis=1
+        )
+        assert len(seen) and (seen < 0.05).all()
+
+
+def _one(problem):
+    return jax.tree.map(lambda a: a[0], problem.observations.operator)
+
+
+def test_nonlinear_corruptions_are_not_looked_at():
+    assert look(problem_of(CORRUPTIONS["clipping"](shape=(4, 4, 1)))) is None

