@@ -21,7 +21,7 @@ from configs import digits
 from diffem_jax.build.problem import load_problem
 from diffem_jax.gaussians import factor_analysis, starts
 from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation
-from diffem_jax.gaussians.initial import BackProjection, initial_gaussian
+from diffem_jax.gaussians.starts import BackProjection, initial_gaussian
 from diffem_jax.metrics import sliced_wasserstein
 from diffem_jax.run.start import fit_start
 from diffem_jax.types import example_keys, stream_key

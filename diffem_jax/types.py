@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import Array
@@ -38,24 +38,45 @@ class Observation(NamedTuple):
     operator: PyTree
 
 
-@runtime_checkable
 class Corruption(Protocol):
     """The channel y ~ p(y | x) for one example of shape ``shape``.
 
-    Implementations are frozen dataclasses, hence hashable and usable as static arguments.
+    Implementations inherit from ``diffem_jax.corruptions.AdditiveNoise``, which has a default for all but ``shape``, and are
+    frozen dataclasses, hence hashable and usable as static arguments.
     """
 
     shape: tuple[int, ...]
     noise_std: float
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a ``LinearCorruption``."""
+
+    @property
+    def random_operator(self) -> bool:
+        """Whether different keys draw different operators."""
+
+    @property
+    def can_hold_out(self) -> bool:
+        """Whether ``hold_out`` can hide a share of the measurements."""
+
     def draw_operator(self, key: Key) -> PyTree:
         """Draws the operator of one example."""
+
+    def operator_names(self) -> list[str]:
+        """What the operator's arrays are called in a user's file, in the order of ``jax.tree.leaves``."""
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """A x, without noise; differentiable where that makes sense."""
 
+    def observed(self, operator: PyTree) -> Array | bool:
+        """Which entries of y carry a measurement: True for all, or an array of y's shape."""
+
     def noise_level(self, operator: PyTree) -> Array | float:
         """The standard deviation of the Gaussian noise given the operator."""
+
+    def noise_variance(self, x: Array, operator: PyTree) -> Array | float:
+        """The variance of the observed entries of y given x and the operator."""
 
     def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
         """Draws y ~ p(y | x, operator): forward and noise."""
@@ -66,13 +87,28 @@ class Corruption(Protocol):
     def condition(self, observation: Observation) -> Array:
         """What the network sees of the observation: [*spatial, C] for images, a vector otherwise."""
 
+    def fill(self, observation: Observation) -> Array | None:
+        """An interpolation of y, of ``shape``; None where there is none."""
 
-@runtime_checkable
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its measurements hidden as well, and where those are."""
+
+
 class LinearCorruption(Corruption, Protocol):
-    """A corruption y = A x + n with a linear A and n ~ N(0, noise_std^2 I)."""
+    """A corruption y = A x + n with a linear A and n ~ N(0, noise_level^2 I); they inherit from ``corruptions.Linear``."""
+
+    @property
+    def has_diagonal_gram(self) -> bool:
+        """Whether A diag(v) A^T is diagonal."""
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """A^T y, an array of ``shape``."""
+
+    def gram(self, r: Array, operator: PyTree, v: Array) -> Array:
+        """(A diag(v) A^T + noise_std^2 I) r for a scalar v > 0 or a v of ``shape``."""
+
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The diagonal of A diag(v) A^T, of y's shape; there where ``has_diagonal_gram``."""
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         """(A diag(v) A^T + noise_std^2 I)^-1 r for a scalar v > 0 or a v of ``shape``."""

@@ -96,7 +96,7 @@ def draws_prior(config: ConfigDict) -> bool:
 
 def is_linear(corruption: Corruption) -> bool:
     """Whether the corruption offers the linear family's closed forms."""
-    return hasattr(corruption, "solve_gram")
+    return corruption.is_linear
 
 
 def make_model(setup: Setup, base: Mixture) -> Model:

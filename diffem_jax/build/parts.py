@@ -81,6 +81,9 @@ def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corrupt
     known = inspect.signature(lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)).parameters
     largest = 0.0 if "noise_std_max" in known else options.pop("noise_std_max", 0.0)
     corruption = construct(field, options, corruptions.CORRUPTIONS, shape=shape)
+    if not isinstance(corruption, corruptions.AdditiveNoise):
+        base = "a subclass of diffem_jax.Linear or diffem_jax.corruptions.AdditiveNoise"
+        raise _misfit(f"{field}.name", str(options["name"]), base, f"a {type(corruption).__name__}")
     if largest:
         # One noise level an observation: the same corruption, told with each operator how loud it was.
         wrapped = {
@@ -92,9 +95,6 @@ def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corrupt
         corruption = construct(field, wrapped, corruptions.CORRUPTIONS, shape=shape)
     if corruption.noise_std < 0:
         raise UserError(f"config.{field}.noise_std: {corruption.noise_std}; expected 0 or more")
-    rate = getattr(corruption, "rate", 0.0)
-    if not 0 <= rate < 1:
-        raise UserError(f"config.{field}.rate: {rate}; expected a number in [0, 1)")
     return corruption
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffem_jax.errors import UserError
 from diffem_jax.gaussians.linalg import cholesky, conjugate_gradient
 from diffem_jax.types import Key, Observation, PyTree
 
@@ -21,7 +22,8 @@ CG_ITERATIONS = 32
 class AdditiveNoise:
     """Base of the corruptions y = A(x) + n, n ~ N(0, noise_std^2 I).
 
-    A subclass writes ``draw_operator``, ``forward`` and, where the defaults do not serve, ``condition``.
+    A subclass writes ``draw_operator``, ``forward`` and, where the defaults do not serve, ``condition``. Whatever else the
+    package asks of a corruption has its default here or in ``Linear``.
 
     Attributes:
         shape: the shape of x: [*spatial, C], or [D] for a vector.
@@ -42,9 +44,24 @@ class AdditiveNoise:
         return self.shape[:-1] if len(self.shape) > 1 else self.shape
 
     @property
+    def is_linear(self) -> bool:
+        """Whether y = A x + n with a linear A, so that ``adjoint``, ``solve_gram`` and the other closed forms are there."""
+        return False
+
+    @property
     def random_operator(self) -> bool:
         """Whether different keys draw different operators."""
         return True
+
+    @property
+    def has_diagonal_gram(self) -> bool:
+        """Whether A diag(v) A^T is diagonal, and ``gram_diagonal`` yields its diagonal."""
+        return False
+
+    @property
+    def can_hold_out(self) -> bool:
+        """Whether ``hold_out`` can hide a share of the measurements of an observation."""
+        return False
 
     def draw_operator(self, key: Key) -> PyTree:
         """One operator; the default family has a single, fixed one."""
@@ -89,6 +106,24 @@ class AdditiveNoise:
         operator = self.draw_operator(operator_key)
         return Observation(self.observe(noise_key, x, operator), operator)
 
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its measurements hidden as well, and where those are, of y's shape.
+
+        There where ``can_hold_out``. What is left is again an observation of this corruption, with its own operator.
+
+        Raises:
+            UserError: this corruption's operators cannot say which measurements are missing.
+        """
+        raise UserError(
+            f"corruption: {type(self).__name__} cannot hold measurements back; expected a mask, a projection or another "
+            "corruption with can_hold_out; choose a measure that needs none, such as 'observation_score'"
+        )
+
+    def fill(self, observation: Observation) -> Array | None:
+        """An interpolation of y, of ``shape``, which then stands for the mean of x given y; None where there is none."""
+        del observation
+        return None
+
     def condition(self, observation: Observation) -> Array:
         """What the network sees; the default is y itself."""
         return observation.y
@@ -101,6 +136,11 @@ class Linear(AdditiveNoise):
     Both are right for any linear ``forward``; a family with a closed form overrides them. Entries of y that are not
     observed take no part: solutions are 0 there, and they add nothing to the log-determinant.
     """
+
+    @property
+    def is_linear(self) -> bool:
+        """True."""
+        return True
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """A^T y."""
@@ -129,6 +169,10 @@ class Linear(AdditiveNoise):
             dense = jnp.where(flat[:, None] & flat[None, :], dense, jnp.eye(size))
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(dense))))
 
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``; there where ``has_diagonal_gram``."""
+        raise NotImplementedError
+
     def null_operator(self) -> PyTree:
         """None: this family cannot express that nothing was observed."""
         return None
@@ -145,9 +189,10 @@ class DiagonalGram(Linear):
     A subclass writes ``gram_diagonal``.
     """
 
-    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``."""
-        raise NotImplementedError
+    @property
+    def has_diagonal_gram(self) -> bool:
+        """True."""
+        return True
 
     def _total(self, operator: PyTree, v: Array) -> Array:
         total = self.gram_diagonal(operator, jnp.broadcast_to(v, self.shape)) + self.noise_level(operator) ** 2

@@ -1,4 +1,4 @@
-"""Noise that is not one Gaussian for all: photon counts, and a standard deviation of each observation's own."""
+"""Corruptions made of other linear ones: other noise than one Gaussian for all, and several operators in a row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.corruptions.base import AdditiveNoise, Linear
+from diffem_jax.corruptions.registry import resolve
 from diffem_jax.errors import UserError
 from diffem_jax.types import Key, Observation, PyTree
 
@@ -49,6 +50,15 @@ class Poisson(AdditiveNoise):
     def operator_names(self) -> list[str]:
         """Those of A."""
         return self.of.operator_names()
+
+    @property
+    def can_hold_out(self) -> bool:
+        """As A."""
+        return self.of.can_hold_out
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """What A holds back."""
+        return self.of.hold_out(key, observation, share)
 
     def observed(self, operator: PyTree) -> Array | bool:
         """What A observes."""
@@ -103,26 +113,19 @@ class VaryingNoise(Linear):
         object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
 
     @property
-    def gram_diagonal(self) -> Any:
-        """(operator, v) -> diag(A diag(v) A^T), there only where A has it."""
-        of: Any = self.of
-        if not hasattr(of, "gram_diagonal"):
-            raise AttributeError("gram_diagonal")
-        return lambda operator, v: of.gram_diagonal(operator[0], v)
+    def random_operator(self) -> bool:
+        """True: s is drawn."""
+        return True
 
     @property
-    def hold_out(self) -> Any:
-        """(key, observation, share) -> what A holds back, there only where A can."""
-        of: Any = self.of
-        if not hasattr(of, "hold_out"):
-            raise AttributeError("hold_out")
+    def has_diagonal_gram(self) -> bool:
+        """As A."""
+        return self.of.has_diagonal_gram
 
-        def hold_out(key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-            operator, std = observation.operator
-            left, held = of.hold_out(key, Observation(observation.y, operator), share)
-            return Observation(left.y, (left.operator, std)), held
-
-        return hold_out
+    @property
+    def can_hold_out(self) -> bool:
+        """As A."""
+        return self.of.can_hold_out
 
     @property
     def _unit(self) -> Any:
@@ -160,6 +163,16 @@ class VaryingNoise(Linear):
         """(A diag(v) A^T + s^2 I)^-1 r = (A diag(v / s^2) A^T + I)^-1 r / s^2, as A solves it."""
         variance = operator[1] ** 2
         return self._unit.solve_gram(r, operator[0], v / variance) / variance
+
+    def gram_diagonal(self, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """That of A."""
+        return self.of.gram_diagonal(operator[0], v)
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """What A holds back; s stays."""
+        operator, std = observation.operator
+        left, held = self.of.hold_out(key, Observation(observation.y, operator), share)
+        return Observation(left.y, (left.operator, std)), held
 
     def log_det_gram(self, operator: tuple[PyTree, Array], v: Array) -> Array:
         """M log s^2 + log det(A diag(v / s^2) A^T + I) with M measured entries, as A computes it."""
@@ -219,6 +232,17 @@ class Composition(Linear):
         """The names of each stage's arrays, with the number of the stage."""
         return [f"{name}_{i}" for i, stage in enumerate(self.stages) for name in stage.operator_names()]
 
+    @property
+    def can_hold_out(self) -> bool:
+        """As the last stage, whose measurements are all that is seen."""
+        return self.stages[-1].can_hold_out
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """What the last stage holds back."""
+        *before, last = observation.operator
+        left, held = self.stages[-1].hold_out(key, Observation(observation.y, last), share)
+        return Observation(left.y, (*before, left.operator)), held
+
     def observed(self, operator: tuple[PyTree, ...]) -> Array | bool:
         """What the last stage observes."""
         return self.stages[-1].observed(operator[-1])
@@ -258,14 +282,12 @@ def build_linear(field: str, spec: Any, shape: tuple[int, ...]) -> Any:
     Raises:
         UserError: it is not linear, or was made for another shape.
     """
-    from diffem_jax.corruptions import resolve
-
     if isinstance(spec, str):
         spec = (spec, ())
     if isinstance(spec, (tuple, list)):
         name, fields = spec
         spec = resolve(name)(shape=tuple(shape), **dict(fields))
-    if not hasattr(spec, "adjoint"):
+    if not isinstance(spec, Linear):
         raise UserError(f"{field}: {type(spec).__name__}; expected a linear corruption; leave it out")
     if tuple(spec.shape) != tuple(shape):
         raise UserError(f"{field}: shape {spec.shape}; expected {shape}, which it is given; give it that shape")

@@ -98,6 +98,11 @@ class FourierMask(_CartesianFourier, Spectral):
         """One mask."""
         return self.draw_mask(key)
 
+    @property
+    def can_hold_out(self) -> bool:
+        """True: with fewer lines it is still such a mask."""
+        return True
+
     def operator_names(self) -> list[str]:
         """'mask'."""
         return ["mask"]

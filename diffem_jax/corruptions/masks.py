@@ -40,12 +40,16 @@ class Mask(DiagonalGram):
                 f"{self.shape}; expected 0 or more iterations, order 1 or 2, and images for more than 0; correct them"
             )
 
-    def fill(self, observation: Observation) -> Array:
+    def fill(self, observation: Observation) -> Array | None:
         """The seen entries, and between them the smoothest interpolation: the minimum of <u, (-Laplace)^order u>.
+
+        None where ``fill_iterations`` is 0.
 
         Source: Chan and Shen 2001, "Mathematical models for local nontexture inpaintings" (order 1); Damelin and Hoang
         2018, "On surface completion and image inpainting by biharmonic functions" (order 2).
         """
+        if not self.fill_iterations:
+            return None
         known = self.forward(observation.y, observation.operator)
         hidden = 1.0 - self.observed(observation.operator).astype(known.dtype)
 
@@ -92,8 +96,9 @@ class Mask(DiagonalGram):
     def condition(self, observation: Observation) -> Array:
         """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors; then the fill, if any."""
         mask = observation.operator.astype(jnp.float32)
-        filled = (self.fill(observation),) if self.fill_iterations else ()
-        return jnp.concatenate([self.forward(observation.y, mask), mask, *filled], axis=-1)
+        filled = self.fill(observation)
+        parts = [self.forward(observation.y, mask), mask, *([] if filled is None else [filled])]
+        return jnp.concatenate(parts, axis=-1)
 
 
 def _laplace(x: Array) -> Array:
@@ -104,6 +109,11 @@ def _laplace(x: Array) -> Array:
         widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
         out = out + jnp.diff(jnp.pad(steps, widths), axis=axis)
     return out
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise UserError(f"corruption.rate: {rate}; expected a number in [0, 1); change corruption.rate")
 
 
 def _hide(mask: Mask, observation: Observation, hidden: Array) -> tuple[Observation, Array]:
@@ -127,6 +137,16 @@ class PixelMask(Mask):
 
     rate: float = 0.5
     per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a rate outside [0, 1)."""
+        super().__post_init__()
+        _check_rate(self.rate)
+
+    @property
+    def can_hold_out(self) -> bool:
+        """True: with more pixels hidden it is still such a mask."""
+        return True
 
     @property
     def mask_shape(self) -> tuple[int, ...]:
@@ -157,13 +177,19 @@ class GroupMask(Mask):
     groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses groups that do not fill the last axis."""
+        """Refuses a rate outside [0, 1), and groups that do not fill the last axis."""
         super().__post_init__()
+        _check_rate(self.rate)
         if self.groups and (min(self.groups) < 1 or sum(self.groups) != self.shape[-1]):
             raise UserError(
                 f"corruption.groups: {self.groups}; expected positive sizes of sum {self.shape[-1]}, the length of the "
                 "last axis of x; correct them"
             )
+
+    @property
+    def can_hold_out(self) -> bool:
+        """True: with more groups hidden it is still such a mask."""
+        return True
 
     @property
     def mask_shape(self) -> tuple[int, ...]:

@@ -27,6 +27,11 @@ class Projection(Linear):
 
     measurements: int = 2
 
+    @property
+    def can_hold_out(self) -> bool:
+        """True: a row of zeros is a measurement that was not made."""
+        return True
+
     def draw_operator(self, key: Key) -> Array:
         """A [M, D] with unit rows."""
         rows = jax.random.normal(key, (self.measurements, self.size))

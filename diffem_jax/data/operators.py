@@ -22,12 +22,7 @@ from diffem_jax.types import PyTree
 
 def names(corruption: Any) -> list[str]:
     """What the arrays of the corruption's operators are called in a file."""
-    if hasattr(corruption, "operator_names"):
-        return list(corruption.operator_names())
-    if isinstance(corruption, Mask):
-        return ["mask"]
-    count = len(jax.tree.leaves(shapes(corruption)))
-    return ["operator"] if count == 1 else [f"operator_{i}" for i in range(count)]
+    return list(corruption.operator_names())
 
 
 def shapes(corruption: Any) -> PyTree:
@@ -49,10 +44,9 @@ def seen_anywhere(corruption: Any, operator: PyTree) -> Any:
     """
     if isinstance(corruption, Mask):
         return operator
-    observed = getattr(corruption, "observed", None)
-    if observed is None or observed(corruption.draw_operator(jax.random.key(0))) is True:
+    if corruption.observed(corruption.draw_operator(jax.random.key(0))) is True:
         return None
-    return _Seen(observed, operator)
+    return _Seen(corruption.observed, operator)
 
 
 class _Seen:

@@ -305,19 +305,17 @@ def _gaussian_likelihood(
 def _residual(corruption: Any, observation: Observation, x_hat: Array) -> Array:
     """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     r = observation.y - corruption.forward(x_hat, observation.operator)
-    observed = getattr(corruption, "observed", None)
-    seen = True if observed is None else observed(observation.operator)
+    seen = corruption.observed(observation.operator)
     return r if seen is True else jnp.where(seen, r, 0.0)
 
 
 def _noise_variance(corruption: Any, operator: PyTree) -> Array | float:
     """The variance of n, which some corruptions draw for each observation."""
-    level = getattr(corruption, "noise_level", None)
-    return corruption.noise_std**2 if level is None else level(operator) ** 2
+    return corruption.noise_level(operator) ** 2
 
 
 def _require_linear(name: str, corruption: Any) -> None:
-    if not hasattr(corruption, "adjoint") or not hasattr(corruption, "solve_gram"):
+    if not corruption.is_linear:
         raise UserError(
             f"{name}: the corruption {type(corruption).__name__} is not linear; expected one with adjoint and "
             "solve_gram; use dps"

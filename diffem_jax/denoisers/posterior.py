@@ -134,14 +134,13 @@ def moments_denoiser(
     blank = jnp.zeros(attached_shape(corruption, shape, 2))
     empty: Array = blank_condition(corruption, shape)  # type: ignore[assignment]
     by_coordinate = has_exact_diagonal(corruption)
-    separate = hasattr(corruption, "gram_diagonal")
+    separate = corruption.has_diagonal_gram
 
     def prepare(observation: Observation) -> Moments:
         mean, variance = posterior_moments(corruption, start, observation)
         variance = variance if by_coordinate else jnp.mean(variance)
-        if getattr(corruption, "fill_iterations", 0):
-            mean = corruption.fill(observation)  # type: ignore[attr-defined]
-        return Moments(observation, corruption.condition(observation), mean, variance)
+        filled = corruption.fill(observation)
+        return Moments(observation, corruption.condition(observation), mean if filled is None else filled, variance)
 
     def given(x: Array, ratio: Array, context: Moments) -> tuple[Array, Array]:
         """The mean m and the variances v that y and x_t leave."""

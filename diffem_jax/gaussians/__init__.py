@@ -15,14 +15,6 @@ from diffem_jax.gaussians.gaussians import (
     sample_gaussian,
     sample_posterior,
 )
-from diffem_jax.gaussians.initial import (
-    MEAN_ITERATIONS,
-    BackProjection,
-    back_project,
-    initial_gaussian,
-    make_back_projection,
-    spread_components,
-)
 from diffem_jax.gaussians.linalg import (
     UNROLL,
     Gaussian,
@@ -38,14 +30,20 @@ from diffem_jax.gaussians.linalg import (
 from diffem_jax.gaussians.starts import (
     COARSE,
     LENGTHEN,
+    MEAN_ITERATIONS,
     PATIENCE,
     STARTS,
+    BackProjection,
     Fit,
     Report,
+    back_project,
     fit,
     gaussian_start,
+    initial_gaussian,
+    make_back_projection,
     make_start_draw,
     mixture_start,
+    spread_components,
 )
 
 __all__ = [

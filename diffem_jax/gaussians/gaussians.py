@@ -190,7 +190,7 @@ def mixture_posterior_mean(
 
 def has_exact_diagonal(corruption: LinearCorruption) -> bool:
     """Whether ``gram_diagonal`` is exact: for masks and other diagonal Gram matrices, and for few coordinates."""
-    return hasattr(corruption, "gram_diagonal") or math.prod(corruption.shape) <= EXACT_DIAGONAL
+    return corruption.has_diagonal_gram or math.prod(corruption.shape) <= EXACT_DIAGONAL
 
 
 def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key: Key) -> Array:
@@ -269,9 +269,7 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
     choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)
     component = jax.tree.map(lambda leaf: leaf[choice], mixture.components)
     start = sample_gaussian(prior_key, component)
-    noise_level = getattr(corruption, "noise_level", None)
-    level = corruption.noise_std if noise_level is None else noise_level(observation.operator)
-    noise = level * jax.random.normal(noise_key, observation.y.shape)
+    noise = corruption.noise_level(observation.operator) * jax.random.normal(noise_key, observation.y.shape)
     shifted = observation._replace(y=observation.y - noise)
     return condition_on_observation(corruption, component._replace(mean=start), shifted).mean
 

@@ -40,7 +40,7 @@ EXAMPLES = 2048
 
 def possible(corruption: Corruption) -> bool:
     """Whether the corruption can hold measurements back."""
-    return hasattr(corruption, "hold_out")
+    return corruption.can_hold_out
 
 
 def check(problem: Problem) -> None:
@@ -74,7 +74,7 @@ def make(problem: Problem, parallel: Parallel) -> Callable[[Callable[..., Any], 
     @jax.jit
     def held(indices: Array, observed: Observation) -> tuple[Observation, Array]:
         keys = example_keys(jax.random.fold_in(key, 0), indices)
-        return jax.vmap(lambda k, o: corruption.hold_out(k, o, SHARE))(keys, observed)  # type: ignore[attr-defined]
+        return jax.vmap(lambda k, o: corruption.hold_out(k, o, SHARE))(keys, observed)
 
     @jax.jit
     def scores(indices: Array, observed: Observation, at: Array, draws: Array) -> Array:

@@ -94,7 +94,7 @@ def look(problem: Problem) -> Report | None:
     measured = math.prod(problem.observations.y.shape[1:])
     # Enough operators for their rows to span the space several times over, were they in general position.
     used = min(count, max(-(-8 * size // max(measured, 1)), _BUDGET // size, 8))
-    if not getattr(corruption, "random_operator", True):
+    if not corruption.random_operator:
         used = 1
     chosen = rows(operators, np.linspace(0, count - 1, used).astype(np.int64))
     apply = _mean_gram(corruption, chosen, used, shape)
@@ -134,7 +134,7 @@ def _mean_gram(corruption: Any, operators: PyTree, count: int, shape: tuple[int,
         def one(operator: PyTree, weight: jax.Array) -> jax.Array:
             def gram(v: jax.Array) -> jax.Array:
                 seen = corruption.forward(v.reshape(shape), operator)
-                observed = corruption.observed(operator) if hasattr(corruption, "observed") else True
+                observed = corruption.observed(operator)
                 seen = seen if observed is True else jnp.where(observed, seen, 0.0)
                 return weight * corruption.adjoint(seen, operator).reshape(-1)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffem_jax.corruptions import AdditiveNoise
 from diffem_jax.testing.base import require
 from diffem_jax.types import Corruption, Observation, PyTree
 
@@ -35,12 +36,14 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
     Raises:
         AssertionError: naming what does not hold.
     """
+    base = "inherit from diffem_jax.corruptions.AdditiveNoise, or from Linear where y = A x + n: what you do not write has its default there"
+    require(isinstance(corruption, AdditiveNoise), f"{type(corruption).__name__} must {base}")
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(corruption.shape, np.float32).clip(-1.95, 1.95)
     observation = _check_draws(corruption, x, jax.random.key(seed), samples)
-    if hasattr(corruption, "hold_out"):
+    if corruption.can_hold_out:
         _check_hold_out(corruption, x, observation, jax.random.key(seed))
-    if not _is_linear(corruption):
+    if not corruption.is_linear:
         return
     _check_linear(corruption, observation.operator, rng)
     if observation.y.size <= dense_limit:
@@ -67,10 +70,6 @@ def _check_hold_out(corruption: Any, x: np.ndarray, observation: Observation, ke
     require(taken > 0, "hold_out never holds anything back")
 
 
-def _is_linear(corruption: Any) -> bool:
-    return hasattr(corruption, "adjoint") and hasattr(corruption, "solve_gram")
-
-
 def _equal(a: PyTree, b: PyTree) -> bool:
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(p), np.asarray(q), equal_nan=True) for p, q in leaves)
@@ -91,11 +90,8 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
 
     def draw(key: jax.Array, x: jax.Array) -> _Draw:
         observation = corruption.sample(key, x)
-        variance, observed = corruption.noise_std**2, True
-        if hasattr(corruption, "noise_variance"):
-            variance = corruption.noise_variance(x, observation.operator)
-        if hasattr(corruption, "observed"):
-            observed = corruption.observed(observation.operator)
+        variance = corruption.noise_variance(x, observation.operator)
+        observed = corruption.observed(observation.operator)
         shape = observation.y.shape
         return _Draw(
             observation,
@@ -121,7 +117,7 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
         _check_shapes(corruption, batch)
         _check_noise(batch)
         spoil = None
-        if _is_linear(corruption):
+        if corruption.is_linear:
 
             def spoil(hidden: np.ndarray) -> Observation:
                 return single(keys[0], np.where(hidden, np.float32(np.nan), x)).observation
@@ -136,7 +132,7 @@ def _check_shapes(corruption: Any, batch: _Draw) -> None:
     require(y.dtype == np.float32, f"y must be float32, is {y.dtype}")
     require(clean.shape == y.shape, f"forward yields {clean.shape[1:]}, sample {y.shape[1:]}")
     operators = jax.tree.leaves(observation.operator)
-    if operators and getattr(corruption, "random_operator", True):
+    if operators and corruption.random_operator:
         require(any(not np.array_equal(a[0], b) for a in operators for b in a[1:]), "all keys draw the same operator")
     require(bool(np.isfinite(condition).all()), "the condition must be finite")
     spatial, rank = corruption.shape[:-1], len(corruption.shape)
@@ -227,11 +223,8 @@ def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) ->
     if dataclasses.is_dataclass(corruption) and not isinstance(corruption, type):
         corruption = dataclasses.replace(corruption, noise_std=0.3)  # type: ignore[type-var]
     y_shape = jax.eval_shape(corruption.forward, jnp.zeros(corruption.shape), operator).shape
-    seen, level = np.ones(y_shape, bool), corruption.noise_std
-    if hasattr(corruption, "observed"):
-        seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape)
-    if hasattr(corruption, "noise_level"):
-        level = float(corruption.noise_level(operator))
+    seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape)
+    level = float(corruption.noise_level(operator))
     r = np.where(seen, rng.standard_normal(y_shape, np.float32), np.float32(0.0))
     scales = {
         "a scalar": np.asarray(0.7, np.float32),
@@ -243,9 +236,7 @@ def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) ->
         basis = jnp.eye(math.prod(corruption.shape)).reshape(-1, *corruption.shape)
         columns = jax.vmap(lambda x: corruption.forward(x, operator))(basis)
         solutions = {name: corruption.solve_gram(r, operator, v) for name, v in scales.items()}
-        log_dets = {}
-        if hasattr(corruption, "log_det_gram"):
-            log_dets = {name: corruption.log_det_gram(operator, v) for name, v in scales.items()}
+        log_dets = {name: corruption.log_det_gram(operator, v) for name, v in scales.items()}
         return columns, solutions, log_dets
 
     columns, solutions, log_dets = run(r, operator, scales)
@@ -257,9 +248,8 @@ def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) ->
         truth[flat] = np.linalg.solve(gram, r.reshape(-1)[flat])
         error = np.linalg.norm(np.asarray(solutions[name]).reshape(-1) - truth) / np.linalg.norm(truth)
         require(error < 1e-3, f"solve_gram for {name} v is off by {error:.1e} of the dense solution")
-        if log_dets:
-            log_det, dense = float(log_dets[name]), np.linalg.slogdet(gram)[1]
-            require(
-                abs(log_det - dense) < 1e-4 * (len(a) + abs(dense)),
-                f"log_det_gram for {name} v is {log_det}, the dense matrix has {dense}",
-            )
+        log_det, dense = float(log_dets[name]), np.linalg.slogdet(gram)[1]
+        require(
+            abs(log_det - dense) < 1e-4 * (len(a) + abs(dense)),
+            f"log_det_gram for {name} v is {log_det}, the dense matrix has {dense}",
+        )

@@ -143,6 +143,22 @@ def test_contract_catches(wrong, message):
         check_corruption(wrong(shape=(4, 4, 3)), samples=128)
 
 
+def test_contract_refuses_what_has_no_base():
+    class Duck:
+        shape, noise_std = (4,), 0.1
+
+    with pytest.raises(AssertionError, match="must inherit from"):
+        check_corruption(Duck())
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_holding_out_is_possible_or_refused(name):
+    corruption = CORRUPTIONS[name](shape=SHAPE)
+    if not corruption.can_hold_out:
+        with pytest.raises(UserError, match="cannot hold measurements back"):
+            corruption.hold_out(jax.random.key(0), corruption.sample(jax.random.key(1), jnp.zeros(SHAPE)), 0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -321,7 +337,7 @@ def test_observations_come_back_from_a_file(name, tmp_path):
 
     def sample(key):
         observation = corruption.sample(key, jnp.ones(SHAPE))
-        observed = getattr(corruption, "observed", lambda operator: True)(observation.operator)
+        observed = corruption.observed(observation.operator)
         return observation, jnp.broadcast_to(jnp.asarray(observed), observation.y.shape)
 
     observation, seen = jax.tree.map(np.asarray, jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 3)))
