@@ -197,7 +197,7 @@ def back_project(key: Key, corruption: LinearCorruption, observations: Observati
     b alone understates x by what its operator does not see: for a mask that hides nine pixels of ten the average of b is a
     tenth of the mean of x.
     """
-    return make_back_projection(corruption)(key, observations)
+    return make_back_projection(corruption)(key, observations)  # type: ignore[arg-type]
 
 
 def initial_gaussian(seen: BackProjection, rank: int, *, scalar_variance: bool = False) -> Mixture:
