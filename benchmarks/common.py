@@ -12,6 +12,13 @@ from typing import Any
 
 import jax
 
+from diffem_jax.report.writers import Writers
+from diffem_jax.run import train
+from diffem_jax.run.context import Run
+from diffem_jax.run.e_step import run_e_step
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.storage.workdir import Workdir
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,6 +56,19 @@ def overhead(
     (first, second) = seconds.values()
     more = statistics.median(a / b - 1 for a, b in zip(first, second, strict=True))
     return statistics.median(first), statistics.median(second), more
+
+
+def make_run(problem: Any, folder: str | Path) -> Run:
+    """The run of a problem in an empty folder, its start fitted and nothing trained, without measures or messages."""
+    workdir = Workdir(folder)
+    workdir.create()
+    writers = Writers(workdir, problem.setup.config, 0, True)
+    return train.make_run(problem, workdir, lambda *of: {}, StopRequest(), lambda line: None, writers)
+
+
+def draw_round(run: Run, number: int, step: Callable[..., Any], params: Any) -> None:
+    """An E-step of a round on the host, all of its observations."""
+    run_e_step(run.problem, run.store, run.engine.parallel, step, params, number, run.stop, run.say)
 
 
 def write(name: str, result: dict[str, Any]) -> None:

@@ -71,24 +71,22 @@ def config(path: str) -> Any:
 
 def stage(name: str, path: str, folder: str) -> dict[str, float]:
     """One stage in this process: its seconds, and the peak resident memory of the process in MiB."""
+    from benchmarks.common import draw_round, make_run
     from diffem_jax.build.problem import load_problem
     from diffem_jax.data import operators
-    from diffem_jax.run.rounds import Run
-    from diffem_jax.storage import files
-    from diffem_jax.storage.workdir import Workdir
+    from diffem_jax.run.rounds import fresh_state, run_m_step
+    from diffem_jax.storage import rows
 
-    files.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
+    rows.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
     c = config(path)
     began = time.monotonic()
     problem = load_problem(c)
     if name != "load":
-        workdir = Workdir(folder)
-        workdir.create()
-        run = Run(problem, workdir, lambda line: None, lambda number, draws: {})
+        run = make_run(problem, folder)
         if name == "e_step":
-            run.e_step(0, run.start, run.start_step)
+            draw_round(run, 0, run.start_draw, run.start)
         else:
-            run.m_step(1, run.fresh_state())
+            run_m_step(run, 1, fresh_state(run))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"peak_mib": round(peak, 1), "seconds": round(time.monotonic() - began, 1)}
 

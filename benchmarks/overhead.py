@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import one_core, overhead, write
+from benchmarks.common import draw_round, make_run, one_core, overhead, write
 from configs import digits, manifold
 from diffem_jax.build.problem import load_problem, rows
-from diffem_jax.run.rounds import Run
-from diffem_jax.storage.workdir import Workdir
+from diffem_jax.run.rounds import fresh_state, run_m_step
 from diffem_jax.types import example_keys, stream_key
 
 UPDATE_TURNS, DRAW_TURNS = 7, 21
@@ -35,15 +34,13 @@ def measure(config: Any) -> dict[str, float]:
         config.checkpoint.every_steps = 10**6
     problem = load_problem(config)
     with tempfile.TemporaryDirectory() as folder:
-        workdir = Workdir(folder)
-        workdir.create()
-        run = Run(problem, workdir, lambda line: None, lambda number, draws: {})
-        run.e_step(0, run.start, run.start_step)
+        run = make_run(problem, folder)
+        draw_round(run, 0, run.start_draw, run.start)
         m, draw = config.m_step, run.store.round(0).open().rows
         x = draw(np.arange(updates * m.batch_size) % problem.num_examples)
         staged = jax.device_put(x.reshape(updates, m.batch_size, *problem.setup.shape))
         slots = np.arange(m.batch_size, dtype=np.int32)
-        loss, optimizer = run.engine.model.loss, run.setup.optimizer
+        loss, optimizer = run.engine.model.loss, problem.setup.optimizer
 
         @jax.jit
         def bare(params: Any, opt_state: Any, key: Any, data: Any) -> Any:
@@ -60,13 +57,13 @@ def measure(config: Any) -> dict[str, float]:
 
             return jax.lax.scan(update, (params, opt_state, 0), data)
 
-        fresh = run.fresh_state()
+        fresh = fresh_state(run)
         # A copy a call, made outside of the timing: the loop donates its state.
         states = iter([jax.tree.map(jnp.array, fresh) for _ in range(UPDATE_TURNS + 1)])
         key = stream_key(config.seed, "m_step", 1)
         m_loop, m_bare, m_overhead = overhead(
             {
-                "loop": lambda: run.m_step(1, next(states)),
+                "loop": lambda: run_m_step(run, 1, next(states)),
                 "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
             },
             UPDATE_TURNS,
@@ -75,7 +72,7 @@ def measure(config: Any) -> dict[str, float]:
         # The last batch is padded to the others' shape, and its draws are as long.
         batches = -(-problem.num_examples // e.batch_size)
         observed = rows(problem.observations, np.arange(e.batch_size))
-        bind, times, shape = run.engine.model.bind, run.setup.times, run.setup.shape
+        bind, times, shape = run.engine.model.bind, problem.setup.times, problem.setup.shape
 
         @jax.jit
         def evaluations(params: Any, key: Any, observations: Any) -> Any:
@@ -92,7 +89,7 @@ def measure(config: Any) -> dict[str, float]:
         params = jax.tree.map(np.asarray, fresh.ema_params)
         e_loop, e_bare, e_overhead = overhead(
             {
-                "loop": lambda: run.e_step(next(number), params, run.engine.e_step),
+                "loop": lambda: draw_round(run, next(number), run.engine.e_step, params),
                 "bare": lambda: [evaluations(params, key, observed) for _ in range(batches)],
             },
             DRAW_TURNS,

@@ -34,9 +34,13 @@ def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
 
 
 def blocks(title: str, value: dict[str, Any]) -> list[str]:
-    """Numbers become one table, records side by side another, whatever lies deeper a block of its own."""
+    """Numbers become one table, records side by side another, whatever lies deeper a block of its own.
+
+    Lists of single rounds stay in the JSON file.
+    """
+    value = {key: inner for key, inner in value.items() if not key.endswith("rounds")}
     own = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
-    out = [f"### {title}"] if title else []
+    out = [f"**{title}**"] if title and own else []
     if own:
         out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in own.items()])
     flat = {key: inner for key, inner in value.items() if isinstance(inner, dict) and _is_flat(inner)}
@@ -48,7 +52,7 @@ def blocks(title: str, value: dict[str, Any]) -> list[str]:
     for key, inner in value.items():
         name = " / ".join(filter(None, (title, key.replace("_", " "))))
         if isinstance(inner, list):
-            out += ["", f"### {name}", *_records(inner)]
+            out += ["", f"**{name}**", *_records(inner)]
         elif isinstance(inner, dict) and key not in flat:
             out += ["", *blocks(name, inner)]
     return out
@@ -75,8 +79,8 @@ def main() -> None:
     out = [
         "# Performance",
         "",
-        "Written by `python -m benchmarks.table` from `benchmarks/results/`. `python -m benchmarks.NAME` measures one anew, `make bench`",
-        f"these: {', '.join(NAMES)}.",
+        "Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`",
+        f"measures one again, `make bench` these: {', '.join(NAMES)}.",
     ]
     for path in sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("scaling")):
         out += [
@@ -84,8 +88,7 @@ def main() -> None:
             f"## {path.stem.replace('_', ' ')}",
             "",
             about(path.stem),
-            "",
-            *blocks("", json.loads(path.read_text())),
+            *blocks("", {k: v for k, v in json.loads(path.read_text()).items() if k != "cores"}),
         ]
     PAGE.write_text("\n".join(out) + "\n")
     print(f"wrote {PAGE.name}")

@@ -1,4 +1,4 @@
-"""The packages in examples/, together in one run and alone, by name in a config; what is wrong is refused before any compute."""
+"""The files in examples/: each keeps its contract, and trains by name in a config; wrong objects are refused before any compute."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from faults.command import command, refused
 
+from diffem_jax import testing
 from diffem_jax.testing.command import tiny
+from examples import corruption, network, posterior, sampler, schedule, start
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-FOLDERS = sorted(path.parent for path in EXAMPLES.glob("*/pyproject.toml"))
+ROOT = Path(__file__).parent.parent
 OUTSIDE = '''
 """Objects that do not keep their contract."""
 import jax.numpy as jnp
@@ -30,70 +31,76 @@ def wrong_posterior(denoise, schedule, corruption, observation):
 def no_mixture(key, corruption, observations):
     return jnp.zeros(3)
 '''
-ALL = '''
-"""The digits with every kind of part from outside but a posterior transform."""
-from ml_collections import ConfigDict
-from diffem_jax.config import default
-
-def get_config():
-    c = default()
-    with c.unlocked():
-        c.corruption = ConfigDict({"name": "row_dropout:RowDropout", "rate": 0.3, "noise_std": 0.01})
-        c.network = ConfigDict({"name": "gated:Gated", "width": 8, "depth": 1})
-        c.start.name, c.start.shrink = "shrunk:shrunk", 0.2
-        c.schedule.name, c.e_step.sampler = "cosine:Cosine", "churn:churn"
-    return c
-'''
 
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
+    """A folder on the path with objects that break their contract."""
     monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
-    for folder in (tmp_path, *FOLDERS):
-        monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    (tmp_path / "all.py").write_text(ALL)
     yield tmp_path
     sys.modules.pop("outside", None)
 
 
-def test_there_is_one_of_each_kind():
-    assert [f.name for f in FOLDERS] == [
-        "churn_sampler",
-        "cosine_schedule",
-        "gated_network",
-        "gradient_free",
-        "row_dropout",
-        "shrunk_start",
-    ]
-    for folder in FOLDERS:
-        assert len(list(folder.glob("test_*.py"))) == 1
-        module = next(p.stem for p in folder.glob("*.py") if p.stem != "config" and not p.stem.startswith("test_"))
-        assert f'py-modules = ["{module}"]' in (folder / "pyproject.toml").read_text()
+def test_corruption_keeps_its_contract():
+    testing.check_corruption(corruption.RowDropout(shape=(4, 3, 1), rate=0.4, noise_std=0.1))
+
+
+def test_network_keeps_its_contract():
+    testing.check_network(network.Gated(width=8, depth=1), starts_at_zero=True)
+
+
+def test_sampler_keeps_its_contract():
+    testing.check_sampler(sampler.churn, samples=1024)
+
+
+def test_schedule_keeps_its_contract():
+    testing.check_schedule(schedule.Cosine())
 
 
 @pytest.mark.slow
-def test_all_together_by_name(outside):
-    flags, work = [f"--config={outside / 'all.py'}"], f"--workdir={outside / 'run'}"
+def test_posterior_transform_keeps_its_contract():
+    testing.check_posterior(posterior.gradient_free, exact=True)
+
+
+@pytest.mark.slow
+def test_start_keeps_its_contract():
+    testing.check_start(start.shrunk, shrink=0.2)
+
+
+NAMED = {
+    "corruption": ("--config=examples/config.py:corruption",),
+    "network": ("--config=examples/config.py:network", "--config.network.width=8", "--config.network.depth=1"),
+    "posterior": ("--config=digits", "--config.method=examples.posterior:gradient_free"),
+    "sampler": ("--config=digits", "--config.e_step.sampler=examples.sampler:churn"),
+    "schedule": ("--config=digits", "--config.schedule.name=examples.schedule:Cosine"),
+    "start": ("--config=examples/config.py:start",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NAMED)
+def test_run_goes_on_with_a_part_named_in_the_config(kind, tmp_path):
+    testing.check_command(*NAMED[kind], folder=tmp_path, source=ROOT)
+
+
+@pytest.mark.slow
+def test_all_parts_together(outside):
+    flags, workdir = [f"--config={ROOT}/examples/config.py:all"], f"--workdir={outside / 'run'}"
+    flags += ["--config.network.width=8", "--config.network.depth=1"]
     for rounds in (1, 2):
-        ended = command(*tiny(*flags, rounds=rounds), work)
+        ended = command(*tiny(*flags, rounds=rounds), workdir)
         assert ended.code == 0, ended
     assert "continuing after round 1" in ended.out
     rng = np.random.default_rng(0)
     mask = (rng.random((3, 8, 1, 1)) < 0.6) * np.ones((3, 8, 8, 1), np.float32)
     np.savez(outside / "obs.npz", y=mask * rng.normal(size=(3, 8, 8, 1)).astype(np.float32), mask=np.float32(mask))
     output = outside / "draws.npz"
-    ended = command("--mode=sample", work, f"--observations={outside / 'obs.npz'}", f"--output={output}")
+    ended = command("--mode=sample", workdir, f"--observations={outside / 'obs.npz'}", f"--output={output}")
     assert ended.code == 0, ended
     with np.load(output) as draws:
         assert draws["x"].shape == (1, 3, 8, 8, 1) and np.isfinite(draws["x"]).all()
-
-
-@pytest.mark.slow
-def test_a_posterior_transform_by_name(outside):
-    flags = ["--config=digits", "--config.method=gradient_free:gradient_free", "--config.network.features=(8,)"]
-    ended = command(*tiny(*flags, rounds=1), f"--workdir={outside / 'run'}")
-    assert ended.code == 0, ended
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,12 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from diffem_jax.run.several import several_draws
 
 from configs import series, tables, volumes
 from diffem_jax import metrics
 from diffem_jax.build.problem import load_problem, rows
-from diffem_jax.parallel import make_parallel
-from diffem_jax.run.sample import round_step
 from diffem_jax.run.train import run_em
+from experiments import common
 
 HERE = pathlib.Path(__file__).parent
 KINDS: dict[str, Any] = {
@@ -79,12 +77,9 @@ def measure(name: str, runs: pathlib.Path) -> dict[str, Any]:
     problem = load_problem(config)
     count, samples = min(ROWS.get(name, 10**6), problem.num_examples), DRAWS.get(name, 64)
     observed, truth = rows(problem.observations, np.arange(count)), np.asarray(problem.truth[:count])
-    parallel = make_parallel("jit")
 
     def draws(number: int) -> np.ndarray:
-        step, params = round_step(folder, problem.setup, parallel, number)
-        options: dict[str, Any] = {"seed": 1, "stream": "kinds", "batch": config.e_step.batch_size, "quiet": True}
-        return several_draws(step, parallel, params, observed, samples, **options)
+        return common.posterior_draws(folder, problem.setup, number, observed, samples, "kinds")
 
     drawn, first = draws(config.rounds), draws(0)
     missing = np.broadcast_to(observed.operator, observed.y.shape) == 0

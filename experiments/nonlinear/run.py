@@ -18,12 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from diffem_jax.run.several import several_draws
 
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.parallel import make_parallel
-from diffem_jax.run.sample import round_step
 from diffem_jax.storage.workdir import Workdir
 from experiments import common
 
@@ -84,13 +81,11 @@ def measure(variant: str, folder: pathlib.Path, flags: list[str]) -> dict[str, A
     parts = ("m_step_seconds", "e_step_seconds", "compile_seconds")
     seconds = sum(record.get(part, 0.0) for record in workdir.records() for part in parts)
     config = stored_config(workdir)
-    problem, parallel = load_problem(config), make_parallel("jit")
+    problem = load_problem(config)
     observed = rows(problem.observations, np.arange(problem.num_examples))
     truth, drawn = np.asarray(problem.truth), {}
     for number in (0, config.rounds):
-        step, params = round_step(workdir, problem.setup, parallel, number)
-        options: dict[str, Any] = {"seed": 1, "stream": "nonlinear", "batch": config.e_step.batch_size}
-        x = several_draws(step, parallel, params, problem.observations, 1, **options)[0]
+        x = common.posterior_draws(workdir, problem.setup, number, problem.observations, 1, "nonlinear")[0]
         drawn[f"round {number}" if number else "the start"] = x
     picture(HERE / f"nonlinear_{variant}.png", truth, drawn)
     draws: list[dict[str, Any]] = [

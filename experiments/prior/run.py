@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffem_jax.run.several import several_draws
 from jax import Array
 
 from diffem_jax import metrics
@@ -28,7 +27,6 @@ from diffem_jax.build.methods import make_setup
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import expand
-from diffem_jax.parallel import make_parallel
 from diffem_jax.run import sample as draw
 from diffem_jax.run.start import load_start
 from diffem_jax.storage import checkpoints
@@ -143,11 +141,8 @@ def guided(workdir: Workdir, problem: Problem, weight: float, count: int) -> Row
     with config.unlocked():
         config.e_step.guidance = weight
     setup = make_setup(config, problem.setup.shape)
-    parallel = make_parallel("jit")
-    step, params = draw.round_step(workdir, setup, parallel, config.rounds)
     observed = rows(problem.observations, np.arange(count))
-    options: dict[str, Any] = {"seed": 1, "stream": "guided", "batch": config.e_step.batch_size, "quiet": True}
-    x = several_draws(step, parallel, params, observed, 1, **options)[0]
+    x = common.posterior_draws(workdir, setup, config.rounds, observed, 1, "guided")[0]
     return {"weight": weight, "psnr": float(metrics.psnr(x, np.asarray(problem.truth[:count])).value)}
 
 

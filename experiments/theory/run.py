@@ -36,7 +36,7 @@ import optax
 from diffem_jax import em
 from diffem_jax.corruptions.base import Linear
 from diffem_jax.denoisers.edm import bind, edm_denoiser, gaussian_denoiser
-from diffem_jax.denoisers.losses import denoising_loss
+from diffem_jax.denoisers.losses import BetaMixture, denoising_loss, snr_weight
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.networks.mlp import MLP
 from diffem_jax.samplers import schedules
@@ -122,7 +122,7 @@ def network_course(
     denoiser = edm_denoiser(MLP(features=(64, 64), embedding=16), schedule, corruption, (3,))
     rate = optax.cosine_decay_schedule(4e-3, updates, alpha=0.01)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    loss = denoising_loss(denoiser, schedule, corruption, schedules.BetaMixture(((1.5, 1.5),)), schedules.snr_weight)
+    loss = denoising_loss(denoiser, schedule, corruption, BetaMixture(((1.5, 1.5),)), snr_weight)
     m_step = jax.jit(em.make_m_step(loss, optimizer, ema_decay=0.995))
     path = make_path_error(schedule, corruption, denoiser, schedules.log_uniform_grid(schedule, steps))
 

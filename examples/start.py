@@ -1,6 +1,6 @@
 """A start: the Gaussian fitted by EM, its covariance shrunk towards equal variances. For few observations.
 
-    diffem --config=shrunk_start/config.py --workdir=runs/shrunk
+    diffem --config=examples/config.py:start --workdir=runs/shrunk
 
 Source of the idea: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
 """
@@ -13,13 +13,10 @@ import diffem_jax as dx
 def shrunk(key, corruption, observations, *, rank, iterations=30, shrink=0.1):
     """A mixture of one component with covariance (1 - shrink) S + shrink (tr S / D) I.
 
-    Fields of the section ``start`` come as arguments, those of your own too; the others are left out.
+    The fields of the config's section ``start`` that it names come as arguments, its own (``shrink``) too.
     """
-    log_weights, (mean, variance, factor) = dx.fit(
-        key, corruption, observations, rank=rank, iterations=iterations
-    ).mixture
+    fitted = dx.fit(key, corruption, observations, rank=rank, iterations=iterations).mixture
+    log_weights, (mean, variance, factor) = fitted
     average = jnp.mean(variance) + jnp.sum(factor**2) / mean.size
-    return dx.Mixture(
-        log_weights,
-        dx.Gaussian(mean, (1 - shrink) * variance + shrink * average, jnp.sqrt(1 - shrink) * factor),
-    )
+    shrunk_variance = (1 - shrink) * variance + shrink * average
+    return dx.Mixture(log_weights, dx.Gaussian(mean, shrunk_variance, jnp.sqrt(1 - shrink) * factor))

@@ -1,8 +1,8 @@
 """A noise schedule: alpha_t and sigma_t are cosine and sine of an angle that is linear in t.
 
-    diffem --config=digits --workdir=runs/cosine --config.schedule.name=cosine:Cosine
+    diffem --config=digits --config.schedule.name=examples.schedule:Cosine --workdir=runs/cosine
 
-Source: Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2, with ends set by the config.
+Source: Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2, with the ends set by the config.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """alpha_t = cos a, sigma_t = sin a with the angle a linear in t from atan(sigma_min) to atan(sigma_max)."""
+    """alpha_t = cos a, sigma_t = sin a, with the angle a linear in t from atan(sigma_min) to atan(sigma_max)."""
 
     sigma_min: float = 1e-3
     sigma_max: float = 100.0
@@ -25,6 +25,6 @@ class Cosine:
         return jnp.cos(angle), jnp.sin(angle)
 
     def time(self, sigma):
-        """The t at which sigma_t / alpha_t = sigma; the karras grid and the log_normal law of t need it."""
+        """The t at which sigma_t / alpha_t = sigma; the karras grid and the log_normal times need it."""
         low, high = math.atan(self.sigma_min), math.atan(self.sigma_max)
         return (jnp.arctan(sigma) - low) / (high - low)

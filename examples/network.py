@@ -1,6 +1,6 @@
 """A network: a residual perceptron whose hidden units are gated by the noise level.
 
-    diffem --config=gated_network/config.py --workdir=runs/gated
+    diffem --config=examples/config.py:network --workdir=runs/gated
 
 Source of the idea: Perez et al. 2018, arXiv 1709.07871 (feature-wise modulation).
 """
@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffem_jax.networks.embedding import sinusoidal_embedding
+import diffem_jax as dx
 
 
 class Gated(nn.Module):
@@ -18,7 +18,7 @@ class Gated(nn.Module):
 
     Attributes:
         width: of the residual stream.
-        depth: blocks.
+        depth: number of blocks.
     """
 
     width: int = 256
@@ -26,11 +26,11 @@ class Gated(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise, condition=None, train=False):
-        """The last layer begins at zero: the first denoiser is then its preconditioning's own."""
+        """The last layer begins at zero, so that the first denoiser is its preconditioning alone."""
         inputs = [x.reshape(len(x), -1)]
         if condition is not None:
             inputs.append(condition.reshape(len(x), -1))
-        level = sinusoidal_embedding(noise, 32)
+        level = dx.sinusoidal_embedding(noise, 32)
         h = nn.Dense(self.width)(jnp.concatenate(inputs, axis=-1))
         for _ in range(self.depth):
             gate = nn.sigmoid(nn.Dense(self.width)(level))

@@ -1,9 +1,9 @@
 """A posterior transform: an unconditional denoiser meets y by a linear solve, without a gradient of the network.
 
-    diffem --config=digits --workdir=runs/gradient_free --config.method=gradient_free:gradient_free
+    diffem --config=digits --config.method=examples.posterior:gradient_free --workdir=runs/gradient_free
 
-It is ``diffem_jax.denoisers.guidance.pigdm`` with the Jacobian of x-hat replaced by that of N(0, I). Source of the idea: Wang et
-al. 2023, arXiv 2212.00490 (null-space models).
+It is ``diffem_jax.denoisers.guidance.pigdm`` with the Jacobian of x-hat replaced by that of N(0, I).
+Source of the idea: Wang et al. 2023, arXiv 2212.00490 (null-space models).
 """
 
 
@@ -14,8 +14,8 @@ def gradient_free(denoise, schedule, corruption, observation):
         alpha, sigma = schedule(t)
         v = sigma**2 / (sigma**2 + alpha**2)
         x_hat = denoise(x_t, t)
-        rest = observation.y - corruption.forward(x_hat, observation.operator)
-        solved = corruption.solve_gram(rest, observation.operator, v)
+        residual = observation.y - corruption.forward(x_hat, observation.operator)
+        solved = corruption.solve_gram(residual, observation.operator, v)
         return x_hat + v * corruption.adjoint(solved, observation.operator)
 
     return guided

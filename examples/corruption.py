@@ -1,6 +1,6 @@
 """A corruption: whole rows of an image are lost, as by a broken scanner.
 
-    diffem --config=row_dropout/config.py --workdir=runs/rows
+    diffem --config=examples/config.py:corruption --workdir=runs/rows
 
 It inherits ``Mask``, so the adjoint, the solves, the fitted start and the 'posterior' preconditioning come with it.
 """
@@ -10,12 +10,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffem_jax.corruptions import Mask
+import diffem_jax as dx
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowDropout(Mask):
-    """Every row is erased with probability ``rate``, independently of the others.
+class RowDropout(dx.Mask):
+    """Erases every row with probability ``rate``, independently of the others.
 
     Attributes:
         rate: the probability that a row is erased, in [0, 1).
