@@ -263,8 +263,7 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     """With m_step.operators 'data' every operator of an update is one of the file's, and not that of the same x."""
     from configs import own_data
     from diffem_jax.build.problem import load_problem, rows
-    from diffem_jax.run.m_step import Course
-    from diffem_jax.run.rounds import Run
+    from diffem_jax.run.batches import round_batches
 
     rng = np.random.default_rng(0)
     own, config = tmp_path / "own.npz", own_data.get_config()
@@ -277,22 +276,13 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
         config.start.iterations = 1
         config.m_step.steps, config.m_step.batch_size, config.e_step.batch_size, config.e_step.steps = 4, 50, 100, 2
         config.m_step.updates_per_dispatch = 2
-    problem, folder = load_problem(config), Workdir(tmp_path)
-    folder.create()
-    with jax.numpy_dtype_promotion("standard"):
-        run = Run(problem, folder, lambda line: None, lambda number, draws: {})
-        run.e_step(0, run.start, run.start_step)
-        met = []
-
-        def spy(key, state, data, slots):
-            met.append(jax.tree.map(np.asarray, data))
-            return run_step(key, state, data, slots)
-
-        run_step, run.engine = run.engine.m_step, run.engine._replace(m_step=spy)
-        run.m_step(1, run.fresh_state())
-        again, met = met, []
-        run.m_step(1, run.fresh_state(), Course(2))
-    assert len(again) == 2 and len(met) == 1
+    problem, store = load_problem(config), ReconstructionStore(tmp_path / "reconstructions")
+    stored = store.create(0, 200, (8, 8, 1), 200)
+    stored.write_shard(0, rng.standard_normal((200, 8, 8, 1), np.float32))
+    stored.finalise()
+    batches, whole = round_batches(problem, store, 1), slice(0, 50)
+    again = [next(calls) for calls in [batches(0, 2, whole)] for _ in range(2)]
+    met = [next(batches(2, 2, whole))]
     # An interrupted M-step goes on with the operators that it would have met.
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(met[0]), strict=True))
     x, masks = (np.concatenate([d[i].reshape(-1, 64) for d in again]) for i in range(2))
@@ -300,6 +290,6 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     index = {row.tobytes(): i for i, row in enumerate(whole)}
     owner = np.array([index[row.tobytes()] for row in masks])
     assert sorted(owner) == list(range(200))
-    reconstructed = run.store.round(0).open().rows(np.arange(200)).reshape(200, 64)
+    reconstructed = store.round(0).open().rows(np.arange(200)).reshape(200, 64)
     place = {row.tobytes(): i for i, row in enumerate(reconstructed)}
     assert np.mean(owner == [place[row.tobytes()] for row in x]) < 0.1

@@ -205,7 +205,7 @@ def picture(png: bytes, alt: str) -> str:
 
 def page(title: str, body: str) -> str:
     """The whole file, in ASCII. A content policy lets nothing in but its own style, script and pictures."""
-    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     text = (

@@ -128,9 +128,24 @@ def open_writers(folder: Workdir, config: ConfigDict, lead: bool):  # type: igno
 
 
 def make_run(
-    problem: Problem, folder: Workdir, measure: Callable[..., Any], stop: StopRequest, say: Say, writers: Writers
+    problem: Problem,
+    folder: Workdir,
+    measure: Callable[..., dict[str, float]] = lambda number, draws: {},
+    stop: StopRequest | None = None,
+    say: Say = lambda line: None,
+    writers: Writers | None = None,
 ) -> Run:
-    """Fits or loads the start, and compiles what the rounds call."""
+    """Fits or loads the start, and maps what the rounds call.
+
+    Args:
+        problem: the observations, and what follows from the config.
+        folder: where results go.
+        measure: (round, rows of the store) -> metrics.
+        stop: asked at safe points; None is never asked to stop.
+        say: takes lines for the person watching.
+        writers: take numbers and pictures; None for none.
+    """
+    stop = stop or StopRequest()
     setup, config = problem.setup, problem.setup.config
     parallel = make_parallel(config.parallel)
     clock = console.CompileClock()
@@ -150,7 +165,7 @@ def make_run(
         held_out=held_out.make(problem, parallel) if config.stop.rule == held_out.NAME else None,
         stop=stop,
         say=say,
-        writers=writers,
+        writers=writers or Writers(folder, config, lead=False),
         estimate=console.Estimate(config, problem.num_examples * config.e_step.draws, say),
         clock=clock,
     )

@@ -367,7 +367,7 @@ def test_a_round_that_is_not_there_is_refused(earlier):
 
 def test_a_prior_by_the_posteriors_network_is_that_of_the_chosen_round(earlier, monkeypatch):
     monkeypatch.setattr("diffem_jax.run.prior.draws_prior", lambda config: True)
-    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, denoiser, params, *rest: params)
+    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, parallel, denoiser, params, *rest, own: params)
     picked = stopping.picked_round(earlier.records())
     with jax.numpy_dtype_promotion("standard"):
         found = {number: draw.prior_draws(earlier, 1, round=number) for number in (None, 1, 2)}
