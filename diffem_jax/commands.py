@@ -1,32 +1,30 @@
-"""What the command line does: finding configs, parsing flags, the modes and the exit codes."""
+"""What the command does: its modes, what it says, and its exit codes."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
-import re
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
-from diffem_jax.config import OPEN_SECTIONS, check_training, default, flatten, nearest, validate
+from diffem_jax.config import validate
 from diffem_jax.errors import UserError, first_line
-from diffem_jax.usage import HELP, paint
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 143
 EXIT_INTERRUPTED = 130
 EXIT_LOST = 75
 _LOST = ("gloo", "peer", "heartbeat", "coordination", "deadline_exceeded", "unavailable", "aborted", "nccl", "barrier")
+_COLOURS = {"strong": "1", "good": "32", "bad": "31"}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -94,121 +92,6 @@ def _name() -> str:
     return paint("diffem:", "bad", sys.stderr)
 
 
-def config_folders() -> list[Path]:
-    """Where configs that ship with the package lie: in an installed package, and in a checkout."""
-    package = Path(__file__).parent
-    return [package / "configs", package.parent / "configs"]
-
-
-def find_config(argv: Sequence[str]) -> list[str]:
-    """Replaces --config=NAME[:VARIANT], or --config NAME, by the path of the config of that name."""
-    out = list(argv)
-    for i in range(len(out) - 1, -1, -1):
-        if out[i] in ("--config", "-config") and i + 1 < len(out) and not out[i + 1].startswith("-"):
-            out[i : i + 2] = [f"{out[i]}={out[i + 1]}"]
-    for i, argument in enumerate(out):
-        flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config") or not equals:
-            continue
-        name, colon, variant = value.partition(":")
-        if name.endswith(".py") or "/" in name:
-            if not Path(name).is_file():
-                raise UserError(f"--config: {name}: no such file; {nearest(Path(name).stem, shipped_configs())}")
-            continue
-        found = [f / f"{name}.py" for f in config_folders() if (f / f"{name}.py").is_file()]
-        if not found:
-            raise UserError(
-                f"--config: {name!r} is neither a file nor a config of the package; {nearest(name, shipped_configs())}"
-            )
-        out[i] = f"{flag}={found[0]}{colon}{variant}"
-    return out
-
-
-def shipped_configs() -> list[str]:
-    """Names of the configs that come with the package."""
-    return sorted({p.stem for folder in config_folders() for p in folder.glob("*.py") if p.stem != "__init__"})
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags, turning what absl and ml_collections raise into user errors.
-
-    Raises:
-        UserError: an unknown flag or config field, or a value of the wrong type; with the nearest name.
-    """
-    try:
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):
-            raise UserError(_unknown_field(error.flagname.removeprefix("config."))) from None
-        own = [f"--{name}" for name in sorted(set(re.findall(r"--([a-z_]+)", HELP)))]
-        raise UserError(
-            f"--{error.flagname}: unknown flag; {nearest('--' + error.flagname, own)} (see --help)"
-        ) from None
-    except flags.Error as error:
-        raise UserError(_flag_error(_told(error))) from None
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(_config_error(argv, error)) from None
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False", list: "a tuple"}
-
-
-def _flag_error(told: str) -> str:
-    """What absl says of a flag's value, as this package says it."""
-    found = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", told, re.DOTALL)
-    if found is None:
-        fault = re.match(r"(ValueError: )?(?=variant |\w+Error: )", told)
-        return f"--config: {told[fault.end() :]}; correct it" if fault else f"{told}; see --help"
-    name, value, why = found.groups()
-    field, known = name.removeprefix("config."), flatten(default())
-    if field != name and type(known.get(field)) in _KINDS:
-        return f"{name}: {value!r}; expected {_KINDS[type(known[field])]}, such as the default {known[field]!r}; correct it"
-    if choices := re.search(r"one of <(.*)>", why):
-        return f"--{name}: {value!r} is not known; {nearest(value, choices[1].split('|'))}"
-    for python, plain in (
-        ("invalid literal for int", "a whole number"),
-        ("could not convert string to fl", "a number"),
-    ):
-        why = f"expected {plain}" if why.startswith(python) else why
-    return f"--{name}: {value!r}; {why}; correct it"
-
-
-def _unknown_field(field: str) -> str:
-    """That there is no such field, with the nearest one."""
-    section, known = field.partition(".")[0], set(flatten(default()))
-    if section not in OPEN_SECTIONS:
-        return f"config.{field}: unknown field; {nearest(field, known)}"
-    from diffem_jax.corruptions import CORRUPTIONS
-    from diffem_jax.networks import NETWORKS
-
-    classes = (NETWORKS if section == "network" else CORRUPTIONS).values()
-    fields = {f"{section}.{f.name}" for c in classes for f in dataclasses.fields(c)} - {
-        f"{section}.{own}" for own in ("shape", "parent", "name")
-    }
-    if field in fields:
-        return f"config.{field}: not in this config file, so no flag can set it; add it to a copy of the file"
-    return f"config.{field}: unknown field; {nearest(field, fields)}"
-
-
-def _config_error(argv: Sequence[str], error: Exception) -> str:
-    known = flatten(default())
-    for argument in argv:
-        name = argument.partition("=")[0].removeprefix("--config.")
-        if argument.startswith("--config.") and name not in known:
-            return _unknown_field(name)
-    return f"--config: {_told(error)}; correct the value"
-
-
-def _told(error: Exception) -> str:
-    """The line of an error's message that says what is wrong: the last one of a traceback, else the first."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1 if any("Traceback" in line for line in lines) else 0]
-
-
 def join(coordinator: str, processes: int, process: int) -> None:
     """Joins a run of several processes."""
     from diffem_jax import parallel
@@ -216,20 +99,10 @@ def join(coordinator: str, processes: int, process: int) -> None:
     parallel.initialize("" if coordinator == "auto" else coordinator, processes, process)
 
 
-def train(config: ConfigDict | None, workdir: Path, *, override: bool) -> None:
+def train(config: ConfigDict, workdir: Path, *, override: bool) -> None:
     """Trains, or goes on with, the run of a config."""
-    if config is None:
-        raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped_configs())}")
-    try:
-        getattr(config, "rounds", None)  # a file that failed to read another one fails only here
-    except OSError as error:
-        raise UserError(f"--config: the file cannot be read ({error}); correct it") from None
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"
-        )
-    validate(config)
-    check_training(config)
+    validate(config, training=True)
+    check_platform()
     from diffem_jax.run.train import run_em
 
     run_em(config, workdir, override=override, say=_say)
@@ -244,6 +117,7 @@ def sample(
 
     if output is None:
         raise UserError("--output: missing; expected the .npz to write, for instance --output=draws.npz")
+    check_platform()
     folder = Workdir(workdir)
     target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
     _check_writable(target)
@@ -282,6 +156,8 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> 
     from diffem_jax.run import evaluate as measure
     from diffem_jax.storage.workdir import Workdir
 
+    check_platform()
+
     def warn(line: str) -> None:
         print(f"{_name()} {line}", file=sys.stderr)
 
@@ -298,6 +174,35 @@ def report(workdir: Path) -> None:
     folder.stored_config()
     page.write(folder)
     _say(f"wrote {folder.report}")
+
+
+def check_platform() -> None:
+    """Looks before any compute whether JAX finds devices.
+
+    Raises:
+        UserError: JAX_PLATFORMS names a platform that is not here.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX_PLATFORMS: {os.environ.get('JAX_PLATFORMS', '')!r}; JAX finds no device ({first_line(error)[:200]}); expected a "
+            "platform that is installed here; set JAX_PLATFORMS=cpu, or unset it"
+        ) from error
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether a stream takes colour: a terminal that is not dumb, and NO_COLOR unset (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Text as a stream shows it: in 'strong', 'good' or 'bad', or as it is where there is no terminal."""
+    if not coloured(stream or sys.stdout):
+        return text
+    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
 
 
 def _say(line: str) -> None:

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from diffem_jax import commands, usage
 from diffem_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file, or the name of one that ships with the package."
-)
+_CONFIG = flags.DEFINE_string("config", None, "A config file, or the name of one that ships with the package.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "evaluate", "report"], "What to do.")
 _OBSERVATIONS = flags.DEFINE_string("observations", None, "sample: .npz of observations; without it, prior draws.")
@@ -33,17 +30,18 @@ _PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all, with --
 _PROCESS = flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the chosen mode."""
+def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
+    """Runs the chosen mode; ``fields`` are those of the config that flags set, as text."""
     if len(argv) > 1:
-        raise UserError(f"{argv[1]!r}: not a flag; expected --name=value only; see --help")
+        raise UserError(f"{argv[1]!r}: not a flag; expected --name=value only, --{argv[1].lstrip('-')}; see --help")
     if _WORKDIR.value is None:
         raise UserError("--workdir: missing; expected a folder for the run, for instance --workdir=runs/digits")
+    workdir = Path(_WORKDIR.value)
+    config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or fields else None
     if _COORDINATOR.value is not None:
         commands.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = Path(_WORKDIR.value)
-    if _MODE.value == "train":
-        commands.train(_CONFIG.value, workdir, override=_OVERRIDE.value)
+    if config is not None and _MODE.value == "train":
+        commands.train(config, workdir, override=_OVERRIDE.value)
     elif _MODE.value == "sample":
         commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value, _ROUND.value)
     elif _MODE.value == "evaluate":
@@ -54,8 +52,14 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """The console script: user errors are printed without a traceback, with exit code 2."""
-    with commands.exit_codes(), usage.answered(sys.argv, commands.shipped_configs()):
-        app.run(main, argv=commands.find_config(sys.argv), flags_parser=commands.parse_flags)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for 'module:name' in the current folder, as with python -m
+    with commands.exit_codes():
+        if (text := usage.help_text(sys.argv[1:])) is not None:
+            print(text, end="")
+            return
+        argv, fields = usage.split(sys.argv)
+        app.run(lambda rest: main(rest, fields), argv=argv, flags_parser=usage.parse_flags)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""What ``diffem --help`` prints, and colour that is used on a terminal only."""
+"""The command line as it is typed: help, flags, and the config that they name and change."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import importlib.util
+import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffem_jax.config import FIELDS, nearest, override
+from diffem_jax.errors import UserError
 
 HELP = """\
 diffem: learn p(x | y) and p(x) from corrupted observations alone
@@ -20,7 +26,7 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
       train on your own observations: an .npz with y and, where there are operators, mask or operator
 
   --workdir=FOLDER       the run's folder; every mode needs it
-  --mode=MODE            train (the default), sample, evaluate, or report (writes report.html anew)
+  --mode=MODE            train (the default), sample, evaluate, or report (writes report.html again)
   --config=NAME          train: a config file, or the name of one of the package, NAME:VARIANT for a variant:
                          {configs}
   --config.FIELD=VALUE   train: any field, as in --config.rounds=8 --config.m_step.steps=2000
@@ -33,42 +39,131 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
   --reference=FILE       evaluate: .npz with clean x, for measuring only
   --coordinator, --num_processes, --process_id     several processes; --coordinator=auto on a cluster
 
-Exit codes: 0 done; 2 a mistake, with its cure in one message; 130 Ctrl-C; 143 SIGTERM with the work saved;
+Exit codes: 0 done; 2 a mistake, explained in one message; 130 Ctrl-C; 143 SIGTERM with the work saved;
 75 another process of the run was lost; 1 a fault of the program.
 After 130, 143 and 75 the same command goes on where it stopped.
-NO_COLOR=1 turns colour off. --helpfull lists every flag; diffem_jax/config.py describes every field.
+NO_COLOR=1 turns colour off. --helpfull lists every field with its default and meaning.
 """
 
-_COLOURS = {"strong": "1", "good": "32", "bad": "31"}
+
+OWN_FLAGS = sorted(set(re.findall(r"--([a-z_]+)", HELP)) - {"helpfull"})
 
 
-@contextlib.contextmanager
-def answered(argv: Sequence[str], configs: Sequence[str]) -> Iterator[None]:
-    """Prints ``HELP`` and exits where a command line asks for help; asking is no error, so the exit code is 0."""
-    if any(word in ("--help", "-help", "-h", "-?", "help") for word in argv[1:]):
-        indent = " " * 25
-        named = textwrap.fill(", ".join(configs), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
-        print(HELP.format(configs=named), end="")
-        sys.exit(0)
+def help_text(words: Sequence[str]) -> str | None:
+    """What a command line that asks for help is answered, None for one that does not."""
+    asked = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("-") or word == "help"}
+    if not asked & {"help", "h", "?", "helpshort", "helpfull", "helpxml"}:
+        return None
+    indent = " " * 25
+    names = textwrap.fill(", ".join(shipped_configs()), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
+    text = HELP.format(configs=names)
+    if "helpfull" in asked:
+        text += (
+            "\nEvery field; a corruption and a network of another name bring their own (docs/config.md lists them):\n\n"
+        )
+        for field in FIELDS.values():
+            text += textwrap.fill(
+                f"  --config.{field.name}={field.default!r}  {field.meaning}", 110, subsequent_indent=" " * 6
+            )
+            text += f"\n      one of {', '.join(field.choices)}\n" if field.choices else "\n"
+    return text
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Separates the flags of fields, --config.FIELD=VALUE, from the others; flag files are read in.
+
+    Returns:
+        the other words, and the (field, text) of each field in order.
+
+    Raises:
+        UserError: a flag file that cannot be read.
+    """
     try:
-        yield
-    except SystemExit as end:
-        # absl prints the full list by itself, and ends with 1.
-        if (
-            any(word.lstrip("-").startswith(("helpfull", "helpshort", "helpxml")) for word in argv[1:])
-            and end.code == 1
-        ):
-            sys.exit(0)
-        raise
+        words = iter(flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True))
+    except flags.Error as error:
+        raise UserError(f"--flagfile: {error}; expected a file with one flag per line; correct the path") from None
+    others: list[str] = []
+    fields: list[tuple[str, str]] = []
+    for word in words:
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if found is None:
+            others.append(word)
+            continue
+        negated, name, text = found.groups()
+        if text is None:
+            boolean = FIELDS[name].kind is bool if name in FIELDS else False
+            text = str(not negated) if negated or boolean else next(words, "")
+        fields.append((name, text))
+    return others, fields
 
 
-def coloured(stream: TextIO) -> bool:
-    """Whether a stream takes colour: a terminal that is not dumb, and NO_COLOR unset (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags that are not of fields; those of an earlier command in this process are forgotten.
+
+    Raises:
+        UserError: an unknown flag, or a value that it does not take; with the nearest name.
+    """
+    for name in OWN_FLAGS:
+        flags.FLAGS[name].unparse()
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        if name in FIELDS or "." in name:
+            hint = nearest(f"--config.{name.removeprefix('config.')}", [f"--config.{field}" for field in FIELDS])
+        else:
+            hint = nearest(f"--{name}", [f"--{flag}" for flag in OWN_FLAGS])
+        raise UserError(f"--{name}: unknown flag; {hint} (see --help)") from None
+    except flags.Error as error:
+        raise UserError(_flag_error(str(error).strip().splitlines()[0])) from None
 
 
-def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text as a stream shows it: in 'strong', 'good' or 'bad', or as it is where there is no terminal."""
-    if not coloured(stream or sys.stdout):
-        return text
-    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+def _flag_error(message: str) -> str:
+    """What absl says of a flag's value, in this package's words."""
+    found = re.fullmatch(r"flag --(\w+)=(.*?): (.*)", message, re.DOTALL)
+    if found is None:
+        return f"{message}; see --help"
+    name, value, why = found.groups()
+    if choices := re.search(r"one of <(.*)>", why):
+        return f"--{name}: {value!r} is not known; {nearest(value, choices[1].split('|'))}"
+    why = "expected a whole number" if why.startswith("invalid literal for int") else why
+    return f"--{name}: {value!r}; {why}; correct it"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of the configs that come with the package: in an installed package, and in a checkout."""
+    package = Path(__file__).parent
+    files = [p for folder in (package.parent / "configs", package / "configs") for p in sorted(folder.glob("*.py"))]
+    return {path.stem: path for path in files if path.stem != "__init__"}
+
+
+def load_config(name: str | None, fields: Sequence[tuple[str, str]]) -> ConfigDict:
+    """The config of a file, or of a name that ships with the package, FILE:VARIANT for a variant, with fields set by flags.
+
+    Raises:
+        UserError: there is no such file or name, it cannot be read, or a field does not exist or has another type.
+    """
+    shipped = shipped_configs()
+    if name is None:
+        raise UserError(f"--config: missing; expected a config file or a name: {', '.join(shipped)}")
+    name, colon, variant = name.partition(":")
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        kind = "no such file" if "/" in name or name.endswith(".py") else "neither a file nor a config of the package"
+        raise UserError(f"--config: {name!r}: {kind}; {nearest(path.stem, shipped)}")
+    if name not in shipped:
+        sys.path.append(str(path.resolve().parent))  # for parts of its own beside it
+    spec = importlib.util.spec_from_file_location("diffem_config", path)
+    try:
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        config = module.get_config(*([variant] if colon else []))
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"--config: {path}: {kind}{' '.join(str(error).split())[:400]}; correct it") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"
+        )
+    override(config, fields)
+    return config.lock()

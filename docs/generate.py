@@ -19,53 +19,29 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffem_jax"
 
 
-def comments() -> dict[str, str]:
-    """'section.field' -> the comment on its line in diffem_jax/config.py, or else the lines of comment above it."""
-    source = (PACKAGE / "config.py").read_text()
-    lines, found = source.splitlines(), {}
-    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    for node in filter(lambda n: isinstance(n, ast.Assign), function.body):
-        behind = re.search(r"  # (.*)$", lines[node.lineno - 1])
-        above, at = [], node.lineno - 2
-        while lines[at].startswith("    # "):
-            above.insert(0, lines[at][6:])
-            at -= 1
-        found[ast.unparse(node.targets[0]).removeprefix("c.")] = behind[1] if behind else " ".join(above)
-    return found
-
-
 def config_page() -> str:
     """Every field: default, meaning, what it may be; and the fields of the classes that a section's name chooses.
 
     Raises:
-        ValueError: a field whose meaning is not told.
+        ValueError: a field without a meaning.
     """
     from diffem_jax import config, corruptions, networks, samplers
 
-    meanings, untold = comments(), []
+    missing = [name for name, field in config.FIELDS.items() if not field.meaning]
     rows: dict[str, list[str]] = {}
-    values, order = config.flatten(config.default()), {name: place for place, name in enumerate(meanings)}
-    for name in sorted(values, key=lambda name: order.get(name, len(order))):
-        value = values[name]
-        section = name.rpartition(".")[0]
-        allowed = ""
-        if name in config.CHOICES:
-            allowed = ", ".join(f"`{choice}`" for choice in config.CHOICES[name])
-            allowed += ", `module:name`" if name in config.PLUGGABLE else ""
-        elif name in config.RANGES:
-            low, high = config.RANGES[name]
+    for name, field in config.FIELDS.items():
+        allowed = ", ".join(f"`{choice}`" for choice in field.choices)
+        if field.range:
+            low, high = field.range
             allowed = f"{low:g} to {high:g}" if high < 1e5 else f"{low:g} or more"
-        if not meanings.get(name):
-            untold.append(name)
-        meaning = _cell(meanings.get(name, ""))
-        shown = tuple(map(_tuple, value)) if isinstance(value, list) else value
-        rows.setdefault(section, []).append(f"| `{name}` | `{shown!r}` | {meaning} | {allowed} |")
+        row = f"| `{name}` | `{field.default!r}` | {_cell(field.meaning)} | {allowed} |"
+        rows.setdefault(name.rpartition(".")[0], []).append(row)
     lines = [
         "# Every field of the configuration",
         "",
-        "Made from diffem_jax/config.py. Each is a flag, `--config.FIELD=VALUE`; `corruption` and `network` take further",
-        "fields, those of the class that their `name` chooses ([corruptions](#corruptionname), [networks](#networkname)), where the",
-        "config file has them.",
+        "Made from diffem_jax/config/fields.py. Each is a flag, `--config.FIELD=VALUE`; `corruption` and `network` take further",
+        "fields, those of the class that their `name` chooses ([corruptions](#corruptionname), [networks](#networkname)), whether the",
+        "config file has them or not. Setting another `name` drops the fields of the class before.",
     ]
     for section, entries in rows.items():
         lines += [
@@ -83,15 +59,15 @@ def config_page() -> str:
             lines += ["| field | default | meaning |", "|---|---|---|"]
             for field, (default, meaning) in fields(kind).items():
                 if not meaning:
-                    untold.append(f"{section}.{field} of {name}")
+                    missing.append(f"{section}.{field} of {name}")
                 lines.append(f"| `{section}.{field}` | `{default}` | {_cell(meaning)} |")
             lines.append("")
     lines += ["## e_step.sampler, prior.sampler", "", "| name | what it is |", "|---|---|"]
     for name, make in samplers.SAMPLERS.items():
         lines.append(f"| `{name}` | {_cell((inspect.getdoc(make) or '').splitlines()[0])} |")
-    if untold:
+    if missing:
         raise ValueError(
-            f"fields without a meaning (comments of config.py, 'Attributes' of a class): {', '.join(untold)}"
+            f"fields without a meaning (the table of fields, 'Attributes' of a class): {', '.join(missing)}"
         )
     return "\n".join(lines) + "\n"
 
@@ -234,9 +210,12 @@ def _short(full: str) -> bool:
 def messages() -> list[tuple[str, str]]:
     """(place, text) of every message that ends a run, with '...' for what is filled in.
 
-    What ``UserError`` and ``_leave`` are given, and what functions return whose value one of them is given.
+    The rules of the configuration, what ``UserError`` and ``_leave`` are given, and what functions return whose value one of them is given.
     """
-    found = []
+    from diffem_jax.config import RULES, TRAINING_RULES
+
+    rules = [re.sub(r"\{[^}]*\}", "...", message) for _, message in RULES + TRAINING_RULES]
+    found = [("diffem_jax/config/fields.py", message) for message in rules]
     for file in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text())
         given = [

@@ -19,9 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffem_jax.config import CHOICES, RANGES, default, flatten
+from diffem_jax import config as configuration
+from diffem_jax.config import default, flatten
 
 FIELDS = flatten(default())
+CHOICES = {name: field.choices for name, field in configuration.FIELDS.items() if field.choices}
+RANGES = {name: field.range for name, field in configuration.FIELDS.items() if field.range}
 TYPED = [name for name, value in FIELDS.items() if not isinstance(value, str)]
 QUICK = ["--config=digits", "--config.eval.metrics=()"]
 

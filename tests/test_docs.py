@@ -48,29 +48,19 @@ def blocks(page, language):
 
 def test_every_field_is_on_the_page():
     page = generate.config_page()
-    for name, value in config.flatten(config.default()).items():
+    for name, field in config.FIELDS.items():
         row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` ")), None)
         assert row is not None, name
-        assert row.count("|") == 5, row
-        if not isinstance(value, list):
-            assert f"| `{value!r}` |" in row, row
-        for choice in config.CHOICES.get(name, ()):
+        assert row.count("|") == 5 and f"| `{field.default!r}` |" in row, row
+        for choice in field.choices:
             assert f"`{choice}`" in row
-        if name in config.RANGES and name not in config.CHOICES:
-            low, high = config.RANGES[name]
+        if field.range:
+            low, high = field.range
             assert f" {low:g} or more |" in row or f" {low:g} to {high:g} |" in row, row
 
 
-def test_a_comment_reaches_its_field():
-    comments = generate.comments()
-    assert comments["m_step.clip_norm"] == "0 does not clip"
-    assert "every stream of randomness" in comments["seed"]
-    assert comments["denoiser.base"].startswith("Base of 'posterior'") and "isotropic" in comments["denoiser.base"]
-
-
 def test_every_field_is_described():
-    comments = generate.comments()
-    assert not [name for name in config.flatten(config.default()) if len(comments.get(name, "")) < 6]
+    assert not [name for name, field in config.FIELDS.items() if len(field.meaning) < 6]
     for kind in (*corruptions.CORRUPTIONS.values(), *networks.NETWORKS.values()):
         assert not [name for name, (_, meaning) in generate.fields(kind).items() if len(meaning) < 6], kind
     assert {"rate", "noise_std", "fill_order"} <= set(generate.fields(corruptions.CORRUPTIONS["pixel_mask"]))
@@ -83,12 +73,11 @@ def test_every_corruption_is_in_the_table_of_names():
     assert sorted(names) == sorted(corruptions.CORRUPTIONS)
 
 
-def test_a_field_that_is_not_described_stops_the_build(monkeypatch):
-    told = generate.comments()
-    monkeypatch.setattr(generate, "comments", lambda: {**told, "m_step.steps": ""})
-    with pytest.raises(ValueError, match=r": m_step\.steps$"):
-        generate.config_page()
-    monkeypatch.setattr(generate, "comments", lambda: told)
+def test_field_without_a_meaning_stops_the_build(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setitem(config.FIELDS, "m_step.steps", config.FIELDS["m_step.steps"]._replace(meaning=""))
+        with pytest.raises(ValueError, match=r": m_step\.steps$"):
+            generate.config_page()
 
     @dataclasses.dataclass(frozen=True)
     class Bare(corruptions.CORRUPTIONS["pixel_mask"]):
@@ -137,22 +126,23 @@ def test_messages_are_found_however_they_are_made():
     for part in (
         "another process of this run ended",  # told on leaving, without a UserError
         "this process ends",
-        "config....: unknown field",  # by a function that a UserError is given
-        "...: ...; expected ..., such as the default",
-        "...; see --help",
+        "config....: unknown field",
+        "...; see --help",  # by a function that a UserError is given
+        "config.m_step.accumulate: ...; expected a divisor",  # by a rule of the configuration
     ):
         assert any(part in text for text in texts), part
 
 
-def test_fields_that_pages_and_messages_name_exist():
-    classes = {"corruption": corruptions.CORRUPTIONS, "network": networks.NETWORKS}
-    known = set(config.flatten(config.default()))
-    known |= {
-        f"{section}.{field}"
-        for section, kinds in classes.items()
-        for k in kinds.values()
-        for field in generate.fields(k)
+def class_fields():
+    """Fields of every class that a corruption or a network may be."""
+    sections = {"corruption": corruptions.CORRUPTIONS, "network": networks.NETWORKS}
+    return {
+        field for section, names in sections.items() for name in names for field in config.class_fields(section, name)
     }
+
+
+def test_fields_that_pages_and_messages_name_exist():
+    known = {*config.FIELDS, *class_fields()}
     texts = [page.read_text() for page in (ROOT / "README.md", *DOCS)] + [text for _, text in generate.messages()]
     named = {name for text in texts for name in re.findall(r"(?<!_)config\.([a-z_]+\.[a-z_]*[a-z])\b", text)}
     assert len(named) > 30 and not named - known
@@ -293,11 +283,7 @@ def test_commands_that_pages_show_could_be_run():
         chosen = {k.removeprefix("config."): v for k, v in flags.items() if k.startswith("config.")}
         if given.data.name in ("observations", "arrays"):
             assert "data.path" in chosen, where
-        for field, value in chosen.items():
-            old = config.flatten(given).get(field)
-            assert old is not None, f"{where}: no field {field}"
-            new = value if isinstance(old, str) else ast.literal_eval(value)
-            given.update_from_flattened_dict({field: new})
+        config.override(given, chosen.items())
         config.validate(given)
         seen += 1
     assert seen > 30

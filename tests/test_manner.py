@@ -30,7 +30,7 @@ def test_help_fits_a_screen(word):
     for example in examples:
         named = {argument.partition("=")[0][2:] for argument in shlex.split(example)[1:]}
         assert {name for name in named if not name.startswith("config.")} <= set(flags.FLAGS)
-    for name in commands.shipped_configs():
+    for name in usage.shipped_configs():
         assert name in ended.out
 
 
@@ -62,13 +62,13 @@ class Terminal(io.StringIO):
 def test_colour_on_a_terminal_only(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert usage.paint("done", "good", Terminal()) == "\033[32mdone\033[0m"
-    assert usage.paint("done", "good", io.StringIO()) == "done"
+    assert commands.paint("done", "good", Terminal()) == "\033[32mdone\033[0m"
+    assert commands.paint("done", "good", io.StringIO()) == "done"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert usage.paint("done", "good", Terminal()) == "done"
+    assert commands.paint("done", "good", Terminal()) == "done"
     monkeypatch.setenv("NO_COLOR", "")
     monkeypatch.setenv("TERM", "dumb")
-    assert usage.paint("done", "good", Terminal()) == "done"
+    assert commands.paint("done", "good", Terminal()) == "done"
 
 
 def test_errors_through_a_pipe_have_no_colour(monkeypatch):
@@ -86,7 +86,13 @@ def test_errors_through_a_pipe_have_no_colour(monkeypatch):
         ("--config.rounds=few", ("config.rounds: 'few'", "expected a whole number", "4")),
         ("--config.corruption.rat=0.3", ("config.corruption.rat", "did you mean 'corruption.rate'")),
         ("--config.network.featurs=(3,)", ("config.network.featurs", "did you mean 'network.features'")),
-        ("--config.corruption.fill_order=2", ("config.corruption.fill_order", "not in this config file")),
+        ("--config.corruption.std=2", ("config.corruption.std", "unknown field")),
+        ("--config.corruption.fill_order=two", ("config.corruption.fill_order: 'two'", "expected a whole number", "1")),
+        ("--eval.metrics=()", ("--eval.metrics", "did you mean '--config.eval.metrics'")),
+        ("--eval.metric=()", ("--eval.metric", "did you mean '--config.eval.metrics'")),
+        ("--rounds=3", ("--rounds", "did you mean '--config.rounds'")),
+        ("config.rounds=3", ("'config.rounds=3'", "--config.rounds=3")),
+        ("--flagfile=none.txt", ("--flagfile", "none.txt")),
     ],
 )
 def test_a_slip_of_the_pen_is_answered_in_plain_words(tmp_path, argument, words):
@@ -98,19 +104,31 @@ def test_a_slip_of_the_pen_is_answered_in_plain_words(tmp_path, argument, words)
         assert jargon not in ended.err
 
 
-def test_a_config_is_found_by_name_however_the_flag_is_written(tmp_path):
-    (path,) = commands.find_config(["--config=digits:mask75"])
-    assert path.endswith("digits.py:mask75")
-    assert commands.find_config(["x", "--config", "digits:mask75", "--workdir", "a b"]) == [
-        "x",
-        path,
-        "--workdir",
-        "a b",
-    ]
-    ended = command("--config", "digits", f"--workdir={tmp_path / 'run'}", "--config.rounds=-1")
-    assert ended.code == 2 and "config.rounds: -1" in ended.err
+def test_config_is_found_by_name_in_either_form_of_the_flag(tmp_path):
+    assert usage.shipped_configs()["digits"].name == "digits.py"
+    for flag in (["--config", "digits"], ["--config=digits"], ["-config", "digits"]):
+        ended = command(*flag, f"--workdir={tmp_path / 'run'}", "--config.rounds=-1")
+        assert ended.code == 2 and "config.rounds: -1" in ended.err
     ended = command("--config=digits:mask60", f"--workdir={tmp_path / 'run'}")
     assert ended.code == 2 and "'mask60'; expected one of mask50" in ended.err and "ValueError" not in ended.err
+
+
+def test_flags_of_fields_are_separated_from_the_others(tmp_path):
+    (tmp_path / "more.txt").write_text("--config.rounds=2\n# a comment\n--override\n")
+    others, fields = usage.split(
+        [
+            "diffem",
+            "--config",
+            "digits",
+            "--config.seed",
+            "3",
+            "--noconfig.m_step.ema_warmup",
+            f"--flagfile={tmp_path / 'more.txt'}",
+        ]
+    )
+    assert others == ["diffem", "--config", "digits", "--override"]
+    assert fields == [("seed", "3"), ("m_step.ema_warmup", "False"), ("rounds", "2")]
+    assert usage.split(["diffem", "--config.m_step.ema_warmup", "--override"])[1] == [("m_step.ema_warmup", "True")]
 
 
 def config(**sections):

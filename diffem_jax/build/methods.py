@@ -19,6 +19,7 @@ from diffem_jax.build.parts import (
     make_sampler,
     make_schedule,
     make_time_law,
+    make_times,
 )
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, losses
@@ -27,7 +28,6 @@ from diffem_jax.denoisers import posterior as bases
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.parallel import accelerated
-from diffem_jax.samplers import schedules
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Sampler, Schedule, TimeLaw
 
 
@@ -74,7 +74,7 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
         schedule=schedule,
         network=make_network(config.network),
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
-        times=schedules.TIME_GRIDS[config.e_step.time_grid](schedule, config.e_step.steps),
+        times=make_times(config, schedule),
         optimizer=make_optimizer(config.m_step, config.m_step.steps),
         time_law=make_time_law(config, schedule),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any, cast
 
@@ -10,10 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
 from diffem_jax import corruptions, networks, samplers
-from diffem_jax.config import nearest
+from diffem_jax.config import FIELDS, frozen, lookup
 from diffem_jax.denoisers import losses
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import accelerated
@@ -21,41 +21,23 @@ from diffem_jax.samplers import schedules
 from diffem_jax.types import Corruption, Sampler, Schedule, TimeLaw
 
 
-def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
-    """A registry's entry, or the object 'module:attribute' names.
-
-    Raises:
-        UserError: unknown; with the nearest name, or why the import failed.
-    """
-    if name in registry:
-        return registry[name]
-    if ":" not in name:
-        raise UserError(f"config.{field}: {name!r} is not known; {nearest(name, registry)} (or give 'module:name')")
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UserError(
-            f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' on PYTHONPATH"
-        ) from error
-
-
 def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) -> Any:
-    """Calls the class or function a section names with the section's further fields.
+    """Calls the class or function that a section names with the section's further fields, and with what it takes of ``given``.
+
+    Fields of the table that an object of the user's own does not take are left out.
 
     Raises:
-        UserError: an unknown name or field, or a value that the class refuses.
+        UserError: an unknown name, or fields that the class refuses.
     """
     if not isinstance(section.get("name"), str):
         raise UserError(f"config.{field}.name: {section.get('name')!r}; expected a name: {', '.join(registry)}")
-    options = {key: _frozen(section[key]) for key in section if key != "name"}
     factory = lookup(f"{field}.name", section["name"], registry)
-    accepted = set(inspect.signature(factory).parameters)
-    for key in options:
-        if key not in accepted - {"shape", "parent", "name"}:
-            raise UserError(
-                f"config.{field}.{key}: {section['name']!r} has no such field; {nearest(key, accepted - {'shape'})}"
-            )
+    accepted = inspect.signature(factory).parameters
+    options = {
+        key: frozen(section[key])
+        for key in section
+        if key != "name" and (key in accepted or f"{field}.{key}" not in FIELDS or section["name"] in registry)
+    }
     try:
         return factory(**options, **{key: value for key, value in given.items() if key in accepted})
     except (TypeError, ValueError) as error:
@@ -64,37 +46,23 @@ def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) 
         ) from error
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _section(config: Any, **overrides: Any) -> dict[str, Any]:
-    return {**{key: config[key] for key in config}, **overrides}
-
-
 def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
-    """The corruption of a section, checked on one abstract example."""
-    for key in ("rate", "noise_std", "noise_std_max"):
-        if key in section and (isinstance(section[key], bool) or not isinstance(section[key], int | float)):
-            raise UserError(f"config.{field}.{key}: {section[key]!r}; expected a number")
-    options = dict(section)
-    known = inspect.signature(lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)).parameters
-    largest = 0.0 if "noise_std_max" in known else options.pop("noise_std_max", 0.0)
+    """The corruption of a section; where ``noise_std_max`` is above 0, each observation has a noise level of its own.
+
+    Raises:
+        UserError: an unknown name, or a field that the class refuses.
+    """
+    options = {key: section[key] for key in section}
+    factory = lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)
+    own = "noise_std_max" in inspect.signature(factory).parameters
+    largest = 0.0 if own else options.pop("noise_std_max", 0.0)
     corruption = construct(field, options, corruptions.CORRUPTIONS, shape=shape)
     if not isinstance(corruption, corruptions.AdditiveNoise):
         base = "a subclass of diffem_jax.Linear or diffem_jax.corruptions.AdditiveNoise"
         raise _misfit(f"{field}.name", str(options["name"]), base, f"a {type(corruption).__name__}")
     if largest:
-        # One noise level an observation: the same corruption, told with each operator how loud it was.
-        wrapped = {
-            "name": "varying_noise",
-            "of": corruption,
-            "noise_std": corruption.noise_std,
-            "noise_std_max": largest,
-        }
-        corruption = construct(field, wrapped, corruptions.CORRUPTIONS, shape=shape)
-    if corruption.noise_std < 0:
-        raise UserError(f"config.{field}.noise_std: {corruption.noise_std}; expected 0 or more")
+        wrapped = {"of": corruption, "noise_std": corruption.noise_std, "noise_std_max": largest}
+        corruption = construct(field, {"name": "varying_noise", **wrapped}, corruptions.CORRUPTIONS, shape=shape)
     return corruption
 
 
@@ -144,18 +112,48 @@ def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> 
     return sampler
 
 
+def make_times(config: ConfigDict, schedule: Schedule) -> Array:
+    """The times [steps + 1] of a draw, from 1 down to 0.
+
+    Raises:
+        UserError: an unknown name, or a function that yields no such array.
+    """
+    name, steps = config.e_step.time_grid, config.e_step.steps
+    grid = lookup("e_step.time_grid", name, schedules.TIME_GRIDS)
+    try:
+        times = jnp.asarray(grid(schedule, steps))
+    except Exception as error:
+        raise _misfit("e_step.time_grid", name, "(schedule, steps) -> times [steps + 1]", error) from error
+    if times.shape != (steps + 1,):
+        raise _misfit("e_step.time_grid", name, f"times of shape ({steps + 1},)", f"shape {times.shape}")
+    return times
+
+
 def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
-    """The distribution of t in the loss."""
+    """The distribution of t in the loss; one of the user's own is made without arguments, or with the schedule if it takes one.
+
+    Raises:
+        UserError: an unknown name, or an object without ``sample(key) -> t []``.
+    """
     m = config.m_step
-    given: dict[str, tuple[Any, ...]] = {
-        "beta": (tuple((float(a), float(b)) for a, b in m.time_law_beta),),
-        "log_normal": (schedule, *m.time_law_log_normal),
-    }
-    return losses.TIME_LAWS[m.time_law](*given.get(m.time_law, ()))
+    name = m.time_law
+    make = lookup("m_step.time_law", name, losses.TIME_LAWS)
+    if name == "beta":
+        return cast(TimeLaw, make(tuple((float(a), float(b)) for a, b in m.time_law_beta)))
+    if name == "log_normal":
+        return cast(TimeLaw, make(schedule, *m.time_law_log_normal))
+    try:
+        law = make(schedule) if "schedule" in inspect.signature(make).parameters else make()
+        shape = jax.eval_shape(law.sample, jax.random.key(0)).shape
+    except Exception as error:
+        raise _misfit("m_step.time_law", name, "an object with sample(key) -> t []", error) from error
+    if shape != ():
+        raise _misfit("m_step.time_law", name, "a scalar t", f"shape {shape}")
+    return cast(TimeLaw, law)
 
 
 def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
-    """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round), anew in each round."""
+    """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round), again in each round."""
     peak, end = m_step.learning_rate, m_step.learning_rate_end
     body = max(1, steps - m_step.warmup_steps)
     course: optax.Schedule = {
@@ -189,5 +187,5 @@ def make_network(section: Any) -> nn.Module:
     dtype = section.get("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.network.dtype: {dtype!r}; expected 'float32' or 'bfloat16'; choose one of them")
-    options = _section(section, dtype=jnp.dtype(dtype)) if "dtype" in section else section
+    options = {key: section[key] for key in section} | ({"dtype": jnp.dtype(dtype)} if "dtype" in section else {})
     return cast(nn.Module, construct("network", options, networks.NETWORKS, **given))

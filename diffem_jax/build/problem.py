@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import data
 from diffem_jax.build.methods import Setup, make_setup
-from diffem_jax.config import RETIRED, default, validate
+from diffem_jax.config import restore
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
@@ -56,29 +56,13 @@ def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
     Raises:
         UserError: there is none, it is damaged, or its parameters are for another version.
     """
-    config = default()
-    with config.unlocked():
-        for name, value in workdir.stored_config().items():
-            if name in RETIRED and value == RETIRED[name]:
-                continue
-            *sections, field = name.split(".")
-            target = config
-            try:
-                for section in sections:
-                    target = target[section]
-                target[field] = tuple(map(_tuple, value)) if isinstance(value, list) else value
-            except (KeyError, TypeError, AttributeError, ValueError):
-                raise UserError(
-                    f"{workdir.config}: {name}: {value!r} is no field of a configuration; restore the file"
-                ) from None
-    validate(config)
+    try:
+        config = restore(workdir.stored_config())
+    except UserError as error:
+        raise UserError(f"{workdir.config}: {error}") from error
     if network:
         workdir.check_network()
     return config
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:

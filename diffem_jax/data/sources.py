@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffem_jax.config import lookup
 from diffem_jax.data import images, synthetic
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
@@ -225,7 +226,8 @@ def load(
     """Loads a set of clean examples with values in [-2, 2] (tables: columns of mean 0 and std 1).
 
     Args:
-        name: one of ``SOURCES``, or 'tfds:NAME' for a prepared tensorflow-datasets image set.
+        name: one of ``SOURCES``, 'tfds:NAME' for a prepared tensorflow-datasets image set, or 'module:name' for a function of
+            your own, request -> Dataset; the request has these arguments as attributes.
         path: the file or folder of 'arrays' and 'folder'.
         split: 'train'; 'test' for the held-out examples alone; 'all' for both; for tfds any split of the set.
         num_examples: the first so many; None for the source's default.
@@ -238,9 +240,7 @@ def load(
     Raises:
         UserError: an unknown name, a file that is not as expected, more examples asked for than there are.
     """
-    source = _tfds if name.startswith("tfds:") else SOURCES.get(name)
-    if source is None:
-        raise UserError(f"data.name: {name!r}; expected one of {sorted(SOURCES)} or 'tfds:NAME'; correct it")
+    source = _tfds if name.startswith("tfds:") else lookup("data.name", name, SOURCES)
     if num_examples is not None and num_examples < 1:
         raise UserError(f"data.num_examples: {num_examples}; expected at least 1, or None for all; correct it")
     if not name.startswith("tfds:") and split not in ("train", "test", "all"):

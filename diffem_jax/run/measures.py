@@ -10,7 +10,7 @@ import numpy as np
 
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, rows
-from diffem_jax.config import nearest
+from diffem_jax.config import lookup
 from diffem_jax.errors import UserError
 from diffem_jax.run import held_out
 from diffem_jax.run.set_measures import SETS
@@ -98,9 +98,7 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
         held_out.check(problem)
     names = [*problem.setup.config.eval.metrics, *([] if rule in ("none", held_out.NAME) else [rule])]
     for name in dict.fromkeys(names):
-        if name not in METRICS:
-            raise UserError(f"config.eval.metrics: {name!r} is not known; {nearest(name, METRICS)}")
-        maker, needs_truth = METRICS[name]
+        maker, needs_truth = lookup("eval.metrics", name, METRICS)
         if needs_truth and problem.truth is None:
             raise UserError(
                 f"config.eval.metrics: {name!r} needs clean data, and own observations have none; remove it"

@@ -16,7 +16,7 @@ from diffem_jax.build.engine import make_engine
 from diffem_jax.build.methods import draws_from_data, edm, make_loss, make_model, make_setup
 from diffem_jax.build.parts import make_optimizer
 from diffem_jax.build.problem import load_problem
-from diffem_jax.config import CHOICES, default, validate
+from diffem_jax.config import FIELDS, default, validate
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian
@@ -129,7 +129,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(section, size, accumu
     config = load("digits", "mask50")
     config[section].batch_size, config.m_step.accumulate = size, accumulate
     setup = make_setup(config, (8, 8, 1))
-    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}$"):
+    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}; change it$"):
         make_engine(setup, make_parallel("jit")._replace(num_devices=2), standard_normal(setup.shape))
 
 
@@ -201,7 +201,8 @@ METHODS = [
 @pytest.mark.parametrize(("method", "sampler"), METHODS)
 def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
     """On small digits. The prior's steps are those of the unconditional methods."""
-    assert {kind[0] for kind in METHODS} == set(CHOICES["method"]) and {kind[1] for kind in METHODS} == set(SAMPLERS)
+    assert {kind[0] for kind in METHODS} == set(FIELDS["method"].choices) - {"module:name"}
+    assert {kind[1] for kind in METHODS} == set(SAMPLERS)
     config = load("digits", "mask50")
     config.method, config.e_step.sampler, config.network.features = method, sampler, (16,)
     lower(config, (8, 8, 1))

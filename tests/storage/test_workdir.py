@@ -93,8 +93,9 @@ def test_a_field_that_a_stored_config_lacks_counts_as_its_default():
     assert differences(config, stored) == []
     with config.unlocked():
         config.start.minibatch = 64
-        config.corruption.rate = 0.5
-    assert differences(config, stored) == ["corruption.rate: None -> 0.5", "start.minibatch: 0 -> 64"]
+        config.corruption.rate = 0.7
+        config.network.normalize = True  # the default of its class
+    assert differences(config, stored) == ["corruption.rate: 0.5 -> 0.7", "start.minibatch: 0 -> 64"]
 
 
 @pytest.fixture

@@ -1,0 +1,300 @@
+"""The table of fields: flags, the fields that classes bring, objects named as 'module:name', and stored configurations."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from faults.command import command, refused
+from ml_collections import ConfigDict
+
+from diffem_jax import main, usage
+from diffem_jax.config import FIELDS, RETIRED, class_fields, default, differences, flatten, override, restore, validate
+from diffem_jax.config.values import parse
+from diffem_jax.corruptions import CORRUPTIONS
+from diffem_jax.errors import UserError
+from diffem_jax.networks import NETWORKS
+from diffem_jax.storage.workdir import Workdir
+
+SHIPPED = sorted(usage.shipped_configs())
+OWN = '''
+"""A part of each kind."""
+import dataclasses
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffem_jax.corruptions import Mask
+from diffem_jax.data.sources import Dataset
+from diffem_jax.metrics import Estimate
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns(Mask):
+    every: int = 2
+    def draw_operator(self, key):
+        seen = jnp.arange(self.shape[1]) % self.every == jax.random.randint(key, (), 0, self.every)
+        return jnp.broadcast_to(seen[None, :, None], self.mask_shape).astype(jnp.float32)
+
+@dataclasses.dataclass(frozen=True)
+class Late:
+    def sample(self, key):
+        return jax.random.beta(key, 4.0, 2.0)
+
+class Vector:
+    def sample(self, key):
+        return jax.random.uniform(key, (2,))
+
+def grid(schedule, steps):
+    return jnp.linspace(1.0, 0.0, steps + 1) ** 2
+
+def short(schedule, steps):
+    return jnp.linspace(1.0, 0.0, steps)
+
+def noise(request):
+    x = np.random.default_rng(request.seed).normal(size=(request.num_examples or 64, 6, 6, 1)).astype(np.float32)
+    return Dataset(x, None, x.shape[1:])
+
+contrast = (lambda problem: lambda round, draws: Estimate(float(np.std(draws)), None, len(draws))), False
+
+class Lines:
+    def __init__(self, workdir, config, resumed):
+        self.file = (workdir.root / "lines.txt").open("w")
+    def scalars(self, step, values):
+        self.file.write(f"{step} {sorted(values)}\\n")
+    def image(self, step, name, path):
+        pass
+    def close(self):
+        self.file.close()
+
+class FixedSchedule:
+    sigma_min, sigma_max = 0.01, 10.0
+    def __init__(self, power: float = 1.0):
+        self.power = power
+    def __call__(self, t):
+        return jnp.ones_like(t), 0.01 * 1000.0 ** (t**self.power)
+    def time(self, sigma):
+        return (jnp.log(sigma / 0.01) / jnp.log(1000.0)) ** (1 / self.power)
+'''
+TINY = (
+    "--config.rounds=1", "--config.data.num_examples=40", "--config.start.rank=2", "--config.start.iterations=1",
+    "--config.m_step.steps=2", "--config.m_step.batch_size=20", "--config.e_step.batch_size=40", "--config.e_step.steps=2",
+    "--config.network.features=(8,)", "--config.eval.metrics=()",
+)  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A current folder that holds a module of parts; it is on no path."""
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    yield tmp_path
+    sys.modules.pop("own_parts", None)
+
+
+def load(name, *flags):
+    return usage.load_config(name, [tuple(flag.split("=", 1)) for flag in flags])
+
+
+def test_table_is_what_default_holds():
+    assert flatten(default()) == {name: json.loads(json.dumps(field.default)) for name, field in FIELDS.items()}
+    validate(default())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("section", ["network", "corruption", "data_corruption"])
+def test_every_class_and_field_is_set_by_flag_in_every_shipped_config(name, section):
+    for choice in NETWORKS if section == "network" else CORRUPTIONS:
+        fields = class_fields(section, choice)
+        given = {n: field.default for n, field in fields.items() if field.default is not None}
+        config = load(name, f"{section}.name={choice}", "data.path=x", *(f"{n}={value}" for n, value in given.items()))
+        validate(config)
+        assert dict(config[section]) == {"name": choice} | {n.partition(".")[2]: value for n, value in given.items()}
+
+
+def test_another_class_drops_the_fields_of_the_one_before():
+    for flags in (
+        ("corruption.name=projection", "corruption.measurements=3"),
+        ("corruption.measurements=3", "corruption.name=projection"),
+    ):
+        config = load("own_data", "data.path=x", *flags)
+        assert dict(config.corruption) == {"name": "projection", "measurements": 3}
+        validate(config)
+    assert load("own_data", "corruption.name=pixel_mask").corruption == load("own_data").corruption
+    config = load("digits", "network.name=unet", "network.channels=(8,16)")
+    assert dict(config.network) == {"name": "unet", "channels": (8, 16)}
+    with pytest.raises(UserError, match=r"config\.corruption\.per_channel: unknown field"):
+        load("own_data", "corruption.name=projection", "corruption.per_channel=True")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        (
+            "network.features=(64,'a')",
+            "config.network.features: (64, 'a'); expected a tuple, such as the default (256, 256, 256)",
+        ),
+        ("network.features=64", None),
+        ("network.normalize=maybe", "config.network.normalize: 'maybe'; expected True or False"),
+        ("network.normalise=False", "did you mean 'network.normalize'"),
+        ("network.embedding=6.5", "expected a whole number, such as the default 64"),
+        ("corruption.rate=1", "expected a number from 0"),
+        ("corruption.noise_std=-1", "expected a number from 0"),
+        ("corruption.noise_std_max=0.5", None),
+        ("corruption.per_channel=true", None),
+        ("corruption.std=2", "config.corruption.std: unknown field"),
+        ("schedule.rho=2", "config.schedule.rho: unknown field"),
+    ],
+)
+def test_fields_of_classes_have_types(flag, words):
+    if words is None:
+        return validate(load("digits", flag))
+    with pytest.raises(UserError) as told:
+        validate(load("digits", flag))
+    assert words in str(told.value)
+
+
+def test_types_of_classes_are_checked_in_files_too():
+    config = load("digits")
+    for section, key, value in (
+        ("network", "features", ("a",)),
+        ("corruption", "rate", "half"),
+        ("network", "depth", 3),
+    ):
+        wrong = ConfigDict(config).copy_and_resolve_references()
+        with wrong.unlocked(), wrong.ignore_type():
+            wrong[section][key] = value
+        with pytest.raises(UserError, match=rf"config\.{section}\.{key}"):
+            validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (str, "3", "3"),
+        (float, "2", 2.0),
+        (float, "1e-3", 1e-3),
+        (int, "1e3", 1e3),
+        (bool, "false", False),
+        (tuple[int, ...], "(8, 8)", (8, 8)),
+        (tuple[int, ...], "8", (8,)),
+        (tuple[str, ...], "psnr", ("psnr",)),
+        (int, "x!", "x!"),
+        (int, "(" * 300, "(" * 300),
+    ],
+)
+def test_text_of_a_flag_becomes_a_value(kind, text, value):
+    assert parse(kind, text) == value and type(parse(kind, text)) is type(value)
+
+
+def test_several_flags_of_one_field_leave_the_last():
+    assert load("digits", "rounds=3", "rounds=5").rounds == 5
+
+
+def test_part_of_each_kind_is_found_in_the_current_folder(own):
+    parts = (
+        "--config.corruption.name=own_parts:Columns",
+        "--config.corruption.every=3",
+        "--config.data.name=own_parts:noise",
+        "--config.data.split=train",
+        "--config.m_step.time_law=own_parts:Late",
+        "--config.e_step.time_grid=own_parts:grid",
+        "--config.schedule.name=own_parts:FixedSchedule",
+        "--config.schedule.power=2",
+        "--config.writers=own_parts:Lines",
+    )
+    ended = command("--config=digits", "--workdir=run", *TINY, *parts, "--config.eval.metrics=own_parts:contrast")
+    assert ended.code == 0, ended
+    assert "own_parts:contrast" in Workdir("run").records()[-1] and Path("run/lines.txt").read_text()
+    stored = restore(Workdir("run").stored_config())
+    assert stored.schedule.power == 2.0 and stored.corruption.every == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("corruption.name=own_parts:Colums", "cannot be imported"),
+        ("corruption.every=2", "unknown field"),
+        ("data.name=own_parts:nothing", "config.data.name"),
+        ("data.name=digts", "did you mean 'digits'"),
+        ("m_step.time_law=own_parts:Vector", "config.m_step.time_law"),
+        ("m_step.time_law=own_parts:grid", "config.m_step.time_law"),
+        ("m_step.time_law=matched", "config.m_step.time_law: 'matched' is not known"),
+        ("e_step.time_grid=own_parts:short", "config.e_step.time_grid"),
+        ("eval.metrics=own_parts:nothing", "config.eval.metrics"),
+        ("writers=own_parts:nothing", "config.writers"),
+    ],
+)
+def test_part_that_does_not_fit_is_refused(own, flag, words):
+    refused(command("--config=digits", "--workdir=run", "--config.eval.metrics=()", f"--config.{flag}"), words)
+    assert not (own / "run").exists()
+
+
+def test_parts_beside_a_config_file_are_found(own, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "beside.py").write_text(OWN.replace("class Columns", "class Rows"))
+    text = "from diffem_jax.config import default\n\ndef get_config():\n    c = default()\n    c.corruption.name = 'beside:Rows'\n    return c\n"
+    (folder / "mine.py").write_text(text)
+    validate(load(str(folder / "mine.py"), "corruption.every=3"))
+
+
+def test_command_runs_twice_in_one_process(tmp_path, monkeypatch):
+    """As a notebook does; flags of the first are forgotten by the second."""
+    for number, more in enumerate((["--config.rounds=-1", "--override"], ["--config.rounds=-2"])):
+        monkeypatch.setattr(sys, "argv", ["diffem", "--config=digits", f"--workdir={tmp_path / str(number)}", *more])
+        with pytest.raises(SystemExit) as end:
+            main.run()
+        assert end.value.code == 2 and main._OVERRIDE.value is (number == 0)
+
+
+@pytest.mark.parametrize("name", RETIRED)
+def test_retired_field_of_a_stored_config(name):
+    stored = flatten(default())
+    assert differences(default(), stored | {name: RETIRED[name]}) == []
+    assert flatten(restore(stored | {name: RETIRED[name]})) == stored
+    with pytest.raises(UserError, match=rf"config\.{name}: a field of earlier versions.*version that made the run"):
+        restore(stored | {name: 7})
+    assert differences(default(), stored | {name: 7}) == [f"{name}: 7 -> None"]
+
+
+def test_stored_config_of_an_earlier_version(tmp_path):
+    """Newer fields have their defaults, retired ones that changed nothing are passed over, others are refused with the reason."""
+    stored = {"seed": 3, "corruption.name": "gaussian_blur", "corruption.std": 1, "recover": 0, "data.shape": [8, 8, 1]}
+    config = restore(stored)
+    assert (config.seed, config.corruption.std, config.data.shape, config.rounds) == (3, 1, (8, 8, 1), 4)
+    folder = Workdir(tmp_path)
+    folder.create()
+    for wrong, words in (
+        ({"e_step.picard": 8}, "a field of earlier versions"),
+        ({"m_step.time_law": "matched"}, "'matched' is not known"),
+        ({"corruption.rate": 0.5}, "unknown field"),
+    ):
+        folder.config.write_text(json.dumps(stored | wrong))
+        refused(command(f"--workdir={tmp_path}", "--mode=evaluate"), str(folder.config), words)
+
+
+def test_fields_left_out_count_as_those_of_their_class():
+    config = load("digits")
+    with config.unlocked():
+        config.corruption.fill_order = 1
+        config.corruption.noise_std_max = 0.0
+    assert differences(config, flatten(load("digits"))) == []
+    override(config, [("corruption.name", "denoising")])
+    assert any("corruption.name" in line for line in differences(config, flatten(load("digits"))))
+
+
+def test_platform_that_is_not_there_is_refused(tmp_path):
+    import os
+    import subprocess
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "nonsense"}
+    argv = [sys.executable, "-m", "diffem_jax.main", "--config=digits", f"--workdir={tmp_path / 'run'}"]
+    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "JAX_PLATFORMS: 'nonsense'" in ended.stderr and "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_network_of_a_thousand_million_parameters_is_refused_or_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**21}[name])  # 8 GiB
+    flags = ("--config.network.features=(31000,31000)", "--config.eval.metrics=()")
+    refused(command("--config=digits", f"--workdir={tmp_path / 'run'}", *flags), "config.network", "parameters")
+    assert not (tmp_path / "run").exists()
