@@ -172,7 +172,7 @@ def report(workdir: Path) -> None:
 
     folder = Workdir(workdir)
     folder.stored_config()
-    page.write(folder)
+    page.rebuild(folder)
     _say(f"wrote {folder.report}")
 
 

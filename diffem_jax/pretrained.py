@@ -7,7 +7,6 @@ README.md. ``export`` makes one of a work directory.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from diffem_jax.run.sample import chosen_round, draws_of_prior
 from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.samplers.samplers import ddim
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import digest, write_arrays, write_atomically, write_json
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Corruption, Observation, PyTree
 
@@ -224,30 +224,23 @@ def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card
         if not np.isfinite(arrays[key]).all():
             raise UserError(f"{workdir}: {key} does not fit 16 bits; expected parameters below 65504")
     target.mkdir(parents=True, exist_ok=True)
-    np.savez(target / "model.npz", **arrays)  # type: ignore[arg-type]
-    (target / "config.json").write_bytes(Workdir(workdir).config.read_bytes())
-    (target / "README.md").write_text(card, encoding="utf-8")
-    (target / "checksums.json").write_text(
-        json.dumps({name: _digest(target / name) for name in _SUMMED}, indent=1) + "\n"
-    )
+    write_arrays(target / "model.npz", arrays)
+    write_atomically(target / "config.json", Workdir(workdir).config.read_bytes())
+    write_atomically(target / "README.md", card)
+    write_json(target / "checksums.json", {name: digest(target / name) for name in _SUMMED}, indent=1)
     return target
 
 
 def _check(folder: Path) -> None:
     try:
         expected = json.loads((folder / "checksums.json").read_text())
-        wrong = [name for name in _SUMMED if _digest(folder / name) != expected[name]]
+        wrong = [name for name in _SUMMED if digest(folder / name) != expected[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: checksums.json cannot be used ({error}); export or install the model again"
         ) from None
     if wrong:
         raise UserError(f"{folder / wrong[0]}: differs from its checksum; expected the file as exported; copy it again")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:

@@ -56,13 +56,11 @@ def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
     Raises:
         UserError: there is none, it is damaged, or its parameters are for another version.
     """
+    stored = workdir.stored_config(network)
     try:
-        config = restore(workdir.stored_config())
+        return restore(stored)
     except UserError as error:
         raise UserError(f"{workdir.config}: {error}") from error
-    if network:
-        workdir.check_network()
-    return config
 
 
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:

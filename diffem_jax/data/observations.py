@@ -20,7 +20,7 @@ from diffem_jax.corruptions.masks import Mask
 from diffem_jax.data import images, operators
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import cache_folder
+from diffem_jax.storage.files import cache_folder, write_arrays
 from diffem_jax.storage.rows import ArrayLike, Rows, as_rows, chunks
 from diffem_jax.types import Observation
 
@@ -118,7 +118,7 @@ def save_observations(path: str | os.PathLike[str], observation: Observation, co
     """
     leaves = jax.tree.leaves(observation.operator)
     arrays = {name: np.asarray(leaf) for name, leaf in zip(operators.names(corruption), leaves, strict=True)}
-    np.savez(path, y=np.asarray(observation.y), **arrays)  # type: ignore[arg-type]
+    write_arrays(path, {"y": np.asarray(observation.y), **arrays})
 
 
 def _read_y(

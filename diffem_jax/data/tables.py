@@ -17,7 +17,7 @@ import numpy as np
 
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import write_atomic
+from diffem_jax.storage.files import write_arrays, write_json
 
 
 class Column(NamedTuple):
@@ -76,8 +76,8 @@ class Table(NamedTuple):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the .npz that ``load_observations`` reads, and beside it PATH.columns.json."""
-        np.savez(path, y=self.y, mask=self.mask)
-        write_atomic(_columns(path), json.dumps([column._asdict() for column in self.columns], indent=1).encode())
+        write_arrays(path, {"y": self.y, "mask": self.mask})
+        write_json(_columns(path), [column._asdict() for column in self.columns], indent=1)
 
 
 def load_table(path: str | os.PathLike[str]) -> Table:

@@ -1,30 +1,22 @@
-"""The page of a run: report.html, one file that opens without a network, made anew after each round.
+"""The page of a run: report.html, one file that opens without a network, written again after each round.
 
 It is made of what lies in the work directory and never stops a run: a missing or damaged file costs its section only.
-environment.json beside it keeps the command and the versions of the run, for a page that is rebuilt elsewhere.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
 import re
-import shlex
-import sys
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from html import escape
-from importlib import metadata
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
+from typing import Any
 
 from diffem_jax.config import default, flatten
 from diffem_jax.errors import UserError
-from diffem_jax.parallel import process_count
+from diffem_jax.report import plots
+from diffem_jax.report.facts import Facts, note_environment, read_facts, versions
 from diffem_jax.report.template import (
     Point,
     chart,
@@ -44,38 +36,39 @@ from diffem_jax.report.template import (
 from diffem_jax.storage.files import write_atomically
 from diffem_jax.storage.workdir import Workdir
 
-PACKAGES = ("diffem-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PAPER = "DiffEM: arXiv 2510.12691, https://arxiv.org/abs/2510.12691"
 
 
-class Facts(NamedTuple):
-    """What was found in a work directory."""
-
-    workdir: Workdir
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    metrics: dict[str, list[Point]]
-    samples: dict[str, int]
-    last: int | None
-    environment: dict[str, Any]
-
-
 def write(workdir: Workdir) -> None:
-    """Writes report.html. A page that cannot be written is a warning to a run, and an error to ``--mode=report``."""
+    """Notes the environment of the run of this process and writes its page; one that cannot be written is a warning."""
+    note_environment(workdir)
     try:
-        write_atomically(workdir.report, build(workdir, _environment(workdir)))
+        write_atomically(workdir.report, build(workdir))
     except OSError as error:
-        message = f"{workdir.report}: cannot be written ({error}); expected free space and write permission"
-        if _rebuilding():
-            raise UserError(f"{message}; correct that, then run --mode=report again") from error
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(_unwritable(workdir, error), stacklevel=2)
 
 
-def build(workdir: Workdir, environment: dict[str, Any]) -> str:
-    """The text of the page of a run that noted this of its environment."""
-    facts = _facts(workdir, environment)
+def rebuild(workdir: Workdir) -> None:
+    """Writes the page of a run of another process.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_atomically(workdir.report, build(workdir))
+    except OSError as error:
+        raise UserError(f"{_unwritable(workdir, error)}; correct that, then run --mode=report again") from error
+
+
+def _unwritable(workdir: Workdir, error: OSError) -> str:
+    return f"{workdir.report}: cannot be written ({error}); expected free space and write permission"
+
+
+def build(workdir: Workdir) -> str:
+    """The text of the page; the picture of calibration is drawn on the way."""
+    facts = read_facts(workdir)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    sections = (_head, _curves, _pictures, _spread, _others, _stopping, _details)
+    sections = (_head, _curves, _pictures, _spread, _calibration, _others, _stopping, _details)
     body = "\n".join(filter(None, (_guarded(section, facts) for section in sections)))
     footer = f"<footer>Made {made} by diffem_jax. {escape(PAPER)}</footer>"
     return page(f"{_title(facts)} · diffem_jax", f"<main>\n{body}\n</main>\n{footer}")
@@ -86,98 +79,6 @@ def _guarded(section: Callable[[Facts], str], facts: Facts) -> str:
         return section(facts)
     except Exception as error:  # a page with a gap is better than a run that ends
         return f"<section><p>A part of this page could not be made ({escape(type(error).__name__)}).</p></section>"
-
-
-# What is in the folder -----------------------------------------------------------------------------------------------
-
-
-def _facts(workdir: Workdir, environment: dict[str, Any]) -> Facts:
-    config: Any = _json(workdir.config)
-    records = _records(workdir.metrics)
-    rounds = sorted((r for r in records if r.get("kind") == "round"), key=lambda r: r["round"])
-    metrics: dict[str, list[Point]] = {}
-    samples: dict[str, int] = {}
-    seconds = 0.0
-    for record in rounds:
-        seconds += sum(max(number(record.get(f"{step}_step_seconds")) or 0.0, 0.0) for step in "me")
-        for name in record:
-            value = number(record[name])
-            if value is None or name in ("round", "step", "redrawn") or name.endswith(("_se", "_samples", "_seconds")):
-                continue
-            error = max(number(record.get(f"{name}_se")) or 0.0, 0.0)
-            metrics.setdefault(name, []).append(Point(record["round"], seconds, value, error))
-            samples[name] = int(number(record.get(f"{name}_samples")) or 0)
-    # The loss is the means, not the end: it stands last.
-    ordered = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
-    last = rounds[-1]["round"] if rounds else None
-    return Facts(workdir, config, records, ordered, samples, last, environment)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_bytes().decode("utf-8", "replace"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """Records with a usable round; lines that are cut off or foreign are passed over."""
-    try:
-        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            index = number(record.get("round")) if isinstance(record, dict) else None
-            if index is not None and index == int(index) and 0 <= index < 10**9:
-                records.append({**record, "round": int(index)})
-    return records
-
-
-def _rebuilding() -> bool:
-    """Whether this process makes the page of another process's run."""
-    words = " ".join(sys.argv[1:])
-    return re.search(r"(^|\s)--?mode[= ]report(\s|$)", words) is not None
-
-
-def _command() -> str:
-    """The command of this process, with the program's name in place of its path."""
-    program = Path(sys.argv[0] if sys.argv else "")
-    if not program.name or program.name in ("-c", "-m") or "kernel_launcher" in program.name:
-        return "diffem_jax.run.train.run_em(config, workdir), from a Python session"
-    words = [program.name]
-    if program.suffix == ".py":
-        module = ["-m", "diffem_jax.main"] if (program.parent.name, program.name) == ("diffem_jax", "main.py") else None
-        words = ["python", *(module or words)]
-    return shlex.join([*words, *sys.argv[1:]])
-
-
-def _environment(workdir: Workdir) -> dict[str, Any]:
-    """What the run noted of itself; a run notes it now."""
-    path = workdir.root / "environment.json"
-    if _rebuilding():
-        return _json(path)
-    found: dict[str, Any] = {"command": _command(), "versions": _versions()}
-    with contextlib.suppress(RuntimeError, IndexError):
-        devices = jax.devices()
-        found |= {"device": devices[0].device_kind, "platform": devices[0].platform, "devices": len(devices)}
-        found |= {"processes": process_count()}
-    with contextlib.suppress(OSError):
-        write_atomically(path, json.dumps(found, indent=1) + "\n")
-    return found
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
-
-
-# Sections ------------------------------------------------------------------------------------------------------------
 
 
 def _title(facts: Facts) -> str:
@@ -206,7 +107,7 @@ def _head(facts: Facts) -> str:
     if config:
         start, updates = _text(config.get("start.name", "unknown")), _text(config.get("m_step.steps", "unknown"))
         method = _text(config.get("method", "unknown"))
-        parts.append(f"Method {method}, start {start.replace('_', ' ')}, {updates} updates a round.")
+        parts.append(f"Method {method}, start {start.replace('_', ' ')}, {updates} updates per round.")
     tiles = "".join(tile(name, points, facts.samples[name], last) for name, points in facts.metrics.items())
     command = facts.environment.get("command")
     made = (
@@ -281,9 +182,28 @@ def _spread(facts: Facts) -> str:
     )
 
 
+def _calibration(facts: Facts) -> str:
+    if facts.calibration is None:
+        return ""
+    number_of, levels, values = facts.calibration
+    path = plots.calibration(facts.workdir.samples / "calibration.png", levels, values)
+    rows = [[name, *(f"{100 * v:.1f}%" if v == v else "" for v in row)] for name, row in values.items()]
+    alt = "Share of values inside intervals of the draws, against the intervals' nominal level, with the diagonal"
+    return (
+        '<section><div class="bar"><h2>Calibration</h2></div>'
+        f"<figure>{picture(read_png(path), alt)}<figcaption>How often intervals of the draws of {round_name(number_of)} hold what "
+        "they should: on the diagonal a posterior is as wide as it says, below it too narrow, above it too wide. "
+        "Jointly: regions of all entries together (TARP).</figcaption></figure>"
+        + table(rows, ["intervals of", *(f"{100 * level:.0f}%" for level in levels)])
+        + "</section>"
+    )
+
+
 def _others(facts: Facts) -> str:
     paths = [
-        p for p in sorted(facts.workdir.samples.glob("*.png")) if not re.fullmatch(r"round_\d+|spread|\..*", p.stem)
+        p
+        for p in sorted(facts.workdir.samples.glob("*.png"))
+        if not re.fullmatch(r"round_\d+|spread|calibration|\..*", p.stem)
     ]
     found = [(p.stem.replace("_", " "), data) for p in thinned(paths) if (data := read_png(p))]
     figures = "".join(
@@ -308,7 +228,6 @@ def _stopping(facts: Facts) -> str:
             f" The distance of the observations is least at {round_name(best.round)}: {shown(best.value, best.error)}."
         )
     lines = [("Stop", r) for r in stops]
-    lines += [("Recovery", r) for r in facts.records if r.get("kind") == "recovery"]
     lines += [("Measured afterwards", r) for r in facts.records if r.get("kind") == "evaluation"]
     events = "".join(f"<li>{escape(_event(title, record))}</li>" for title, record in lines)
     listed = f'<ul class="events">{events}</ul>' if events else ""
@@ -379,11 +298,11 @@ def _config(facts: Facts) -> str:
 
 
 def _versions_table(facts: Facts) -> str:
-    found, versions = facts.environment, facts.environment.get("versions")
+    found, found_versions = facts.environment, facts.environment.get("versions")
     note = ""
-    if not isinstance(versions, dict):
-        versions, note = _versions(), "<p>The run noted none; these are of the process that made this page.</p>"
-    rows = [(name, _text(value), "") for name, value in versions.items()]
+    if not isinstance(found_versions, dict):
+        found_versions, note = versions(), "<p>The run noted none; these are of the process that made this page.</p>"
+    rows = [(name, _text(value), "") for name, value in found_versions.items()]
     device = [
         (name, _text(found[name]), "") for name in ("device", "platform", "devices", "processes") if name in found
     ]

@@ -14,7 +14,7 @@ from diffem_jax.parallel import Parallel, agree, barrier, most, process_count, p
 from diffem_jax.report.console import Progress
 from diffem_jax.run.draws import attempt_keys, draw_rows, make_drawing, not_finite
 from diffem_jax.run.termination import StopRequest
-from diffem_jax.storage.reconstructions import ReconstructionStore, Round, write_shard
+from diffem_jax.storage.reconstructions import ReconstructionStore, Round
 from diffem_jax.types import PyTree
 
 
@@ -116,7 +116,7 @@ def _keep(problem: Problem, stored: Round, shard: int, x: np.ndarray) -> NonFini
             stored.round,
         )
     try:
-        write_shard(stored, shard, x)
+        stored.write_shard(shard, x, process_index())
     except UserError as error:
         return error
     return None

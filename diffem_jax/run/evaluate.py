@@ -16,6 +16,7 @@ from diffem_jax.run import held_out, identifiability
 from diffem_jax.run.draws import attempt_keys, check_draws, draw_rows, draw_samples, make_drawing
 from diffem_jax.run.measures import METRICS, make_measures
 from diffem_jax.run.sample import chosen_round, round_step
+from diffem_jax.storage.files import write_arrays
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import stream_key
@@ -67,9 +68,7 @@ def _identifiability(workdir: Workdir, problem: Problem, number: int, warn: Call
     if found is None:
         return
     path = workdir.root / "identifiability.npz"
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez(temporary, seen=found.seen, directions=found.directions, unseen=found.unseen)
-    temporary.replace(path)
+    write_arrays(path, {"seen": found.seen, "directions": found.directions, "unseen": found.unseen})
     workdir.log({"kind": "identifiability", "round": number, **found.record()})
     for line in found.warnings():
         warn(f"{line} (see {path} and docs/theory.md)")

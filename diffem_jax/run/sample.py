@@ -22,6 +22,7 @@ from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.run.stopping import picked_round
 from diffem_jax.samplers import TIME_GRIDS
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import write_arrays
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import PyTree
 
@@ -115,16 +116,14 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
         arrays |= {"mean": x.mean(axis=0), "std": x.std(axis=0)}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.tmp.npz")
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(output)
+        write_arrays(output, arrays)
     except OSError as error:
         raise UserError(
             f"--output: {output} cannot be written ({error.strerror}); expected a file in a writable folder"
         ) from error
     image = output.with_suffix(".png")
     if problem is None:
-        if x.ndim > 2:
+        if x.ndim > 2 and not plots.is_series(x.shape[1:]):
             plots.image_grid(image, np.zeros(len(x)), x, title="draws from the prior", labels=("", "draws"))
         else:
             plots.picture(image, x, x, None, title="draws from the prior")
@@ -132,7 +131,7 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
         observed = rows(problem.observations, np.arange(min(problem.num_examples, 8)))
         shown = shown_observations(problem, observed)
         if len(problem.setup.shape) > 1:
-            plots.spread_grid(image, shown, x[:, : len(shown)])
+            plots.spread(image, shown, x[:, : len(shown)])
         else:
             plots.picture(image, shown, x[0])
     return image

@@ -7,7 +7,6 @@ beside it, written last: a checkpoint without it was never finished. Arrays only
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -22,19 +21,10 @@ from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.errors import UserError, first_line
 from diffem_jax.parallel import agree_text, barrier, on_host
-from diffem_jax.storage.files import write_atomically
+from diffem_jax.storage.files import digests, write_json
 from diffem_jax.types import PyTree
 
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _files(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _checksums(path: Path) -> Path:
@@ -63,8 +53,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         with _quiet():
             ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(on_host, tree)}, overwrite=True)
         if lead:
-            record = {"metadata": metadata, "files": _files(path)}
-            write_atomically(_checksums(path), json.dumps(record))
+            write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
         barrier("saved")
     except (OSError, ValueError) as error:
         if lead:
@@ -121,7 +110,7 @@ def fault(path: Path) -> str | None:
         return "it was never finished (no checksums)"
     except (ValueError, KeyError, TypeError):
         return f"{record.name} is garbled"
-    found = _files(path)
+    found = digests(path)
     wrong = [name for name, digest in files.items() if found.get(name) != digest]
     return f"{wrong[0]} is missing or damaged" if wrong else None
 

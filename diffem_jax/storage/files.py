@@ -1,28 +1,106 @@
-"""Files on disk: the cache folder, folders published whole or not at all, and lazily converted rows.
+"""Files on disk: written whole or not at all, summed, and the cache of converted data.
 
-Everything large is stored as a plain ``.npy`` and memory-mapped; a row is converted to float32 when it is asked for,
-and the pages that were read are handed back now and then, so that a process stays small however large its files.
+Everything large is stored as a plain ``.npy`` and memory-mapped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from diffem_jax.errors import UserError
 
 CHUNK_BYTES = 4 * 2**20
+TEMPORARY = ".diffem-tmp"
+"""The end of the name of a file that is being written."""
+
 _STALE_SECONDS = 24 * 3600
+
+
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any], *, durable: bool = True) -> None:
+    """Writes a file so that a reader, a crash or a power cut sees the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder must be there.
+        content: what it is to hold, or a function that writes it to the open file it is given.
+        durable: wait for the disk. Without it a power cut may leave an empty file, which suits what can be made again.
+
+    Raises:
+        OSError: the file system refused; names ``path``, which is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def write_json(path: Path, value: Any, indent: int | None = None, *, durable: bool = True) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=indent) + "\n", durable=durable)
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
+    """Writes an uncompressed .npz, whole or not at all, so that it can be memory-mapped; returns its path.
+
+    Args:
+        path: as numpy takes it, '.npz' is added where it is missing.
+        arrays: name -> array.
+    """
+    name = os.fspath(path)
+    target = Path(name if name.endswith(".npz") else f"{name}.npz")
+    write_atomically(target, lambda file: np.savez(file, **arrays))
+    return target
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Removes what killed processes left half-written anywhere below a folder that nobody else writes to now."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def crc32(path: Path) -> int:
+    """The CRC-32 of a file, read in chunks: of rows, which are many and large."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(CHUNK_BYTES):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def digest(path: Path) -> str:
+    """32 hexadecimal digits of a file's BLAKE2b hash: of parameters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder, by its path there."""
+    return {str(p.relative_to(folder)): digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -49,21 +127,6 @@ def check_memory(field: str, given: Any, size: int) -> None:
     if size > memory:
         has = f"{size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f}"
         raise UserError(f"{field}: {given!r} needs at least {has}; expected what fits in memory; make it smaller")
-
-
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
-    """Writes a small file so that it is either there whole or not at all, also after a power cut where ``durable``."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def publish(final: Path, build: Callable[[Path], Path]) -> Path:
@@ -93,15 +156,6 @@ def publish(final: Path, build: Callable[[Path], Path]) -> Path:
     return final
 
 
-def checksum(path: Path) -> int:
-    """The CRC-32 of a file, read in chunks."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(CHUNK_BYTES):
-            value = zlib.crc32(block, value)
-    return value
-
-
 def cached_arrays(
     folder: Path, shape: tuple[int, ...], count: int, make: Callable[[], Iterable[tuple[np.ndarray, int]]]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +163,7 @@ def cached_arrays(
 
     Args:
         folder: where ``x.npy``, ``labels.npy`` and the sidecar ``info.json`` (shapes, checksums) are to live. A folder
-            that does not agree with its sidecar is moved aside to ``*.corrupt`` and made anew.
+            that does not agree with its sidecar is moved aside to ``*.corrupt`` and made again.
         shape: the shape of one row.
         count: the number of rows.
         make: yields (row, label), called only where the folder is not there yet.
@@ -125,33 +179,18 @@ def cached_arrays(
             x[i], labels[i] = row, label
         x.flush()
         np.save(scratch / "labels.npy", labels, allow_pickle=False)
-        info = {"shape": [count, *shape], "crc32": {n: checksum(scratch / n) for n in ("x.npy", "labels.npy")}}
-        write_atomic(scratch / "info.json", json.dumps(info).encode())
+        sums = {name: crc32(scratch / name) for name in ("x.npy", "labels.npy")}
+        write_json(scratch / "info.json", {"shape": [count, *shape], "crc32": sums})
         return scratch
 
     for _ in range(2):
         publish(folder, build)
         try:
             info = json.loads((folder / "info.json").read_text())
-            if info["shape"] == [count, *shape] and all(checksum(folder / n) == c for n, c in info["crc32"].items()):
+            if info["shape"] == [count, *shape] and all(crc32(folder / n) == c for n, c in info["crc32"].items()):
                 x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
                 return x, np.load(folder / "labels.npy", allow_pickle=False)
         except (OSError, ValueError, KeyError):
             pass
         folder.rename(folder.with_name(f"{folder.name}.{time.time_ns()}.corrupt"))
     raise UserError(f"{folder}: the cache changes while it is read; expected a folder of this user's; remove it")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error

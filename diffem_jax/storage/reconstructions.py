@@ -11,26 +11,24 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from diffem_jax.errors import UserError
 from diffem_jax.storage import rows as storage_rows
-from diffem_jax.storage.files import checksum, write_atomic
+from diffem_jax.storage.files import TEMPORARY, crc32, write_atomically, write_json
 from diffem_jax.storage.rows import PAGES_BYTES, RELEASE_BYTES, release, row_parts
 
 FORMAT = "diffem_jax reconstructions 1"
 _ROUND = re.compile(r"^round_(\d{5,})$")
 _OURS = re.compile(
     r"^(manifest\.json|shard-\d{5,}-of-\d{5,}\.(npy|json)(\.\d+\.corrupt)?"
-    r"|\.(shard-\d{5,}-of-\d{5,}\.(npy|json)|manifest\.json)\.tmp-\w+)$"
+    rf"|\.(shard-\d{{5,}}-of-\d{{5,}}\.(npy|json)|manifest\.json)\.\w+{TEMPORARY})$"
 )
 
 
@@ -129,6 +127,7 @@ class Round:
 
         Raises:
             ValueError: the array has not the shard's shape, or holds NaN or infinity.
+            UserError: the file system refused; what was written before is whole.
         """
         expected = (len(self.indices(shard)), *self.shape)
         array = np.ascontiguousarray(array, np.float32)
@@ -136,27 +135,25 @@ class Round:
             raise ValueError(f"shard {shard}: shape {array.shape}; expected {expected}")
         if not np.isfinite(array).all():
             raise ValueError(f"shard {shard}: {int((~np.isfinite(array)).sum())} entries are NaN or infinite")
-        final = self._file(shard, "npy")
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.tmp-", dir=self.folder)
+        file, sidecar = self._file(shard, "npy"), self._file(shard, "json")
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
+            # The sidecar goes first and comes last: rows without one are not whole yet.
+            sidecar.unlink(missing_ok=True)
+            write_atomically(file, lambda opened: np.save(opened, array, allow_pickle=False))
             entry = {
                 "shard": shard,
                 "process": process,
                 "indices": [self.indices(shard).start, self.indices(shard).stop],
                 "shape": list(expected),
-                "bytes": Path(name).stat().st_size,
-                "crc32": checksum(Path(name)),
+                "bytes": file.stat().st_size,
+                "crc32": crc32(file),
             }
-            self._file(shard, "json").unlink(missing_ok=True)
-            Path(name).replace(final)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        write_atomic(self._file(shard, "json"), json.dumps(entry).encode())
+            write_json(sidecar, entry)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
+                "what was finished is whole: make space and run the same command again"
+            ) from error
 
     def _entry(self, shard: int) -> dict[str, Any] | None:
         """The sidecar of a whole shard, else None."""
@@ -164,7 +161,7 @@ class Round:
             entry = json.loads(self._file(shard, "json").read_text())
             file = self._file(shard, "npy")
             ok = entry["shape"] == [len(self.indices(shard)), *self.shape]
-            ok = ok and file.stat().st_size == entry["bytes"] and checksum(file) == entry["crc32"]
+            ok = ok and file.stat().st_size == entry["bytes"] and crc32(file) == entry["crc32"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return entry if ok else None
@@ -205,7 +202,7 @@ class Round:
         if missing:
             raise ValueError(f"{self.folder}: shards {missing} are missing or damaged; expected all {self.num_shards}")
         manifest = {**self._plan, "complete": True, "shards": entries}
-        write_atomic(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write_json(self.folder / "manifest.json", manifest, indent=1)
 
     def is_complete(self) -> bool:
         """True where the manifest is final and every shard agrees with its checksum."""
@@ -260,10 +257,10 @@ class ReconstructionStore:
         found = self._manifest(folder)
         if found is None:
             # A plan that a power cut swallows is made again: it need not wait for the disk.
-            write_atomic(folder / "manifest.json", json.dumps({**plan, "complete": False}).encode(), durable=False)
+            write_json(folder / "manifest.json", {**plan, "complete": False}, durable=False)
         elif differing := [k for k in plan if found.get(k) != plan[k]]:
-            told = ", ".join(f"{k} {found.get(k)} against {plan[k]}" for k in differing)
-            raise UserError(f"{folder}: holds {told}; expected the same run's; remove it or take another workdir")
+            listed = ", ".join(f"{k} {found.get(k)} against {plan[k]}" for k in differing)
+            raise UserError(f"{folder}: holds {listed}; expected the same run's; remove it or take another workdir")
         return Round(folder, plan)
 
     @staticmethod
@@ -327,7 +324,7 @@ def index_stream(
         seed: the run's seed, >= 0.
         round: the round.
         num_examples: N.
-        batch_size: indices a batch; may be larger than N.
+        batch_size: indices per batch; may be larger than N.
         start_step: the number of batches to skip.
 
     Returns:
@@ -357,14 +354,3 @@ def index_stream(
             yield batch
 
     return batches()
-
-
-def write_shard(stored: Any, shard: int, x: np.ndarray) -> None:
-    """Writes a shard of reconstructions; what the file system refuses is a ``UserError``."""
-    try:
-        stored.write_shard(shard, x, jax.process_index())
-    except OSError as error:
-        raise UserError(
-            f"{stored.folder}: shard {shard} could not be written ({error}); expected free space and write permission; "
-            "what was finished is whole: make space and run the same command again"
-        ) from error

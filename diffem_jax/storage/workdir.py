@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +17,16 @@ from diffem_jax.config import differences, flatten
 from diffem_jax.errors import UserError
 from diffem_jax.networks.embedding import NETWORK_VERSION
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.files import write_atomically
+from diffem_jax.storage.files import sweep_temporaries, write_atomically, write_json
 
 _VERSION = "network_version"
-_TEMPORARY = re.compile(
-    r"^\.(config\.json|metrics\.jsonl|environment\.json|wandb_run\.json|report\.html|\w+\.checksums\.json)\.\d+\.tmp$"
-)
+Record = dict[str, Any]
 
 
 class Workdir:
     """Paths under one folder.
 
-    config.json, metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint a round), latest/ (rolling, inside an
+    config.json, metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint per round), latest/ (rolling, inside an
     M-step), reconstructions/, samples/*.png, prior/, report.html.
     """
 
@@ -96,10 +93,7 @@ class Workdir:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            for folder in (self.root, self.start, self.rounds, self.latest, self.prior, self.root / "warm"):
-                for path in folder.glob(".*.tmp"):
-                    if _TEMPORARY.match(path.name):
-                        path.unlink(missing_ok=True)
+            sweep_temporaries(self.root)
             yield
 
     def compare_config(self, config: ConfigDict, override: bool) -> None:
@@ -107,93 +101,55 @@ class Workdir:
 
         Raises:
             UserError: they differ; names the fields. Or the run is of another version of the networks, which no
-                override mends.
+                override helps against.
         """
         if not self.config.exists():
             return
-        self.check_network()
-        if not override:
-            changed = differences(config, self.stored_config())
-            if changed:
-                listed = "\n  ".join(changed)
-                raise UserError(
-                    f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
-                    "another --workdir, the stored values, or --override to go on with the new ones"
-                )
+        stored = self.stored_config(network=True)
+        changed = [] if override else differences(config, stored)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
+                "another --workdir, the stored values, or --override to go on with the new ones"
+            )
 
     def check_config(self, config: ConfigDict, override: bool) -> None:
         """``compare_config``, and then the config is written, with the version of the networks."""
         self.compare_config(config, override)
-        write_atomically(self.config, json.dumps({**flatten(config), _VERSION: NETWORK_VERSION}, indent=1) + "\n")
+        write_json(self.config, {**flatten(config), _VERSION: NETWORK_VERSION}, indent=1)
 
-    def stored_config(self) -> dict[str, Any]:
+    def stored_config(self, network: bool = False) -> dict[str, Any]:
         """The flattened config of the run.
 
-        Raises:
-            UserError: there is none, or it is not JSON.
-        """
-        stored = self._stored()
-        stored.pop(_VERSION, None)
-        return stored
-
-    def check_network(self) -> None:
-        """Compares the version of the networks that the run's parameters are for with this package's.
+        Args:
+            network: whether the run's parameters are to be used, which must be for this version of the networks.
 
         Raises:
-            UserError: they differ, or there is no config to tell.
+            UserError: there is none, it is not JSON, or its parameters are for another version of the networks.
         """
+        stored = _read_config(self)
         # A run without the record began before there was one, when parameters of both versions were written; nothing in
-        # them tells which, so it counts as the earlier one.
-        found = self._stored().get(_VERSION, 1)
-        if found != NETWORK_VERSION:
+        # them says which, so it counts as the earlier one.
+        found = stored.pop(_VERSION, 1)
+        if network and found != NETWORK_VERSION:
             raise UserError(
                 f"{self.config}: network version {found}; expected {NETWORK_VERSION}, since networks of another version "
-                "load its parameters but draw wrongly with them; train anew in another --workdir, or install the version "
+                "load its parameters but draw wrongly with them; train again in another --workdir, or install the version "
                 "of diffem-jax that made it"
             )
+        return stored
 
-    def _stored(self) -> dict[str, Any]:
-        try:
-            stored = json.loads(self.config.read_text())
-            if not isinstance(stored, dict):
-                raise ValueError("not an object")
-            return stored
-        except FileNotFoundError:
-            raise UserError(
-                f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
-
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """The records of metrics.jsonl; lines that a crash or an editor has damaged are passed over."""
-        return self._lines()[0]
+        return _read_records(self.metrics)[0]
 
-    def _lines(self) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """The records, and the lines that are none: not JSON, not UTF-8, no object, or a round without its number."""
-        records, damaged = [], []
-        try:
-            data = self.metrics.read_bytes()
-        except FileNotFoundError:
-            return [], []
-        for line in filter(None, data.split(b"\n")):
-            try:
-                record = json.loads(line.decode())
-                whole = isinstance(record, dict) and (record.get("kind") != "round" or type(record["round"]) is int)
-            except (ValueError, RecursionError, KeyError):
-                whole = False
-            if whole:
-                records.append(record)
-            else:
-                damaged.append(line)
-        return records, damaged
-
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it).
 
         Damaged lines move to metrics.jsonl.corrupt.
         """
-        (records, damaged), same = self._lines(), (record.get("round"), record.get("kind"))
+        (records, damaged), same = _read_records(self.metrics), (record.get("round"), record.get("kind"))
         if damaged:
             with self.metrics.with_name(self.metrics.name + ".corrupt").open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
@@ -201,3 +157,37 @@ class Workdir:
         place = places[0] if places else len(records)
         records[place : place + 1] = [record]
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in records))
+
+
+def _read_config(workdir: Workdir) -> dict[str, Any]:
+    try:
+        stored = json.loads(workdir.config.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError("not an object")
+        return stored
+    except FileNotFoundError:
+        raise UserError(
+            f"--workdir: {workdir.root} holds no run (no config.json); train one first, or correct the path"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{workdir.config}: not JSON ({error}); restore it, or give another --workdir") from error
+
+
+def _read_records(path: Path) -> tuple[list[Record], list[bytes]]:
+    """The records, and the lines that are none: not JSON, not UTF-8, no object, or a round without its number."""
+    records, damaged = [], []
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    for line in filter(None, data.split(b"\n")):
+        try:
+            record = json.loads(line.decode())
+            whole = isinstance(record, dict) and (record.get("kind") != "round" or type(record["round"]) is int)
+        except (ValueError, RecursionError, KeyError):
+            whole = False
+        if whole:
+            records.append(record)
+        else:
+            damaged.append(line)
+    return records, damaged

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import TEMPORARY
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 
@@ -199,7 +200,7 @@ def assert_same(workdir: Path, expected: dict[str, Any]) -> None:
     found = result(workdir)
     differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     assert not differing, f"{workdir} differs in {differing[:8]} ({len(differing)} of {len(expected)})"
-    left = [p for p in workdir.rglob("*") if "orbax-checkpoint-tmp" in p.name or p.name.endswith(".tmp")]
+    left = [p for p in workdir.rglob("*") if "orbax-checkpoint-tmp" in p.name or p.name.endswith(TEMPORARY)]
     assert not left, f"left behind: {left}"
     numbers = [r["round"] for r in Workdir(workdir).records() if r["kind"] == "round"]
     assert numbers == sorted(set(numbers))

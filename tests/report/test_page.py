@@ -18,6 +18,7 @@ from diffem_jax.report import page as report
 from diffem_jax.report import plots
 from diffem_jax.report import template as report_template
 from diffem_jax.report.template import Point
+from diffem_jax.storage.files import TEMPORARY
 from diffem_jax.storage.workdir import Workdir
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -84,10 +85,12 @@ def test_a_rebuilt_page_keeps_the_command_and_the_devices_of_the_run(tmp_path, m
     monkeypatch.setattr(sys, "argv", ["diffem", "--config=digits", "--config.rounds=2"])
     report.write(workdir)
     monkeypatch.setattr(sys, "argv", ["diffem", "--mode=report", "--workdir=run"])
-    seen = words(written(workdir))
+    report.rebuild(workdir)
+    seen = words(workdir.report.read_text())
     assert "--config.rounds=2" in seen and "--mode=report" not in seen and "2 \u00d7 cpu" in seen
     (workdir.root / "environment.json").unlink()
-    seen = words(written(workdir))
+    report.rebuild(workdir)
+    seen = words(workdir.report.read_text())
     assert "was not noted" in seen and "The run noted none" in seen
     assert not (workdir.root / "environment.json").exists()
 
@@ -108,9 +111,8 @@ def test_the_rule_says_which_round_it_keeps(tmp_path):
     )
 
 
-def test_spread_stops_recoveries_and_other_pictures(tmp_path):
+def test_spread_stops_and_other_pictures(tmp_path):
     more = [
-        {"kind": "recovery", "round": 1, "attempt": 1, "reason": "loss is NaN"},
         {"kind": "stop", "round": 2, "reason": "no longer falling"},
         {"kind": "evaluation", "round": 2, "ssim": 0.75, "ssim_se": 0.01},
     ]
@@ -124,7 +126,6 @@ def test_spread_stops_recoveries_and_other_pictures(tmp_path):
     seen = words(text)
     assert "Several draws for one observation" in seen and "prior draws" in seen and len(images(text)) == 5
     assert "The run stopped after round 2 of 9" in seen and "Stop, round 2: no longer falling" in seen
-    assert "Recovery, round 1: loss is NaN; attempt 1" in seen
     assert "Measured afterwards, round 2: ssim 0.750 ± 0.010" in seen
     assert "least at round 1: 0.1" in seen
 
@@ -157,6 +158,34 @@ def test_what_files_hold_is_text_only(tmp_path, monkeypatch):
     text = written(workdir)
     assert text.lower().count("<script") == 1 and "<img src=x" not in text and 'onerror="' not in text
     assert words(text).count("document.title='taken'") >= 8
+
+
+CALIBRATED = {
+    "kind": "evaluation",
+    "round": 2,
+    **{f"held_out_coverage_{p}": p / 100 - 0.03 for p in (50, 80, 90, 95)},
+    **{f"held_out_tarp_{p}": p / 100 - 0.1 for p in (50, 80, 90, 95)},
+    "tarp_50": 0.52,
+    "tarp_90": 0.91,
+    "coverage_90_se": 0.01,
+}
+
+
+def test_calibration_is_drawn_from_the_last_record_that_has_it(tmp_path):
+    workdir = make_run(tmp_path / "run")
+    assert "Calibration" not in words(written(workdir)) and not (workdir.samples / "calibration.png").exists()
+    workdir.log(record(1, held_out_coverage_50=0.1, held_out_coverage_90=0.2))
+    seen = words(written(workdir))
+    assert "held-back measurements, intervals 10.0% 20.0%" in seen and "of round 1 hold" in seen
+    workdir.log(CALIBRATED)
+    text = written(workdir)
+    seen = words(text)
+    assert "held-back measurements, intervals 47.0% 77.0% 87.0% 92.0%" in seen and "of round 2 hold" in seen
+    assert "held-back measurements, jointly 40.0% 70.0% 80.0% 85.0%" in seen and "x, jointly 52.0% 91.0%" in seen
+    assert "x, intervals" not in seen
+    assert (workdir.samples / "calibration.png").read_bytes() in images(text) and len(images(text)) == 4
+    # One level over the rounds; not a tile for each.
+    assert "held out coverage 90" in seen and "held out coverage 50 " not in seen.partition("Measured afterwards")[0]
 
 
 @pytest.mark.parametrize("damage", ["nothing", "garbled", "foreign", "huge", "folders"])
@@ -207,15 +236,13 @@ def test_a_section_that_fails_costs_itself_only(tmp_path, monkeypatch):
     assert "could not be made (ValueError)" in seen and "All 2 rounds are done" in seen and "learning_rate" in seen
 
 
-def test_an_unwritable_page_warns_a_run_and_stops_a_rebuild(tmp_path, monkeypatch):
+def test_an_unwritable_page_warns_a_run_and_stops_a_rebuild(tmp_path):
     workdir = make_run(tmp_path / "run")
     workdir.report.mkdir()
-    monkeypatch.setattr(sys, "argv", ["diffem", "--config=digits"])
     with pytest.warns(UserWarning, match="cannot be written"):
         report.write(workdir)
-    monkeypatch.setattr(sys, "argv", ["diffem", "--mode", "report"])
     with pytest.raises(UserError, match="cannot be written"):
-        report.write(workdir)
+        report.rebuild(workdir)
 
 
 def test_the_old_page_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
@@ -227,7 +254,7 @@ def test_the_old_page_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
     workdir.log(record(2, psnr=20.0))
     new = written(workdir)
     assert old != new and set(seen) == {old}
-    assert not [p for p in workdir.root.iterdir() if p.name.endswith(".tmp")]
+    assert not [p for p in workdir.root.iterdir() if p.name.endswith(TEMPORARY)]
 
 
 def test_many_rounds_are_thinned_to_a_small_page(tmp_path, monkeypatch):

@@ -108,17 +108,44 @@ def test_spreads_of_draws(tmp_path):
         plots.spread_grid(tmp_path / "d.png", masked(x), noise[:, :3])
 
 
-def test_curves(tmp_path):
-    records: list[dict] = [{"round": i, "step": 10 * i, "psnr": 10.0 + i, "psnr_standard_error": 0.5} for i in range(4)]
-    records += [{"step": 3, "loss": 1.0}, {"round": 2, "sinkhorn": float("nan"), "name": "text", "accuracy": 0.5}]
-    pixels(plots.curves(tmp_path / "all.png", records, title="run"))
-    one = pixels(plots.curves(tmp_path / "one.png", records, keys=["psnr", "absent"]))
-    wider = [{**record, "psnr_standard_error": 1.5} for record in records if "psnr" in record]
-    other = pixels(plots.curves(tmp_path / "wider.png", wider, keys=["psnr"]))
-    assert other.shape != one.shape or (other != one).any()
-    with pytest.raises(UserError, match="round"):
-        plots.curves(tmp_path / "none.png", [{"step": 1, "loss": 2.0}])
-    assert not (tmp_path / "none.png").exists()
+def test_hidden_pixels_have_a_colour_of_their_own(tmp_path):
+    x = digits(3)
+    seen = np.where(masked(np.ones_like(x)) > 0, x, np.nan)
+    grey = pixels(plots.image_grid(tmp_path / "a.png", np.nan_to_num(seen), x))
+    marked = pixels(plots.image_grid(tmp_path / "b.png", seen, x))
+    colour = np.abs(marked[..., :3] - marked[..., :1]).max(-1) > 0.05
+    hidden = np.isnan(seen).mean()
+    assert not (np.abs(grey[..., :3] - grey[..., :1]).max(-1) > 0.05).any()
+    top = colour[: colour.shape[0] // 2]
+    assert 0.4 * hidden < top.mean() < hidden and not colour[colour.shape[0] // 2 + 10 :].any()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_series_are_lines_with_gaps_and_a_band(tmp_path, channels):
+    t = np.linspace(0, 9, 60)
+    x = np.stack([np.sin(t + k)[:, None] * np.ones(channels) for k in range(3)]).astype(np.float32)
+    seen = x.copy()
+    seen[:, 20:40] = np.nan
+    draws = x + np.random.default_rng(0).normal(size=(8, *x.shape)).astype(np.float32)
+    wide = pixels(plots.spread(tmp_path / "a.png", seen, draws, x, title="draws"))
+    none = pixels(plots.series(tmp_path / "b.png", seen, np.stack([x] * 8), x, title="draws"))
+    whole = pixels(plots.series(tmp_path / "c.png", x, np.stack([x] * 8), x, title="draws"))
+    for one, other in ((wide, none), (none, whole)):
+        assert one.shape != other.shape or (one != other).any()
+    one = pixels(plots.picture(tmp_path / "d.png", seen, x, x))
+    np.testing.assert_array_equal(one, pixels(plots.series(tmp_path / "e.png", seen, x[None], x)))
+    pixels(plots.series(tmp_path / "other.png", seen[:, :30], x[None]))
+    with pytest.raises(UserError, match="series"):
+        plots.series(tmp_path / "f.png", seen, x[0])
+
+
+def test_calibration_shows_what_it_is_given(tmp_path):
+    levels = (0.5, 0.8, 0.9, 0.95)
+    right = pixels(plots.calibration(tmp_path / "a.png", levels, {"x": levels}))
+    narrow = pixels(plots.calibration(tmp_path / "b.png", levels, {"x": [0.3, 0.5, float("nan"), 0.7]}))
+    both = pixels(plots.calibration(tmp_path / "c.png", levels, {"x": levels, "y": [0.4, 0.7, 0.8, 0.9]}))
+    assert right.shape != narrow.shape or (right != narrow).any()
+    assert right.shape != both.shape or (right != both).any()
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (4, 0), (4,), (4, 2, 2)])
@@ -133,7 +160,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def half(self, target, **kwargs):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half)

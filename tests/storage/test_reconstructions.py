@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from diffem_jax.errors import UserError
-from diffem_jax.storage import files
-from diffem_jax.storage.reconstructions import ReconstructionStore, checksum, index_stream
+from diffem_jax.storage import rows as storage_rows
+from diffem_jax.storage.files import crc32
+from diffem_jax.storage.reconstructions import ReconstructionStore, index_stream
 
 N, SHAPE, SHARD = 23, (3, 2), 7
 
@@ -30,7 +31,7 @@ def _filled(folder, number=3):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_rows_come_back_by_index_across_shards(tmp_path, monkeypatch, in_memory):
     if not in_memory:
-        monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(storage_rows, "IN_MEMORY_BYTES", 0)
     round_ = _filled(tmp_path)
     assert (tmp_path / "round_00003" / "shard-00003-of-00004.npy").exists()
     rows = ReconstructionStore(tmp_path).round(3).open()
@@ -95,7 +96,7 @@ def test_a_planted_shard_is_not_executed(tmp_path):
     shard = round_.folder / "shard-00001-of-00004.npy"
     np.save(shard, np.array([Evil()] * SHARD, object), allow_pickle=True)
     entry = json.loads(shard.with_suffix(".json").read_text())
-    entry |= {"bytes": shard.stat().st_size, "crc32": checksum(shard)}
+    entry |= {"bytes": shard.stat().st_size, "crc32": crc32(shard)}
     shard.with_suffix(".json").write_text(json.dumps(entry))
     assert round_.is_complete()
     with pytest.raises(ValueError, match="Python objects"):
@@ -119,7 +120,7 @@ def test_a_failing_write_leaves_the_old_shard_or_none(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UserError, match=r"shard 0 could not be written.*no space"):
             round_.write_shard(0, _rows(round_, 0))
     assert [f.name for f in round_.folder.iterdir()] == ["manifest.json"]
     assert round_.done_shards() == (set(), ())
@@ -146,7 +147,7 @@ def test_only_its_own_files_are_dropped(tmp_path):
     (tmp_path / "round_00001" / "notes.txt").write_text("mine")
     (tmp_path / "round_00000").mkdir()
     (tmp_path / "round_00000" / "shard-00000-of-00001.npy").write_bytes(b"someone else's")
-    (tmp_path / "round_00002" / ".shard-00000-of-00004.npy.tmp-abc_1").write_bytes(b"left by a killed run")
+    (tmp_path / "round_00002" / ".shard-00000-of-00004.npy.0a1b2c3d.diffem-tmp").write_bytes(b"left by a killed run")
     store = ReconstructionStore(tmp_path)
     assert store.drop_older(3) == [1, 2]
     assert [f.name for f in (tmp_path / "round_00001").iterdir()] == ["notes.txt"]

@@ -17,7 +17,7 @@ from diffem_jax.storage.workdir import Workdir
 
 GOOD = [
     {"kind": "round", "round": 0, "psnr": 1.5},
-    {"kind": "recovery", "round": 1, "attempt": 2},
+    {"kind": "stop", "round": 1, "picked": 0},
     {"kind": "round", "round": 1},
 ]
 DAMAGES = {
@@ -71,8 +71,11 @@ def test_a_record_replaces_that_of_its_round_and_kind_alone(folder):
 
 
 def test_half_written_files_of_a_killed_process_are_removed_and_no_others(folder):
-    ours = [".metrics.jsonl.123.tmp", ".environment.json.7.tmp", "rounds/.round_00001.checksums.json.99.tmp"]
-    others = [".mine.txt.123.tmp", "metrics.jsonl.tmp", "notes/.metrics.jsonl.123.tmp", ".metrics.jsonl.tmp"]
+    ours = [
+        f"{name}.0a1b2c3d.diffem-tmp"
+        for name in (".metrics.jsonl", "rounds/.round_00001.checksums.json", "samples/.a.png")
+    ]
+    others = [".mine.txt.123.tmp", "metrics.jsonl.tmp", "notes/mine.diffem-tmp", "rounds/.notes"]
     for name in ours + others:
         (folder.root / name).parent.mkdir(exist_ok=True)
         (folder.root / name).write_text("half")

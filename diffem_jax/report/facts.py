@@ -1,0 +1,159 @@
+"""What a work directory holds, as the page of a run needs it; a missing or damaged file costs its part only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from diffem_jax.parallel import process_count
+from diffem_jax.report.template import Point, number
+from diffem_jax.storage.files import write_json
+from diffem_jax.storage.workdir import Workdir
+
+PACKAGES = ("diffem-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+CALIBRATION = {
+    "held_out_coverage": "held-back measurements, intervals",
+    "held_out_tarp": "held-back measurements, jointly",
+    "coverage": "x, intervals",
+    "tarp": "x, jointly",
+}
+"""The start of a field's name -> what it says; the rest of the name is the level in per cent."""
+_LEVEL = re.compile(rf"^({'|'.join(CALIBRATION)})_(\d+)$")
+
+
+class Calibration(NamedTuple):
+    """How often draws hold what they should: ``values`` name -> share observed at each of ``levels``, of ``round``."""
+
+    round: int
+    levels: list[float]
+    values: dict[str, list[float]]
+
+
+class Facts(NamedTuple):
+    """What was found in a work directory.
+
+    Attributes:
+        workdir: where.
+        config: the flattened configuration; empty where it cannot be read.
+        records: of metrics.jsonl, those that name their round.
+        metrics: name -> its values over the rounds.
+        samples: name -> how many examples the last value is of; 0 where that is not known.
+        last: the last round; None before the first.
+        calibration: of the last round that was measured so, or None.
+        environment: command, versions and devices of the run.
+    """
+
+    workdir: Workdir
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    metrics: dict[str, list[Point]]
+    samples: dict[str, int]
+    last: int | None
+    calibration: Calibration | None
+    environment: dict[str, Any]
+
+
+def read_facts(workdir: Workdir) -> Facts:
+    """Everything that the page shows but pictures."""
+    records: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        records = [r for r in workdir.records() if type(r.get("round")) is int and 0 <= r["round"] < 10**9]
+    rounds = sorted((r for r in records if r.get("kind") == "round"), key=lambda r: r["round"])
+    metrics: dict[str, list[Point]] = {}
+    samples: dict[str, int] = {}
+    seconds = 0.0
+    for record in rounds:
+        seconds += sum(max(number(record.get(f"{step}_step_seconds")) or 0.0, 0.0) for step in "me")
+        for name in filter(is_measure, record):
+            value = number(record[name])
+            if value is not None:
+                error = max(number(record.get(f"{name}_se")) or 0.0, 0.0)
+                metrics.setdefault(name, []).append(Point(record["round"], seconds, value, error))
+                samples[name] = int(number(record.get(f"{name}_samples")) or 0)
+    # The loss is the means, not the end: it stands last.
+    ordered = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
+    last = rounds[-1]["round"] if rounds else None
+    environment = read_json(_environment_file(workdir))
+    return Facts(
+        workdir, read_json(workdir.config), records, ordered, samples, last, read_calibration(records), environment
+    )
+
+
+def is_measure(name: str) -> bool:
+    """Whether a field of a round's record is a measure to be shown by itself, and not about another or about the round."""
+    if name in ("round", "step", "redrawn") or name.endswith(("_se", "_samples", "_seconds")):
+        return False
+    level = _LEVEL.match(name)
+    return level is None or level[2] == "90"  # one level over the rounds; all are in the picture of calibration
+
+
+def read_calibration(records: list[dict[str, Any]]) -> Calibration | None:
+    """What the last record of a round or an evaluation that has such fields says of calibration."""
+    for record in sorted(records, key=lambda r: (r["round"], r.get("kind") == "evaluation"), reverse=True):
+        found: dict[str, dict[float, float]] = {}
+        for name, level in ((m[1], m[2]) for m in map(_LEVEL.match, record) if m):
+            value = number(record[f"{name}_{level}"])
+            if value is not None:
+                found.setdefault(name, {})[int(level) / 100] = value
+        levels = sorted(set().union(*found.values()))
+        if record.get("kind") in ("round", "evaluation") and len(levels) > 1:
+            shown = {
+                CALIBRATION[name]: [found[name].get(v, float("nan")) for v in levels]
+                for name in CALIBRATION
+                if name in found
+            }
+            return Calibration(record["round"], levels, shown)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_bytes().decode("utf-8", "replace"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def note_environment(workdir: Workdir) -> None:
+    """Writes environment.json, this process's command, versions and devices, for a page that is rebuilt elsewhere."""
+    found: dict[str, Any] = {"command": _command(), "versions": versions()}
+    with contextlib.suppress(RuntimeError, IndexError):
+        devices = jax.devices()
+        found |= {"device": devices[0].device_kind, "platform": devices[0].platform, "devices": len(devices)}
+        found |= {"processes": process_count()}
+    with contextlib.suppress(OSError):
+        write_json(_environment_file(workdir), found, indent=1)
+
+
+def _environment_file(workdir: Workdir) -> Path:
+    return workdir.root / "environment.json"
+
+
+def _command() -> str:
+    """The command of this process, with the program's name in place of its path."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if not program.name or program.name in ("-c", "-m") or "kernel_launcher" in program.name:
+        return "diffem_jax.run.train.run_em(config, workdir), from a Python session"
+    words = [program.name]
+    if program.suffix == ".py":
+        module = ["-m", "diffem_jax.main"] if (program.parent.name, program.name) == ("diffem_jax", "main.py") else None
+        words = ["python", *(module or words)]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the system and the packages that matter."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
