@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,8 +45,11 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
     """Writes the figure as a PNG, whole or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    options = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.06}
-    write_atomically(target, lambda file: figure.savefig(file, **options), durable=False)
+
+    def draw(file: BinaryIO) -> None:
+        figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.06)
+
+    write_atomically(target, draw, durable=False)
     return target
 
 

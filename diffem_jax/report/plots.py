@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibration", "corner", "heat_map", "image_grid", "is_series", "picture", "series", "spread", "spread_grid"]
 COLUMNS = 10
-_HIDDEN_RGB = tuple(int(HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5))
+_HIDDEN_RGB = np.array([int(HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
 MOST_CHANNELS = 4
 Cell = tuple[ArrayLike, dict[str, Any]]
 """An image and the arguments of ``_show``."""
@@ -56,7 +56,7 @@ def _show(axes: Axes, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: 
         image = matplotlib.colormaps[cmap](image)[..., :3]
     else:
         hidden = hidden.any(-1)
-    axes.imshow(np.where(hidden[..., None], np.float32(_HIDDEN_RGB), image), interpolation="nearest")
+    axes.imshow(np.where(hidden[..., None], _HIDDEN_RGB, image), interpolation="nearest")
 
 
 def _grid(path: str | os.PathLike, rows: Sequence[tuple[str, list[Cell]]], title: str | None) -> Path:
