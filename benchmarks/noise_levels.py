@@ -19,7 +19,7 @@ from benchmarks.common import interleave, one_core, write
 from configs import digits
 from diffem_jax import em
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.methods import make_loss, make_model
+from diffem_jax.build.methods import make_model
 from diffem_jax.build.problem import load_problem
 from diffem_jax.gaussians import starts
 from diffem_jax.parallel import make_parallel
@@ -44,7 +44,7 @@ def main() -> None:
             stream_key(0, "draw"), start, jax.tree.map(jnp.asarray, problem.observations), every
         )
     )
-    one = make_loss(setup, make_model(setup, start).denoiser, setup.corruption)
+    one = make_model(setup, start).loss
 
     @jax.jit
     def fresh(params: object) -> jax.Array:

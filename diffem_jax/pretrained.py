@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.methods import Setup, draws_prior, make_model, make_setup, prior_denoiser
+from diffem_jax.build.methods import Setup, make_model, make_setup, prior_model
 from diffem_jax.build.problem import check_operators, simulate, stored_config
 from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
@@ -114,16 +114,14 @@ class Pretrained:
             UserError: the model has no prior.
         """
         own = "prior" in self._parts
-        if own:
-            denoiser, params = prior_denoiser(self.setup, self._start), self._parts["prior"]
-        else:
-            denoiser, params = make_model(self.setup, self._start).denoiser, self._parts["posterior"]
-            if not draws_prior(self.config):
-                raise UserError(
-                    "this model has no prior; expected one trained with config.prior.steps > 0 or "
-                    "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
-                )
-        return draws_of_prior(self.setup, self._parallel, denoiser, params, num_samples, seed, own=own, quiet=True)
+        prior = (prior_model if own else make_model)(self.setup, self._start).prior
+        if prior is None:
+            raise UserError(
+                "this model has no prior; expected one trained with config.prior.steps > 0 or "
+                "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
+            )
+        params = self._parts["prior" if own else "posterior"]
+        return draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
 
     def _draws(
         self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int

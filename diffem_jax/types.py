@@ -45,8 +45,13 @@ class Corruption(Protocol):
     frozen dataclasses, hence hashable and usable as static arguments.
     """
 
-    shape: tuple[int, ...]
-    noise_std: float
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of x."""
+
+    @property
+    def noise_std(self) -> float:
+        """The standard deviation of the additive noise."""
 
     @property
     def is_linear(self) -> bool:

@@ -10,7 +10,8 @@ import pytest
 
 from diffem_jax.build.engine import accumulate_gradient
 from diffem_jax.corruptions import PixelMask, Projection
-from diffem_jax.denoisers.edm import bind, gaussian_denoiser
+from diffem_jax.denoisers.denoiser import bind
+from diffem_jax.denoisers.edm import gaussian_denoiser
 from diffem_jax.denoisers.losses import BetaMixture, denoising_loss, snr_weight
 from diffem_jax.denoisers.posterior import posterior_denoiser
 from diffem_jax.em import batch_gradient, make_e_step, make_m_step, make_state, map_examples

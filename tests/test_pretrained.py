@@ -71,15 +71,18 @@ def test_a_prior_that_began_as_the_start_is_loaded_as_one(model, monkeypatch):
     config = model.config.copy_and_resolve_references()
     with config.unlocked():
         config.prior.base = "start"
-    fresh = pretrained.prior_denoiser(model.setup._replace(config=config), model._start).init(jax.random.key(0))
+    denoiser = pretrained.prior_model(model.setup._replace(config=config), model._start).denoiser
+    fresh = denoiser.init(jax.random.key(0))
     mine = pretrained.Pretrained(config, {**model._parts, "prior": fresh})
-    monkeypatch.setattr(pretrained, "draws_of_prior", lambda setup, denoiser, params, *rest, **more: (denoiser, params))
-    denoiser, params = mine.prior_draws()
+    drawn = []
+    monkeypatch.setattr(pretrained, "draws_of_prior", lambda setup, parallel, *rest, **more: drawn.extend(rest))
+    mine.prior_draws()
+    assert drawn[1] is fresh
     x, t = jax.random.normal(jax.random.key(1), model.shape), np.float32(0.6)
     # A fresh network's last layer is zero.
     _, sigma = model.setup.schedule(t)
     expected = mixture_posterior_mean(None, model._start, x, np.ones((), np.float32), sigma, None)
-    np.testing.assert_allclose(denoiser.apply(params, x, t, None, 0.0, None), expected, atol=1e-5)
+    np.testing.assert_allclose(denoiser.prior(fresh, x, t, None), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

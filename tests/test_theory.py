@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from diffem_jax.corruptions import PixelMask, Projection
-from diffem_jax.denoisers.edm import bind
+from diffem_jax.denoisers.denoiser import bind
 from diffem_jax.denoisers.losses import BetaMixture, denoising_loss, snr_weight
 from diffem_jax.denoisers.posterior import posterior_denoiser
 from diffem_jax.em import make_e_step, make_m_step, make_state, map_examples

@@ -1,9 +1,20 @@
-"""From a config to a method: what follows from it before any data is read, and the model that it trains and draws with."""
+"""From a config to a method: ``METHODS[name](setup, start)`` is the model that a run trains and draws with.
+
+    name        trains                       on                draws x given y by
+    diffem      d(x_t, t | y')               its draws         the sampler with d(. | y)
+    oracle      the same                     the hidden truth  the same
+    em_<name>   d(x_t, t)                    its draws         the sampler with d under a posterior transform
+    ambient     h(A~, A~ x_t, t)             observations      restoration, or the sampler with h under DPS
+
+'module:function' in the place of a name is a posterior transform from outside. Whatever is particular to a method,
+refusals included, stands in its function here; the rest of the package looks at the ``Model`` alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import optax
@@ -12,7 +23,6 @@ from ml_collections import ConfigDict
 
 from diffem_jax import denoisers, em
 from diffem_jax.build.parts import (
-    lookup,
     make_corruption,
     make_network,
     make_optimizer,
@@ -21,13 +31,12 @@ from diffem_jax.build.parts import (
     make_time_law,
     make_times,
 )
+from diffem_jax.config import lookup
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.denoisers import ambient, augment, losses
-from diffem_jax.denoisers import guidance as posteriors
-from diffem_jax.denoisers import posterior as bases
+from diffem_jax.denoisers import ambient, augment, guidance, losses
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.parallel import accelerated
+from diffem_jax.samplers import sample
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Sampler, Schedule, TimeLaw
 
 
@@ -46,14 +55,29 @@ class Setup(NamedTuple):
     time_law: TimeLaw
 
 
+Prior = Callable[[Sampler, Array], em.Draw]
+
+
 class Model(NamedTuple):
-    """What the method trains and draws with; it depends on the fitted start."""
+    """What a method trains and draws with.
+
+    Attributes:
+        denoiser: its parameters are what is trained.
+        loss: (params, key, example) -> [].
+        bind: (params, observation) -> d, the denoiser of one observation, for the sampler of the E-step.
+        draw: (key, params, observation) -> x, where the E-step is not the sampler with ``bind``.
+        prior: (sampler, times) -> draws of p(x), which do not look at the observation; None where the network needs one.
+        trains_on: the examples of ``loss``: 'draws', the reconstructions of the round before, 'observations' or 'truth'.
+        takes_operators: whether an example is (x, an operator of the data), from which the fresh y' is made.
+    """
 
     denoiser: denoisers.Denoiser
-    bind: Callable[[PyTree, Observation], DenoiseFn]
     loss: em.Loss
-    draw: Callable[[Array, PyTree, Observation], Array] | None = None
-    """How an example is drawn, where it is not by the sampler with ``bind``."""
+    bind: Callable[[PyTree, Observation], DenoiseFn]
+    draw: em.Draw | None = None
+    prior: Prior | None = None
+    trains_on: str = "draws"
+    takes_operators: bool = False
 
 
 def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
@@ -80,80 +104,78 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
     )
 
 
-METHODS: dict[str, Callable[..., DenoiseFn]] = {f"em_{name}": make for name, make in posteriors.POSTERIORS.items()}
-"""Methods that train an unconditional network and condition it by a posterior transform."""
-
-
-def is_unconditional(config: ConfigDict) -> bool:
-    """Whether the method trains an unconditional network: the rivals' and any transform from outside."""
-    return config.method in METHODS or ":" in config.method
-
-
-def draws_prior(config: ConfigDict) -> bool:
-    """Whether the network that the method trains draws from p(x) too, without an observation."""
-    return is_unconditional(config) or config.method == "ambient" or config.m_step.condition_dropout > 0
-
-
-def is_linear(corruption: Corruption) -> bool:
-    """Whether the corruption offers the linear family's closed forms."""
-    return corruption.is_linear
-
-
-def make_model(setup: Setup, base: Mixture) -> Model:
-    """The denoiser, how it is drawn from, and its loss, for the config's method.
+def make_model(setup: Setup, start: Mixture) -> Model:
+    """The model of the config's method.
 
     Args:
         setup: what ``make_setup`` gave.
-        base: the fitted start.
+        start: the fitted start.
+
+    Raises:
+        UserError: an unknown method, or one that does not fit another field.
     """
-    config, c = setup.config, setup.corruption
-    if config.method == "ambient":
-        return _ambient_model(setup)
-    if is_unconditional(config):
-        denoiser, differentiated = edm(setup, None), edm(_differentiated(setup), None)
-        transform = lookup("method", config.method, METHODS)
-        options = _transform_options(config, base)
+    name = setup.config.method
+    method = lookup("method", name, METHODS)
+    return method(setup, start) if name in METHODS else guided(setup, method)
 
-        def bind_transformed(params: PyTree, observation: Observation) -> DenoiseFn:
-            return transform(denoisers.bind(differentiated, params), setup.schedule, c, observation, **options)
 
-        return Model(denoiser, bind_transformed, make_loss(setup, denoiser, None))
-    if config.denoiser.preconditioning == "posterior":
-        if not is_linear(c):
-            raise UserError(
-                f"config.denoiser.preconditioning: 'posterior' needs a linear corruption, not {config.corruption.name!r}; "
-                "use 'edm'"
-            )
-        linear = cast(LinearCorruption, c)
-        prior = base if config.denoiser.base == "start" else bases.isotropic_base(base)
-        if config.denoiser.base == "start_moments":
-            denoiser = bases.moments_denoiser(setup.network, setup.schedule, linear, setup.shape, base)
-        else:
-            denoiser = denoisers.posterior_denoiser(setup.network, setup.schedule, linear, setup.shape, prior)
-    else:
-        denoiser = edm(setup, c)
+def diffem(setup: Setup, start: Mixture) -> Model:
+    """DiffEM: a conditional denoiser, trained on its own draws and on fresh observations of them."""
+    config, corruption = setup.config, setup.corruption
+    denoiser = conditional_denoiser(setup, start)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
         if not config.e_step.consistency:
             return denoise
-        return posteriors.consistent(denoise, setup.schedule, c, observation, iterations=config.e_step.consistency)
+        steps = config.e_step.consistency
+        return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
-    return Model(denoiser, bind, make_loss(setup, denoiser, c))
-
-
-def _differentiated(setup: Setup) -> Setup:
-    """The network for samplers that take its products with the Jacobian in the loop over steps.
-
-    A config may ask for XLA's own convolution gradient in the M-step, where the CPU runs it outside of any loop; in the
-    sampler's loop it would take the tenfold time. The parameters are the same.
-    """
-    if not hasattr(setup.network, "native_gradient"):
-        return setup
-    return setup._replace(network=setup.network.clone(native_gradient=accelerated()))
+    return Model(
+        denoiser,
+        make_loss(setup, denoiser, corruption, config.m_step.loss_weight),
+        bind,
+        prior=sampled_prior(setup, denoiser) if config.m_step.condition_dropout > 0 else None,
+        takes_operators=config.m_step.operators == "data",
+    )
 
 
-def _ambient_model(setup: Setup) -> Model:
+def oracle(setup: Setup, start: Mixture) -> Model:
+    """DiffEM's conditional denoiser trained on the clean examples: an upper bound where the data's truth is there."""
+    return diffem(setup, start)._replace(trains_on="truth")
+
+
+def em_mmps(setup: Setup, start: Mixture) -> Model:
+    """EM with an unconditional network and moment matching: Rozet et al. 2024, arXiv 2405.13712."""
+    options, linear = setup.config.mmps, require_linear(setup)
+    if options.covariance == "zeros" and linear.noise_std == 0:
+        raise UserError(
+            "config.mmps.covariance: 'zeros' with corruption.noise_std 0; expected noise_std > 0, else there is nothing to "
+            "solve; change one of them"
+        )
+    moments = guidance.single_gaussian(start) if options.covariance.startswith("cov") else None
+    return guided(
+        setup,
+        partial(guidance.mmps, iterations=options.iterations, covariance=options.covariance, moments=moments),
+    )
+
+
+def em_pigdm(setup: Setup, start: Mixture) -> Model:
+    """EM with an unconditional network and pseudo-inverse guidance: Song et al. 2023."""
+    del start
+    require_linear(setup)
+    return guided(setup, partial(guidance.pigdm, data_std=setup.config.denoiser.sigma_data))
+
+
+def em_dps(setup: Setup, start: Mixture) -> Model:
+    """EM with an unconditional network and diffusion posterior sampling: Bai et al. 2024, arXiv 2407.01014."""
+    del start
+    return guided(setup, partial(guidance.dps, step=setup.config.dps.step))
+
+
+def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
+    """Ambient Diffusion: trained on observations that are hidden further, no EM: Daras et al. 2023, arXiv 2305.19256."""
+    del start
     config, mask = setup.config, setup.corruption
     if not isinstance(mask, Mask):
         raise UserError(
@@ -163,76 +185,123 @@ def _ambient_model(setup: Setup) -> Model:
         raise UserError(
             f"config.m_step.augment: {tuple(config.m_step.augment)}; 'ambient' trains on observations as they are; use ()"
         )
-    if config.m_step.loss_weight not in losses.LOSS_WEIGHTS:
-        raise UserError(
-            f"config.m_step.loss_weight: {config.m_step.loss_weight!r}; 'ambient' has no base to weigh by; use 'snr'"
-        )
-    denoiser = ambient.ambient_denoiser(setup.network, setup.schedule, mask, config.denoiser.sigma_data)
+    sigma_data, further = config.denoiser.sigma_data, config.ambient.further
+    denoiser = ambient.ambient_denoiser(setup.network, setup.schedule, mask, sigma_data)
+    weight = losses.LOSS_WEIGHTS.get(config.m_step.loss_weight)
     loss = ambient.ambient_loss(
-        denoiser,
-        setup.schedule,
-        mask,
-        setup.time_law,
-        losses.LOSS_WEIGHTS[config.m_step.loss_weight],
-        further=config.ambient.further,
-        data_std=config.denoiser.sigma_data,
-        dropout=getattr(setup.network, "dropout", 0.0) > 0,
+        denoiser, setup.schedule, mask, setup.time_law, weight, further=further, data_std=sigma_data
     )
     if config.ambient.reconstruction == "restoration":
         draw = ambient.restoration(denoiser, setup.times, setup.schedule)
     else:
-        guided: dict[str, float] = {"further": config.ambient.further, "step": config.dps.step}
-        network = _differentiated(setup).network
-        differentiated = ambient.ambient_denoiser(network, setup.schedule, mask, config.denoiser.sigma_data)
-        draw = ambient.posterior_draw(differentiated, setup.sampler, setup.times, setup.schedule, mask, **guided)
-    return Model(denoiser, lambda params, observation: denoisers.bind(denoiser, params, observation), loss, draw)
-
-
-def _transform_options(config: ConfigDict, base: Mixture) -> dict[str, Any]:
-    """What the config tells a transform; nothing to one that has no section of its own."""
-    if config.method == "em_mmps":
-        moments = posteriors.single_gaussian(base) if config.mmps.covariance.startswith("cov") else None
-        return {"iterations": config.mmps.iterations, "covariance": config.mmps.covariance, "moments": moments}
-    if config.method == "em_dps":
-        return {"step": config.dps.step}
-    return {"data_std": config.denoiser.sigma_data} if config.method == "em_pigdm" else {}
-
-
-def draws_from_data(setup: Setup) -> bool:
-    """Whether the M-step takes the operators of its fresh observations from those that are there."""
-    return (
-        setup.config.m_step.operators == "data"
-        and not is_unconditional(setup.config)
-        and setup.config.method != "ambient"
+        differentiated = ambient.ambient_denoiser(network_in_loops(setup), setup.schedule, mask, sigma_data)
+        options = {"further": further, "step": config.dps.step}
+        draw = ambient.posterior_draw(differentiated, setup.sampler, setup.times, setup.schedule, mask, **options)
+    return Model(
+        denoiser,
+        loss,
+        bind=partial(denoisers.bind, denoiser),
+        draw=draw,
+        prior=lambda sampler, times: ambient.prior_draw(denoiser, sampler, times, mask, further),
+        trains_on="observations",
     )
 
 
-def edm(setup: Setup, corruption: Corruption | None) -> denoisers.Denoiser:
-    """The published denoiser; unconditional for ``corruption`` None."""
-    sigma_data = setup.config.denoiser.sigma_data
-    return denoisers.edm_denoiser(setup.network, setup.schedule, corruption, setup.shape, sigma_data)
+METHODS: dict[str, Callable[[Setup, Mixture], Model]] = {
+    "diffem": diffem,
+    "oracle": oracle,
+    "em_mmps": em_mmps,
+    "em_pigdm": em_pigdm,
+    "em_dps": em_dps,
+    "ambient": ambient_diffusion,
+}
 
 
-def prior_denoiser(setup: Setup, start: Mixture) -> denoisers.Denoiser:
-    """That of a run's own prior: as published, or by ``prior.base`` 'start' the one that begins as the fitted start."""
-    if setup.config.prior.base == "start":
-        return bases.start_denoiser(setup.network, setup.schedule, setup.shape, start)
-    return edm(setup, None)
+def prior_model(setup: Setup, start: Mixture) -> Model:
+    """The model of a run's own prior, whatever its method: unconditional, trained on the last reconstructions.
 
-
-def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None) -> em.Loss:
-    """The denoising loss with the config's law of t, weight and augmentations.
-
-    A prior beside a posterior is weighted by its own base, or where it has none as published.
+    By ``prior.base`` 'start' its denoiser begins as the fitted start, and what that leaves open weighs its loss; else it is
+    the published one.
     """
-    m, weight = setup.config.m_step, setup.config.m_step.loss_weight
-    if corruption is None and not is_unconditional(setup.config):
-        weight = "base" if denoiser.open_variance is not None else "snr" if weight == "base" else weight
-    if weight == "base" and denoiser.open_variance is None:
-        needs = "denoiser.preconditioning='posterior' and denoiser.base='start_moments'"
-        if is_unconditional(setup.config):
-            needs = f"a method with a base, which {setup.config.method!r} has not"
-        raise UserError(f"config.m_step.loss_weight: 'base'; expected with {needs}; use 'snr'")
+    if setup.config.prior.base == "start":
+        denoiser = denoisers.start_denoiser(setup.network, setup.schedule, setup.shape, start)
+        loss = make_loss(setup, denoiser, None, "base")
+    else:
+        denoiser = edm(setup, setup.network, None)
+        loss = make_loss(setup, denoiser, None, setup.config.m_step.loss_weight)
+    return Model(denoiser, loss, bind=partial(denoisers.bind, denoiser), prior=sampled_prior(setup, denoiser))
+
+
+def conditional_denoiser(setup: Setup, start: Mixture) -> denoisers.Denoiser:
+    """The denoiser of ``denoiser.preconditioning`` and ``denoiser.base``."""
+    config = setup.config.denoiser
+    if config.preconditioning == "edm":
+        return edm(setup, setup.network, setup.corruption)
+    parts = setup.network, setup.schedule, require_linear(setup), setup.shape
+    if config.base == "start_moments":
+        return denoisers.moments_denoiser(*parts, start)
+    return denoisers.posterior_denoiser(*parts, start if config.base == "start" else denoisers.isotropic_base(start))
+
+
+def edm(setup: Setup, network: nn.Module, corruption: Corruption | None) -> denoisers.Denoiser:
+    """The published denoiser; unconditional for ``corruption`` None."""
+    return denoisers.edm_denoiser(network, setup.schedule, corruption, setup.shape, setup.config.denoiser.sigma_data)
+
+
+def guided(setup: Setup, transform: Callable[..., DenoiseFn]) -> Model:
+    """An unconditional denoiser, drawn from under a posterior transform (denoise, schedule, corruption, observation)."""
+    denoiser = edm(setup, setup.network, None)
+    differentiated = edm(setup, network_in_loops(setup), None)
+
+    def bind(params: PyTree, observation: Observation) -> DenoiseFn:
+        return transform(denoisers.bind(differentiated, params), setup.schedule, setup.corruption, observation)
+
+    loss = make_loss(setup, denoiser, None, setup.config.m_step.loss_weight)
+    return Model(denoiser, loss, bind, prior=sampled_prior(setup, denoiser))
+
+
+def network_in_loops(setup: Setup) -> nn.Module:
+    """The network, the same parameters, for samplers that take its products with the Jacobian in the loop over steps.
+
+    A config may ask for XLA's own convolution gradient in the M-step, where the CPU runs it outside of any loop; in the
+    sampler's loop it would take ten times as long.
+    """
+    section = setup.config.network
+    return make_network({name: section[name] for name in section if name != "native_gradient"})
+
+
+def sampled_prior(setup: Setup, denoiser: denoisers.Denoiser) -> Prior:
+    """Draws of p(x) by a denoiser without an observation."""
+
+    def prior(sampler: Sampler, times: Array) -> em.Draw:
+        def draw(key: Array, params: PyTree, observation: Observation) -> Array:
+            del observation
+            return sample(key, sampler, denoisers.bind(denoiser, params), times, setup.shape)
+
+        return draw
+
+    return prior
+
+
+def require_linear(setup: Setup) -> LinearCorruption:
+    """The corruption, which the method or the preconditioning solves with.
+
+    Raises:
+        UserError: it is not linear.
+    """
+    config = setup.config
+    if not setup.corruption.is_linear:
+        raise UserError(
+            f"config.corruption.name: {config.corruption.name!r} is not linear, as config.method {config.method!r} with "
+            f"denoiser.preconditioning {config.denoiser.preconditioning!r} needs it; use denoiser.preconditioning='edm' with "
+            "method 'diffem', or method 'em_dps'"
+        )
+    return cast(LinearCorruption, setup.corruption)
+
+
+def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None, weight: str) -> em.Loss:
+    """The denoising loss with the config's distribution of t and augmentations; 'base' weighs by what the base leaves open."""
+    m = setup.config.m_step
     return denoisers.denoising_loss(
         denoiser,
         setup.schedule,
@@ -241,7 +310,6 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         losses.LOSS_WEIGHTS.get(weight),
         condition_dropout=m.condition_dropout,
         data_std=setup.config.denoiser.sigma_data,
-        dropout=getattr(setup.network, "dropout", 0.0) > 0,
         augment=augment.make(tuple(m.augment), setup.shape),
         operators=m.operators,
         levels=m.noise_levels,

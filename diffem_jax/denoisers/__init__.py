@@ -1,38 +1,10 @@
 """Denoisers: from a network to E[x | x_t, y], its preconditionings, guidance and losses."""
 
-from diffem_jax.denoisers.ambient import (
-    Draw,
-    ambient_denoiser,
-    ambient_loss,
-    hide_further,
-    posterior_draw,
-    prior_draw,
-    restoration,
-)
-from diffem_jax.denoisers.augment import AUGMENTATIONS, Augmentation, flip, hue, make, saturation, shift
-from diffem_jax.denoisers.edm import (
-    Denoiser,
-    attach,
-    attached_shape,
-    bind,
-    blank_condition,
-    edm_denoiser,
-    gaussian_denoiser,
-    initializer,
-    mixture_denoiser,
-    network_call,
-)
-from diffem_jax.denoisers.guidance import (
-    COVARIANCES,
-    POSTERIORS,
-    CovarianceFn,
-    MatVec,
-    consistent,
-    dps,
-    mmps,
-    pigdm,
-    single_gaussian,
-)
+from diffem_jax.denoisers.ambient import ambient_denoiser, ambient_loss
+from diffem_jax.denoisers.augment import AUGMENTATIONS
+from diffem_jax.denoisers.denoiser import Denoiser, bind
+from diffem_jax.denoisers.edm import edm_denoiser, gaussian_denoiser, mixture_denoiser
+from diffem_jax.denoisers.guidance import COVARIANCES, POSTERIORS, consistent, dps, mmps, pigdm
 from diffem_jax.denoisers.losses import (
     LOSS_WEIGHTS,
     TIME_LAWS,
@@ -43,15 +15,7 @@ from diffem_jax.denoisers.losses import (
     min_snr_weight,
     snr_weight,
 )
-from diffem_jax.denoisers.posterior import (
-    Moments,
-    isotropic_base,
-    left_open,
-    moments_denoiser,
-    open_part,
-    posterior_denoiser,
-    start_denoiser,
-)
+from diffem_jax.denoisers.posterior import isotropic_base, moments_denoiser, posterior_denoiser, start_denoiser
 
 __all__ = [
     "AUGMENTATIONS",
@@ -59,47 +23,25 @@ __all__ = [
     "LOSS_WEIGHTS",
     "POSTERIORS",
     "TIME_LAWS",
-    "Augmentation",
     "BetaMixture",
-    "CovarianceFn",
     "Denoiser",
-    "Draw",
     "LogNormal",
-    "MatVec",
-    "Moments",
     "Uniform",
     "ambient_denoiser",
     "ambient_loss",
-    "attach",
-    "attached_shape",
     "bind",
-    "blank_condition",
     "consistent",
     "denoising_loss",
     "dps",
     "edm_denoiser",
-    "flip",
     "gaussian_denoiser",
-    "hide_further",
-    "hue",
-    "initializer",
     "isotropic_base",
-    "left_open",
-    "make",
     "min_snr_weight",
     "mixture_denoiser",
     "mmps",
     "moments_denoiser",
-    "network_call",
-    "open_part",
     "pigdm",
     "posterior_denoiser",
-    "posterior_draw",
-    "prior_draw",
-    "restoration",
-    "saturation",
-    "shift",
-    "single_gaussian",
     "snr_weight",
     "start_denoiser",
 ]

@@ -19,14 +19,14 @@ Source: Daras, Shah, Dagan, Gollakota, Dimakis and Klivans 2023, arXiv 2305.1925
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.edm import Denoiser, bind, initializer, network_call
+from diffem_jax.corruptions.masks import Mask
+from diffem_jax.denoisers.denoiser import Base, Denoiser, bind, precondition
 from diffem_jax.denoisers.guidance import dps
 from diffem_jax.samplers.samplers import sample
 from diffem_jax.types import DenoiseFn, Key, Observation, PyTree, Sampler, Schedule, TimeLaw
@@ -39,8 +39,10 @@ def hide_further(key: Key, mask: Array, probability: float) -> Array:
     return jnp.where(jax.random.bernoulli(key, 1 - probability, mask.shape), mask, jnp.zeros_like(mask))
 
 
-def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Any, sigma_data: float = 1.0) -> Denoiser:
+def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Mask, sigma_data: float = 1.0) -> Denoiser:
     """h(A~, A~ x_t, t): the network sees the masked noisy x and the mask, which is the observation's operator; never y.
+
+    Its E[x | x_t] without a mask takes everything as shown, which no training example was: draw the prior by ``prior_draw``.
 
     Args:
         network: a batched network.
@@ -48,34 +50,41 @@ def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Any, sigma_da
         mask: a mask corruption.
         sigma_data: the data's standard deviation.
     """
-    call = network_call(network)
+    everything = Observation(jnp.zeros(mask.shape), jnp.ones(mask.mask_shape))
 
-    def apply(
-        params: PyTree, x_t: Array, t: Array, observation: Observation, keep: Array | float, dropout: Key | None
-    ) -> Array:
-        del keep
+    def scales(t: Array, operator: Array) -> tuple[Array, Array, Array]:
+        """The noise ratio sigma / alpha, ratio^2 + sigma_data^2, and the standard deviation left open by entry."""
         alpha, sigma = schedule(t)
         ratio = sigma / alpha
         total = ratio**2 + sigma_data**2
-        seen = mask.observed(observation.operator)
-        x = jnp.where(seen, x_t / alpha, 0.0)
-        out = call(params, x * jax.lax.rsqrt(total), jnp.log(ratio), observation.operator.astype(jnp.float32), dropout)
-        shown = (sigma_data**2 / total) * x + (ratio * sigma_data * jax.lax.rsqrt(total)) * out
-        return jnp.where(seen, shown, sigma_data * out)
+        return ratio, total, jnp.where(mask.observed(operator), ratio * sigma_data * jax.lax.rsqrt(total), sigma_data)
 
-    return Denoiser(initializer(network, mask.shape, jnp.zeros(mask.mask_shape)), apply)
+    def base(observation: Observation, x_t: Array, t: Array) -> Base:
+        operator = observation.operator
+        ratio, total, std = scales(t, operator)
+        x = jnp.where(mask.observed(operator), x_t / schedule(t)[0], 0.0)
+        scaled = x * jax.lax.rsqrt(total)
+        return Base((sigma_data**2 / total) * x, std, scaled, jnp.log(ratio), operator.astype(jnp.float32))
+
+    return precondition(
+        network,
+        mask.shape,
+        jnp.zeros(mask.mask_shape),
+        prior=lambda x_t, t: base(everything, x_t, t),
+        posterior=base,
+        variance=lambda t, context: scales(t, (context or everything).operator)[2] ** 2,
+    )
 
 
 def ambient_loss(
     denoiser: Denoiser,
     schedule: Schedule,
-    mask: Any,
+    mask: Mask,
     time_law: TimeLaw,
-    weight: Callable[[Array, float], Array],
+    weight: Callable[[Array, float], Array] | None,
     *,
     further: float,
     data_std: float = 1.0,
-    dropout: bool = False,
 ) -> Callable[[PyTree, Key, Observation], Array]:
     """The loss of one observation: the mean over the seen entries of weight |h(A~, A~ x_t, t) - y|^2.
 
@@ -83,11 +92,10 @@ def ambient_loss(
         denoiser: ``ambient_denoiser``.
         schedule: the noise schedule.
         mask: a mask corruption.
-        time_law: the law of t.
-        weight: (sigma / alpha, data_std) -> weight of the entries that stay seen.
+        time_law: the distribution of t.
+        weight: (sigma / alpha, data_std) -> weight of the entries that stay seen; None is 1 / ``denoiser.variance``.
         further: the probability that a seen entry is hidden from the network.
         data_std: the data's standard deviation.
-        dropout: whether the network draws dropout masks.
     """
 
     def loss(params: PyTree, key: Key, observation: Observation) -> Array:
@@ -99,26 +107,29 @@ def ambient_loss(
         seen, shown = mask.observed(operator), mask.observed(given)
         y = jnp.where(seen, y, 0.0)
         x_t = alpha * y + sigma * jax.random.normal(keys[2], y.shape)
-        x_hat = denoiser.apply(params, x_t, t, Observation(y, given), 1.0, keys[3] if dropout else None)
-        weights = jnp.where(shown, weight(sigma / alpha, data_std), 1 / data_std**2)
+        context = denoiser.prepare(Observation(y, given))
+        x_hat = denoiser.posterior(params, context, x_t, t, keys[3])
+        weights = 1 / denoiser.variance(t, context)
+        if weight is not None:
+            weights = jnp.where(shown, weight(sigma / alpha, data_std), 1 / data_std**2)
         return jnp.mean(jnp.where(seen, weights * (x_hat - y) ** 2, 0.0))
 
     return loss
 
 
-def _fixed_mask(key: Key, params: PyTree, denoiser: Denoiser, mask: Any, further: float) -> DenoiseFn:
+def _fixed_mask(key: Key, params: PyTree, denoiser: Denoiser, mask: Mask, further: float) -> DenoiseFn:
     draw_key, hide_key = jax.random.split(key)
     operator = hide_further(hide_key, mask.draw_operator(draw_key), further)
     return bind(denoiser, params, Observation(jnp.zeros(mask.shape), operator))
 
 
-def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Any, further: float) -> Draw:
+def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, further: float) -> Draw:
     """Draws of the prior by the fixed-mask sampler: one A~ for all steps of a draw; the observation is not looked at.
 
     Source: Daras et al. 2023, arXiv 2305.19256, section 3.3.
     """
 
-    def draw(key: Key, params: PyTree, observation: Any) -> Array:
+    def draw(key: Key, params: PyTree, observation: Observation) -> Array:
         del observation
         mask_key, key = jax.random.split(key)
         return sample(key, sampler, _fixed_mask(mask_key, params, denoiser, mask, further), times, mask.shape)
@@ -131,12 +142,12 @@ def posterior_draw(
     sampler: Sampler,
     times: Array,
     schedule: Schedule,
-    mask: Any,
+    mask: Mask,
     *,
     further: float,
     step: float,
 ) -> Draw:
-    """Draws of p(x | y): the fixed-mask denoiser under the guidance of ``posteriors.dps``.
+    """Draws of p(x | y): the fixed-mask denoiser under the guidance of ``guidance.dps``.
 
     Source: Aali, Daras, Levac, Kumar, Dimakis and Tamir 2024, arXiv 2403.08728 (Ambient Diffusion Posterior Sampling).
     """

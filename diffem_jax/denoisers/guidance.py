@@ -1,6 +1,6 @@
 """Posterior transforms: an unconditional denoiser E[x | x_t] becomes an approximation of E[x | x_t, y].
 
-Everything is for one example, and every transform adds to x-hat the score of an approximate likelihood q(y | x_t),
+Every transform adds to x-hat the score of an approximate likelihood q(y | x_t),
 
     E[x | x_t, y] = x-hat + (sigma_t^2 / alpha_t) grad log q(y | x_t),
 
@@ -15,16 +15,14 @@ heuristic for ``mmps`` is a line in ``COVARIANCES``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, contract, expand
-from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule
+from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
 
 MatVec = Callable[[Array], Array]
 CovarianceFn = Callable[[MatVec, Array, Array, Gaussian | None], MatVec]
@@ -74,10 +72,9 @@ def mmps(
 ) -> DenoiseFn:
     """Moment matching: q(y | x_t) = N(A x-hat, A V A^T + noise_std^2 I) with V a guess of Cov[x | x_t].
 
-    The denoiser is evaluated and linearised once a call; the linear system is solved by a fixed number of conjugate
-    gradient iterations of this one example, each with one vector-Jacobian product for 'jacobian' and none for the
-    other heuristics, and one more product carries the solution back to x_t. For 'jacobian' and an exact denoiser the
-    result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
+    The denoiser is evaluated and linearised once per call; conjugate gradients solve the linear system of this one
+    example, with one vector-Jacobian product per iteration for 'jacobian' and none for the other heuristics, and one more
+    product carries the solution back to x_t. For 'jacobian' and an exact denoiser the result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
     only nearly a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
 
     Args:
@@ -87,34 +84,17 @@ def mmps(
         observation: y and its operator.
         iterations: conjugate-gradient iterations, at least 1; published: 1 to 5.
         covariance: a name in ``COVARIANCES``: 'jacobian' V = (sigma^2 / alpha) J^T, 'cov_x'
-            V = (cov_x^-1 + (alpha / sigma)^2 I)^-1, 'cov_t' V = (sigma / alpha)^2 I, 'zeros' V = 0.
+            V = (cov_x^-1 + (alpha / sigma)^2 I)^-1, 'cov_t' V = (sigma / alpha)^2 I, 'zeros' V = 0, for which there must be
+            noise in y.
         moments: the Gaussian with the data's covariance, which 'cov_x' needs.
 
     Returns:
         (x_t, t) -> an estimate of E[x | x_t, y].
 
-    Raises:
-        UserError: an unknown covariance, 'cov_x' without moments, 'zeros' without noise, fewer than one iteration, or a
-            corruption that is not linear.
-
     Source: Rozet et al. 2024, arXiv 2405.13712, section 4.2.
     """
-    _require_linear("mmps", corruption)
-    if covariance not in COVARIANCES:
-        raise UserError(
-            f"mmps.covariance: {covariance!r}; expected one of {', '.join(COVARIANCES)}; change mmps.covariance"
-        )
-    if covariance == "cov_x" and moments is None:
-        raise UserError("mmps.covariance: 'cov_x' without moments; expected the data's Gaussian; pass moments")
-    if covariance == "zeros" and corruption.noise_std == 0:
-        raise UserError(
-            "mmps.covariance: 'zeros' with noise_std 0; expected noise_std > 0, else there is nothing to solve; "
-            "change corruption.noise_std or mmps.covariance"
-        )
-    if iterations < 1:
-        raise UserError(f"mmps.iterations: {iterations}; expected an integer >= 1; change mmps.iterations")
     operator = observation.operator
-    noise = _noise_variance(corruption, operator)
+    noise = corruption.noise_level(operator) ** 2
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         apply = COVARIANCES[covariance](pull, alpha, sigma, moments)
@@ -151,14 +131,8 @@ def pigdm(
     Returns:
         (x_t, t) -> an estimate of E[x | x_t, y].
 
-    Raises:
-        UserError: a corruption that is not linear, or a data_std that is not positive.
-
     Source: Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems" (ICLR), section 3.
     """
-    _require_linear("pigdm", corruption)
-    if not data_std > 0:
-        raise UserError(f"pigdm.data_std: {data_std}; expected a number > 0; change data_std")
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         del pull
@@ -215,30 +189,32 @@ def dps(
 def consistent(
     denoise: DenoiseFn, schedule: Schedule, corruption: Corruption, observation: Observation, *, iterations: int = 4
 ) -> DenoiseFn:
-    """x-hat moved until it agrees with y to within the noise: x-hat + J^T w r, r = y - A(x-hat), J = dA / dx, again and again.
+    """x-hat moved until it agrees with y to within the noise: x-hat + w J^T r, r = y - A(x-hat), J = dA / dx, repeatedly.
 
-    The weight w = max(0, 1 - M noise_std^2 / |r|^2), M the number of entries of y, lets the steps end where the misfit
-    is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions, made for a denoiser that
-    has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as phase retrieval:
-    clipping has none where it clips, and the steps need not converge through JPEG's rounding.
+    The weight w = max(0, 1 - sum_i v_i / |r|^2), with v_i the noise's variance of each measured entry given x-hat, lets the
+    steps end where the misfit is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions,
+    made for a denoiser that has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as
+    phase retrieval: clipping has none where it clips, and the steps need not converge through JPEG's rounding.
 
     Args:
         denoise: (x_t, t) -> E[x | x_t, y].
         schedule: unused; here so that all transforms are called alike.
         corruption: any corruption with a derivative.
         observation: y and its operator.
-        iterations: steps an evaluation.
+        iterations: steps per evaluation.
 
     Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
     """
     del schedule
-    variance = _noise_variance(corruption, observation.operator)
+    operator = observation.operator
+    measured = corruption.observed(operator)
 
     def posterior(x_t: Array, t: Array) -> Array:
         def step(_: int, x_hat: Array) -> Array:
             r, pull = jax.vjp(lambda x: _residual(corruption, observation, x), x_hat)
-            square = jnp.sum(r**2)
-            weight = jnp.maximum(0.0, 1.0 - r.size * variance / jnp.where(square > 0, square, 1.0))
+            noise = jnp.broadcast_to(corruption.noise_variance(x_hat, operator), r.shape)
+            square, expected = jnp.sum(r**2), jnp.sum(jnp.where(measured, noise, 0.0))
+            weight = jnp.maximum(0.0, 1.0 - expected / jnp.where(square > 0, square, 1.0))
             # The residual is y - A(x), so its derivative points the other way.
             return x_hat - pull(jnp.where(square > 0, weight, 0.0) * r)[0]
 
@@ -302,21 +278,8 @@ def _gaussian_likelihood(
     return posterior
 
 
-def _residual(corruption: Any, observation: Observation, x_hat: Array) -> Array:
+def _residual(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
     """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     r = observation.y - corruption.forward(x_hat, observation.operator)
     seen = corruption.observed(observation.operator)
     return r if seen is True else jnp.where(seen, r, 0.0)
-
-
-def _noise_variance(corruption: Any, operator: PyTree) -> Array | float:
-    """The variance of n, which some corruptions draw for each observation."""
-    return corruption.noise_level(operator) ** 2
-
-
-def _require_linear(name: str, corruption: Any) -> None:
-    if not corruption.is_linear:
-        raise UserError(
-            f"{name}: the corruption {type(corruption).__name__} is not linear; expected one with adjoint and "
-            "solve_gram; use dps"
-        )

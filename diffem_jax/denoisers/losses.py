@@ -1,4 +1,7 @@
-"""The denoising loss: distributions of t, weights, and the loss of one example."""
+"""The denoising loss of one example, the distributions of t and the weights in it.
+
+E lambda(t) |d(alpha x + sigma z, t | y') - x|^2,  lambda = 1/sigma^2 + 1/s^2,  y' ~ p(y | x) drawn afresh
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.denoisers.edm import Denoiser
+from diffem_jax.denoisers.denoiser import Denoiser
 from diffem_jax.types import Corruption, Key, Observation, PyTree, Schedule, TimeLaw
 
 
@@ -25,7 +28,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class BetaMixture:
-    """t ~ an even mixture of Beta(a, b) laws.
+    """t ~ an even mixture of Beta(a, b) distributions.
 
     Attributes:
         components: the pairs (a, b). Published: ((3, 3),) for images, ((2, 5), (5, 2)) for the manifold
@@ -104,7 +107,6 @@ def denoising_loss(
     *,
     condition_dropout: float = 0.0,
     data_std: float = 1.0,
-    dropout: bool = False,
     augment: Callable[[Key, Array], Array] | None = None,
     operators: str = "law",
     levels: int = 1,
@@ -114,15 +116,14 @@ def denoising_loss(
     Args:
         denoiser: what is trained.
         schedule: the noise schedule.
-        corruption: p(y | x), drawn anew at every call; None trains an unconditional denoiser.
+        corruption: p(y | x), drawn afresh at every call; None trains the prior, without an observation.
         time_law: the distribution of t.
-        weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.open_variance``, so that every noise
-            level counts by what the base leaves open there.
+        weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.variance``, averaged over coordinates, so
+            that every noise level counts by what the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
         data_std: the data's standard deviation.
-        dropout: whether the network draws dropout masks.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
-        operators: 'law' draws the operator of y' by the corruption's law; with 'data' it is given beside x.
+        operators: 'law' draws the operator of y' as the corruption does; with 'data' it is given beside x.
         levels: how many t and z of the same x and y' are averaged.
 
     Returns:
@@ -132,33 +133,42 @@ def denoising_loss(
     """
     given = operators == "data" and corruption is not None
 
-    def observe(key: Key, x: Array, operator: PyTree) -> Observation | None:
+    def observe(key: Key, x: Array, operator: PyTree) -> PyTree:
+        """The context of a fresh observation, or None."""
         if corruption is None:
             return None
-        return Observation(corruption.observe(key, x, operator), operator) if given else corruption.sample(key, x)
+        if given:
+            return denoiser.prepare(Observation(corruption.observe(key, x, operator), operator))
+        return denoiser.prepare(corruption.sample(key, x))
+
+    def denoise(params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key) -> Array:
+        if corruption is None:
+            return denoiser.prior(params, x_t, t, dropout)
+        if condition_dropout == 0:
+            return denoiser.posterior(params, context, x_t, t, dropout)
+        return denoiser.either(params, context, seen, x_t, t, dropout)
+
+    def left_open(context: PyTree, seen: Array, t: Array) -> Array:
+        """The average variance that the base leaves open, []."""
+        variance = jnp.mean(denoiser.variance(t, context))
+        if corruption is None or condition_dropout == 0:
+            return variance
+        return jnp.where(seen, variance, jnp.mean(denoiser.variance(t, None)))
 
     def loss(params: PyTree, key: Key, example: PyTree) -> Array:
         keys = jax.random.split(key, 6)
         x, operator = example if given else (example, None)
         if augment is not None:
             x = augment(keys[5], x)
-        observation = observe(keys[0], x, operator)
-        keep: Array | float = 1.0
-        if condition_dropout > 0:
-            keep = jax.random.bernoulli(keys[3], 1 - condition_dropout).astype(jnp.float32)
-        context = None if observation is None else denoiser.prepare(observation)
+        context = observe(keys[0], x, operator)
+        seen = jax.random.bernoulli(keys[3], 1 - condition_dropout)
 
         def at_level(time_key: Key, noise_key: Key, dropout_key: Key) -> Array:
             t = time_law.sample(time_key)
             alpha, sigma = schedule(t)
             x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
-            x_hat = denoiser.apply(params, x_t, t, context, keep, dropout_key if dropout else None)
-            if weight is not None:
-                scale = weight(sigma / alpha, data_std)
-            else:
-                assert denoiser.open_variance is not None
-                scale = 1 / denoiser.open_variance(t, context, keep)
-            return scale * jnp.mean((x_hat - x) ** 2)
+            error = jnp.mean((denoise(params, context, seen, x_t, t, dropout_key) - x) ** 2)
+            return error * (1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std))
 
         if levels == 1:
             return at_level(keys[1], keys[2], keys[4])

@@ -229,8 +229,8 @@ def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observatio
         own = jnp.maximum(component.variance - component.variance**2 * seen, 1e-6 * component.variance)
         rank = component.factor.shape[0]
         # Given y, x moves with z by U - hidden.
-        half = solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else jnp.zeros((1, 1))
-        own = own + jnp.sum(half.reshape(-1, *post.mean.shape if rank else (1,)) ** 2, axis=0)
+        half = solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else post.hidden
+        own = own + jnp.sum(half.reshape(rank, *post.mean.shape) ** 2, axis=0)
         return post.mean, own, post.log_prob
 
     means, variances, log_probs = jax.vmap(one)(mixture.components)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from diffem_jax.build.methods import draws_from_data
+from diffem_jax.build.methods import Model
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.storage.reconstructions import ReconstructionStore, index_stream
 from diffem_jax.types import PyTree
@@ -18,16 +18,16 @@ OPERATOR_STREAM = 2**30
 Batches = Callable[[int, int, slice], Iterator[PyTree]]
 
 
-def round_batches(problem: Problem, store: ReconstructionStore, number: int) -> Batches:
+def round_batches(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> Batches:
     """The batches of round ``number``: reconstructions of the round before, or what the method trains on instead.
 
     With m_step.operators 'data' each comes as (x, operator), the operator of an observation that follows from
     (seed, round, update, slot), independently of whose x it is.
     """
     config = problem.setup.config
-    count, read = training_rows(problem, store, number)
+    count, read = training_rows(problem, model, store, number)
     batches = row_batches(config.seed, number, count, config.m_step.batch_size, read)
-    if not draws_from_data(problem.setup):
+    if not model.takes_operators:
         return batches
 
     def read_operators(indices: np.ndarray) -> PyTree:
@@ -40,13 +40,12 @@ def round_batches(problem: Problem, store: ReconstructionStore, number: int) -> 
 
 
 def training_rows(
-    problem: Problem, store: ReconstructionStore, number: int
+    problem: Problem, model: Model, store: ReconstructionStore, number: int
 ) -> tuple[int, Callable[[np.ndarray], PyTree]]:
     """How many rows round ``number`` trains on, and indices [n] -> n of them."""
-    method = problem.setup.config.method
-    if method == "ambient":
+    if model.trains_on == "observations":
         return problem.num_examples, lambda indices: rows(problem.observations, indices)
-    if method == "oracle":
+    if model.trains_on == "truth":
         truth = problem.truth
         assert truth is not None  # or the config was refused
         return problem.num_examples, lambda indices: np.asarray(truth[indices], np.float32)

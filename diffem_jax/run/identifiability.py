@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax.build.methods import is_linear
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.types import PyTree
@@ -85,7 +84,7 @@ def look(problem: Problem) -> Report | None:
     Only operators are read: neither y nor any truth.
     """
     corruption: Any = problem.setup.data_corruption
-    if not is_linear(corruption):
+    if not corruption.is_linear:
         return None
     operators, shape, count = problem.observations.operator, problem.setup.shape, problem.num_examples
     if isinstance(corruption, Mask):

@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build.engine import make_mapped_m_step, updates_per_dispatch
-from diffem_jax.build.methods import Setup, draws_prior, make_loss, make_model, make_setup, prior_denoiser
+from diffem_jax.build.methods import Prior, Setup, make_model, make_setup, prior_model
 from diffem_jax.build.parts import make_optimizer
 from diffem_jax.config import flatten
-from diffem_jax.denoisers.edm import Denoiser
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import barrier, make_parallel
 from diffem_jax.run.batches import row_batches
@@ -65,7 +64,7 @@ def train_prior(setup: Setup, workdir: Workdir, stop: StopRequest, say: Say) -> 
     barrier("prior")
     reader, began = store.round(number).open(), time.monotonic()
     parallel = make_parallel(config.parallel)
-    denoiser = prior_denoiser(setup, load_start(workdir))
+    model = prior_model(setup, load_start(workdir))
     optimizer = make_optimizer(config.m_step, config.prior.steps)
     training = Training(
         label="prior",
@@ -75,14 +74,14 @@ def train_prior(setup: Setup, workdir: Workdir, stop: StopRequest, say: Say) -> 
         dispatch=updates_per_dispatch(config, config.prior.steps),
         batch_size=config.m_step.batch_size,
         every=config.checkpoint.every_steps,
-        m_step=make_mapped_m_step(setup, parallel, make_loss(setup, denoiser, None), optimizer),
+        m_step=make_mapped_m_step(setup, parallel, model.loss, optimizer),
         batches=row_batches(config.seed, STREAM, len(reader), config.m_step.batch_size, reader.rows),
         folder=workdir.prior,
         record=wanted,
     )
 
     def begin() -> EMState:
-        return em.make_state(denoiser.init(stream_key(config.seed, "prior_init")), optimizer)
+        return em.make_state(model.denoiser.init(stream_key(config.seed, "prior_init")), optimizer)
 
     state, loss = train(training, parallel, stream_key(config.seed, "prior"), begin, stop, say)
     seconds = time.monotonic() - began
@@ -99,19 +98,18 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     return {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **m_step}
 
 
-def load_prior(workdir: Workdir, config: ConfigDict, number: int) -> tuple[Setup, Denoiser, Any]:
-    """The prior of a run: the one of its own, or that of a round's network where this one draws without an observation too.
+def load_prior(workdir: Workdir, config: ConfigDict, number: int) -> tuple[Setup, Prior, Any]:
+    """The prior of a run and its parameters: its own, or a round's network where this one draws without an observation too.
 
     Raises:
         UserError: the run has neither.
     """
     setup = make_setup(config, tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"]))
-    path = workdir.prior / "final"
-    if path.exists():
-        return setup, prior_denoiser(setup, load_start(workdir)), checkpoints.load(path)["ema_params"]
-    if number and draws_prior(config):
-        model = make_model(setup, load_start(workdir))
-        return setup, model.denoiser, checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
+    start, path = load_start(workdir), workdir.prior / "final"
+    own = path.exists()
+    prior = (prior_model if own else make_model)(setup, start).prior
+    if prior is not None and (own or number):
+        return setup, prior, checkpoints.load(path if own else workdir.round_checkpoint(number))["ema_params"]
     raise UserError(
         f"{workdir.root}: this run has no prior; expected config.prior.steps > 0 or config.m_step.condition_dropout > 0 in "
         "training (run the training command again with --config.prior.steps=2000), or give --observations for posterior draws"

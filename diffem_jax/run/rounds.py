@@ -105,7 +105,7 @@ def run_m_step(run: Run, number: int, state: EMState) -> tuple[EMState, Record]:
         batch_size=m.batch_size,
         every=config.checkpoint.every_steps,
         m_step=run.engine.m_step,
-        batches=round_batches(run.problem, run.store, number),
+        batches=round_batches(run.problem, run.engine.model, run.store, number),
         folder=run.workdir.latest,
         record={"round": number},
         note=note,

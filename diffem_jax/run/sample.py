@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from diffem_jax import denoisers, em
+from diffem_jax import em
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.methods import Setup
+from diffem_jax.build.methods import Prior, Setup
 from diffem_jax.build.parts import make_sampler
 from diffem_jax.build.problem import Problem, load_own, rows, stored_config
 from diffem_jax.errors import UserError
@@ -81,30 +81,24 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0, round: int | 
     """
     config = stored_config(workdir)
     own = (workdir.prior / "final").exists()
-    setup, denoiser, params = load_prior(workdir, config, 0 if own else chosen_round(workdir, round))
-    return draws_of_prior(setup, make_parallel(config.parallel), denoiser, params, num_samples, seed, own=own)
+    setup, prior, params = load_prior(workdir, config, 0 if own else chosen_round(workdir, round))
+    return draws_of_prior(setup, make_parallel(config.parallel), prior, params, num_samples, seed)
 
 
 def draws_of_prior(
     setup: Setup,
     parallel: Parallel,
-    denoiser: denoisers.Denoiser,
+    prior: Prior,
     params: PyTree,
     num_samples: int,
     seed: int,
-    *,
-    own: bool,
     quiet: bool = False,
 ) -> np.ndarray:
-    """num_samples draws with a prior's denoiser, its ``own`` or that of the posterior without an observation."""
+    """num_samples draws of p(x), [num_samples, *X], by a model's prior and its parameters."""
     config = setup.config
     sampler = make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     times = TIME_GRIDS[config.e_step.time_grid](setup.schedule, config.prior.sampler_steps)
-    e_step = em.make_e_step(lambda p, _: denoisers.bind(denoiser, p), sampler, times, setup.shape)
-    if config.method == "ambient" and not own:
-        draw = denoisers.prior_draw(denoiser, sampler, times, setup.corruption, config.ambient.further)
-        e_step = em.map_examples(draw)
-    step, keys = parallel.map_e_step(e_step), attempt_keys(seed, "prior_sample")
+    step, keys = parallel.map_e_step(em.map_examples(prior(sampler, times))), attempt_keys(seed, "prior_sample")
     drawing = make_drawing(step, parallel, params, None, keys, config.e_step.batch_size)
     return draw_samples(drawing, 1, num_samples, quiet=quiet)[:, 0]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax.build.methods import Setup, is_linear
+from diffem_jax.build.methods import Setup
 from diffem_jax.build.parts import lookup
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import UserError
@@ -60,7 +60,7 @@ def fit_start(
     """
     config = setup.config.start
     plugged = config.name not in starts.STARTS
-    if not plugged and not is_linear(setup.corruption):
+    if not plugged and not setup.corruption.is_linear:
         say("start: the corruption is not linear, so round 0 draws from N(0, I) about what the observation shows")
         return standard_normal(setup.shape)
     count = len(observations.y)
@@ -127,7 +127,7 @@ def standard_normal(shape: tuple[int, ...]) -> Mixture:
 
 def start_draw(setup: Setup) -> Callable[..., Any]:
     """The draw of round 0: the start's exact posterior, or for nonlinear corruptions noise about what is seen."""
-    if is_linear(setup.corruption):
+    if setup.corruption.is_linear:
         return starts.make_start_draw(setup.corruption)  # type: ignore[arg-type]
 
     def draw(key: Any, mixture: Mixture, observation: Observation) -> Any:

@@ -94,12 +94,12 @@ def preflight(problem: Problem, folder: Workdir) -> Any:
             f"config.e_step.draws: {config.e_step.draws} of each of {problem.num_examples} observations; expected fewer than "
             "2^31 draws in all; lower it"
         )
-    if config.method == "oracle" and problem.truth is None:
-        raise UserError(
-            "config.method: 'oracle' trains on clean examples, and own observations have none; use 'diffem'"
-        )
     make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
+    if engine.model.trains_on == "truth" and problem.truth is None:
+        raise UserError(
+            f"config.method: {config.method!r} trains on clean examples, and own observations have none; use 'diffem'"
+        )
     try:
         parameters = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:

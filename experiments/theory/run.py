@@ -35,7 +35,7 @@ import optax
 
 from diffem_jax import em
 from diffem_jax.corruptions.base import Linear
-from diffem_jax.denoisers.edm import bind, edm_denoiser, gaussian_denoiser
+from diffem_jax.denoisers import bind, edm_denoiser, gaussian_denoiser
 from diffem_jax.denoisers.losses import BetaMixture, denoising_loss, snr_weight
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.networks.mlp import MLP

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.methods import draws_from_data, edm, make_loss, make_model, make_setup
+from diffem_jax.build.methods import METHODS, make_model, make_setup, prior_model
 from diffem_jax.build.parts import make_optimizer
 from diffem_jax.build.problem import load_problem
 from diffem_jax.config import FIELDS, default, validate
@@ -97,13 +97,13 @@ def load(name: str, variant: str) -> ConfigDict:
     return config
 
 
-def examples(setup) -> object:
+def examples(setup, model) -> object:
     """One update's batch of two: x, and an operator beside each where the M-step takes those of the data; or observations."""
     key = jax.random.key(0)
-    operator = jax.eval_shape(setup.corruption.draw_operator, key) if draws_from_data(setup) else None
+    operator = jax.eval_shape(setup.corruption.draw_operator, key) if model.takes_operators else None
     one = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
     tree = one if operator is None else (one, operator)
-    if setup.config.method == "ambient":
+    if model.trains_on == "observations":
         tree = jax.eval_shape(setup.corruption.sample, key, one)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 2, *a.shape), a.dtype), tree)
 
@@ -168,10 +168,10 @@ def test_what_is_assumed_and_what_made_the_data_are_two_entries():
 def test_every_run_may_train_a_prior_beside_its_posterior(name, variant):
     """Also one whose loss is weighted by the base of its denoiser, which a prior has not."""
     setup = make_setup(load(name, variant), shape_of(name, variant))
-    denoiser = edm(setup, None)
-    params = jax.eval_shape(denoiser.init, stream_key(0, "test"))
+    model = prior_model(setup, standard_normal(setup.shape))
+    params = jax.eval_shape(model.denoiser.init, stream_key(0, "test"))
     x = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
-    value = jax.eval_shape(make_loss(setup, denoiser, None), params, stream_key(0, "loss"), x)
+    value = jax.eval_shape(model.loss, params, stream_key(0, "loss"), x)
     assert value.shape == ()
 
 
@@ -188,7 +188,7 @@ def test_steps_lower_for_accelerators(name, variant):
     lower(load(name, variant), shape_of(name, variant))
 
 
-METHODS = [
+PAIRS = [
     ("diffem", "ddpm"),
     ("em_mmps", "ddim"),
     ("em_pigdm", "heun"),
@@ -198,11 +198,11 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "sampler"), METHODS)
+@pytest.mark.parametrize(("method", "sampler"), PAIRS)
 def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
     """On small digits. The prior's steps are those of the unconditional methods."""
-    assert {kind[0] for kind in METHODS} == set(FIELDS["method"].choices) - {"module:name"}
-    assert {kind[1] for kind in METHODS} == set(SAMPLERS)
+    assert {kind[0] for kind in PAIRS} == set(METHODS) == set(FIELDS["method"].choices) - {"module:name"}
+    assert {kind[1] for kind in PAIRS} == set(SAMPLERS)
     config = load("digits", "mask50")
     config.method, config.e_step.sampler, config.network.features = method, sampler, (16,)
     lower(config, (8, 8, 1))
@@ -252,7 +252,9 @@ def lower(config, shape):
     shapes = [jax.ShapeDtypeStruct((1, 2), jnp.int32), observations, jax.ShapeDtypeStruct((2,), jnp.int32)]
     with jax.debug_key_reuse(False):
         data = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(data, state, examples(setup), *shapes)
+        exported = jax.export.export(jax.jit(both), platforms=["tpu", "cuda"])(
+            data, state, examples(setup, model), *shapes
+        )
     assert exported.platforms == ("tpu", "cuda") and "callback" not in exported.mlir_module()
     draws = exported.out_avals[-1]
     assert draws.shape == (2, *setup.shape)

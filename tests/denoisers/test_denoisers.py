@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffem_jax.corruptions import GaussianBlur, PixelMask
-from diffem_jax.denoisers.edm import Denoiser, bind, edm_denoiser, gaussian_denoiser, mixture_denoiser
+from diffem_jax.denoisers.denoiser import Denoiser, bind
+from diffem_jax.denoisers.edm import edm_denoiser, gaussian_denoiser, mixture_denoiser
 from diffem_jax.denoisers.losses import Uniform, denoising_loss, snr_weight
 from diffem_jax.denoisers.posterior import (
     isotropic_base,
@@ -134,17 +135,23 @@ def trained(name, law=None):
     return denoiser, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
 
 
+def either(denoiser, params, observation, seen, x_t, t):
+    """The denoiser as training with condition dropout calls it."""
+    return denoiser.either(params, denoiser.prepare(observation), jnp.asarray(seen), x_t, t, None)
+
+
 @pytest.mark.parametrize("name", ["edm", "posterior"])
 def test_ignored_and_hidden_observations(name):
     denoiser, params = trained(name)
     x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
-    run = jax.jit(lambda observation, keep: denoiser.apply(params, x_t, t, observation, keep, None))
-    given, ignored = run(OBSERVATION, jnp.float32(1.0)), run(OBSERVATION, jnp.float32(0.0))
+    run = jax.jit(lambda observation, seen: either(denoiser, params, observation, seen, x_t, t))
+    given, ignored = run(OBSERVATION, True), run(OBSERVATION, False)
+    np.testing.assert_allclose(given, bind(denoiser, params, OBSERVATION)(x_t, t), rtol=1e-5)
     np.testing.assert_allclose(ignored, bind(denoiser, params)(x_t, t), rtol=1e-5)
     assert jnp.abs(given - ignored).max() > 1e-3
     spoiled = OBSERVATION._replace(y=jnp.where(OBSERVATION.operator > 0, OBSERVATION.y, jnp.nan))
-    np.testing.assert_array_equal(run(spoiled, jnp.float32(1.0)), given)
-    np.testing.assert_array_equal(run(spoiled, jnp.float32(0.0)), ignored)
+    np.testing.assert_array_equal(run(spoiled, True), given)
+    np.testing.assert_array_equal(run(spoiled, False), ignored)
     guided = bind(denoiser, params, OBSERVATION, guidance=2.0)(x_t, t)
     np.testing.assert_allclose(guided - ignored, 2 * (given - ignored), atol=1e-5)
 
@@ -171,13 +178,15 @@ def test_isotropic_base_keeps_closed_forms():
     assert "cholesky" not in str(jax.make_jaxpr(run)(jnp.ones((4, 4, 1)), jnp.float32(0.5)))
 
 
-def stub(apply):
-    return Denoiser(lambda key: jnp.zeros(D), apply)
+def stub(posterior, prepare=lambda observation: observation, **others):
+    """A denoiser that is a function (params, context, x_t, t, dropout) of the observation."""
+    rest = {"prior": None, "either": None, "variance": None} | others
+    return Denoiser(init=lambda key: jnp.zeros(D), posterior=posterior, prepare=prepare, **rest)
 
 
 def test_loss_is_zero_at_the_truth_and_weighted_away_from_it():
     x, schedule = jnp.array([0.5, -1.0, 0.3]), schedule_of()
-    denoiser = stub(lambda params, x_t, t, observation, keep, dropout: params)
+    denoiser = stub(lambda params, *rest: params)
     loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), snr_weight)
     assert loss(x, jax.random.key(0), x) == 0
     value = jax.jit(lambda weight_key: loss(x + 2.0, weight_key, x))(jax.random.key(0))
@@ -190,9 +199,7 @@ def test_loss_draws_everything_afresh_and_augments_first():
     """Every call draws its own mask, noise and time, and the observation belongs to the augmented x."""
     seen = jax.vmap(
         lambda key: denoising_loss(
-            stub(
-                lambda params, x_t, t, observation, keep, dropout: jnp.stack([jnp.sum(observation.operator), t, x_t[0]])
-            ),
+            stub(lambda params, context, x_t, t, dropout: jnp.stack([jnp.sum(context.operator), t, x_t[0]])),
             schedule_of(),
             CORRUPTION,
             Uniform(),
@@ -207,18 +214,20 @@ def test_loss_draws_everything_afresh_and_augments_first():
         keys.append(key)
         return x[::-1] + 1.0
 
-    echo = stub(lambda params, x_t, t, observation, keep, dropout: observation.y)
+    echo = stub(lambda params, context, *rest: context.y)
     loss = denoising_loss(echo, schedule_of(), clear, Uniform(), snr_weight, augment=augment)
     assert loss(None, jax.random.key(0), jnp.array([0.5, -1.0, 0.3])) < 1e-10 and keys
 
 
 def test_condition_dropout_and_network_dropout_reach_the_denoiser():
-    def apply(params, x_t, t, observation, keep, dropout):
+    def either(params, context, seen, x_t, t, dropout):
         assert dropout is not None
-        return jnp.full(D, keep)
+        return jnp.where(seen, jnp.ones(D), jnp.zeros(D))
 
-    options = {"condition_dropout": 0.25, "dropout": True}
-    loss = denoising_loss(stub(apply), schedule_of(), CORRUPTION, Uniform(), lambda s, d: jnp.ones(()), **options)
+    denoiser = stub(None, either=either)
+    loss = denoising_loss(
+        denoiser, schedule_of(), CORRUPTION, Uniform(), lambda s, d: jnp.ones(()), condition_dropout=0.25
+    )
     kept = jax.jit(jax.vmap(lambda key: loss(None, key, jnp.zeros(D))))(jax.random.split(jax.random.key(0), 4096))
     assert set(np.unique(kept).tolist()) == {0.0, 1.0}
     assert abs(float(jnp.mean(kept)) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4096)
@@ -273,8 +282,8 @@ def test_moments_base_hidden_values_do_not_leak_and_the_prior_ignores_y():
     seen = bind(denoiser, params, OBSERVATION)(x_t, t)
     np.testing.assert_array_equal(bind(denoiser, params, spoiled)(x_t, t), seen)
     prior = bind(denoiser, params)(x_t, t)
-    ignored = denoiser.apply(params, x_t, t, denoiser.prepare(OBSERVATION), 0.0, None)
-    np.testing.assert_allclose(ignored, prior, atol=1e-6)
+    np.testing.assert_allclose(either(denoiser, params, OBSERVATION, False, x_t, t), prior, atol=1e-6)
+    np.testing.assert_allclose(either(denoiser, params, OBSERVATION, True, x_t, t), seen, atol=1e-6)
     assert float(jnp.abs(prior - seen).max()) > 0.05
 
 
@@ -307,11 +316,57 @@ def test_without_an_observation_the_first_denoisers_are_the_start(prior):
             alpha, sigma = schedule(t)
             noisy = alpha * x + sigma * jax.random.normal(jax.random.key(4), x.shape)
             left = np.mean((jax.jit(jax.vmap(truth, (0, None)))(noisy, t) - x) ** 2)
-            context = denoiser.prepare(OBSERVATION)
-            told = denoiser.open_variance(t, context, 0.0)
+            told = denoiser.variance(t, None)
             np.testing.assert_allclose(told, left_open(law)(sigma / alpha), rtol=1e-5)
             # Of a mixture it is an estimate, too large where noise hides some of which component it was.
             np.testing.assert_allclose(told, left, rtol=0.05 if prior == "gaussian" else 0.8)
+
+
+def independent():
+    """A Gaussian of independent coordinates."""
+    law = base()
+    return law._replace(components=law.components._replace(variance=jnp.array([[0.8, 0.5, 1.2]])))
+
+
+@pytest.mark.parametrize("make", [posterior_denoiser, moments_denoiser])
+def test_variance_is_what_x_t_and_y_leave_open(make):
+    """By coordinate, exact where coordinates are independent; for correlated ones never too small on average."""
+    schedule, network = schedule_of("vp"), MLP(features=(8,), embedding=4)
+    for law in (independent(), low_rank()):
+        denoiser = make(network, schedule, CORRUPTION, (D,), law)
+        context = denoiser.prepare(OBSERVATION)
+        cov = np.diag(law.components.variance[0]) + law.components.factor[0].T @ law.components.factor[0]
+        for t in map(jnp.float32, TIMES):
+            alpha, sigma = schedule(t)
+            precision = np.linalg.inv(cov) + np.diag(OBSERVATION.operator) / NOISE**2 + np.eye(D) * (alpha / sigma) ** 2
+            exact = np.diagonal(np.linalg.inv(precision))
+            found = denoiser.variance(t, context)
+            if law.components.factor.shape[1] == 0:
+                np.testing.assert_allclose(found, exact, rtol=1e-4)
+            else:
+                assert np.mean(exact) - 1e-6 <= np.mean(found) <= 2 * np.mean(exact)
+
+
+@pytest.mark.parametrize("make", [posterior_denoiser, moments_denoiser])
+def test_variance_behind_a_blur_is_an_average(make):
+    """Also for the isotropic base, whose covariance has rank 0; never more than without y."""
+    shape, schedule = (6, 6, 1), schedule_of()
+    corruption = GaussianBlur(shape=shape, std=1.0, noise_std=0.1)
+    law = Mixture(jnp.zeros(1), Gaussian(jnp.zeros((1, *shape)), jnp.ones(1), jnp.zeros((1, 0, *shape))))
+    denoiser = make(MLP(features=(8,), embedding=4), schedule, corruption, shape, law)
+    context = denoiser.prepare(corruption.sample(jax.random.key(0), jnp.ones(shape)))
+    for t in map(jnp.float32, TIMES):
+        given, free = denoiser.variance(t, context), denoiser.variance(t, None)
+        assert given.shape == free.shape == () and 0 < given <= free
+
+
+def test_variance_of_the_published_preconditioning_is_that_of_isotropic_x():
+    denoiser = edm_denoiser(MLP(features=(8,), embedding=4), schedule_of("vp"), CORRUPTION, (D,), 1.7)
+    for t in map(jnp.float32, TIMES):
+        alpha, sigma = schedule_of("vp")(t)
+        expected = 1 / (1 / 1.7**2 + (alpha / sigma) ** 2)
+        np.testing.assert_allclose(denoiser.variance(t, denoiser.prepare(OBSERVATION)), expected, rtol=1e-5)
+        np.testing.assert_allclose(denoiser.variance(t, None), expected, rtol=1e-5)
 
 
 def low_rank():
@@ -341,7 +396,7 @@ def test_several_noise_levels_of_one_observation():
         return observation.y
 
     # y is x here: the error is 1 at every level, and its weight tells the level.
-    denoiser = Denoiser(lambda key: (), lambda params, x_t, t, y, keep, dropout: y + 1.0, prepare)
+    denoiser = stub(lambda params, y, *rest: y + 1.0, prepare)
     x = jnp.array([0.3, -1.0, 2.0])
     spread = {}
     for levels in (1, 64):

@@ -1,9 +1,8 @@
-"""The rivals and what compares them: ambient denoisers, redrawn samples, scores without clean data, warm starts."""
+"""What compares methods: redrawn samples, scores without clean data, warm starts."""
 
 import sys
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,102 +14,17 @@ from diffem_jax import metrics
 from diffem_jax.build.problem import Problem
 from diffem_jax.config import default
 from diffem_jax.corruptions import PixelMask, Projection
-from diffem_jax.denoisers import ambient
-from diffem_jax.denoisers.edm import bind
-from diffem_jax.denoisers.losses import LOSS_WEIGHTS, Uniform
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture, posterior_moments, sample_posterior
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.parallel import make_parallel
-from diffem_jax.run import held_out, stopping
+from diffem_jax.run import held_out, prior, stopping
 from diffem_jax.run import sample as draw
 from diffem_jax.run.draws import ATTEMPTS, Drawing, attempt_keys, draw_rows, draw_samples, make_drawing, not_finite
-from diffem_jax.samplers.samplers import ddim
-from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, example_keys, stream_key
-
-SCHEDULE = VarianceExploding(sigma_min=1e-3, sigma_max=10.0)
-MASK = PixelMask(shape=(4, 4, 1), rate=0.5, noise_std=0.0)
-
-
-class Echo(nn.Module):
-    """A network that gives back what it sees of x plus a learnt number, and counts nothing else."""
-
-    @nn.compact
-    def __call__(self, x, noise, condition=None, train=False):
-        level = self.param("level", nn.initializers.constant(0.3), ())
-        return level + 0.1 * x.sum(axis=(1, 2, 3), keepdims=True) * condition
-
-
-def _ambient():
-    denoiser = ambient.ambient_denoiser(Echo(), SCHEDULE, MASK)
-    return denoiser, denoiser.init(jax.random.key(0))
-
-
-# Ambient ---------------------------------------------------------------------------------------------------------------
-
-
-def test_hidden_entries_reach_neither_the_ambient_network_nor_its_loss():
-    denoiser, params = _ambient()
-    rng = np.random.default_rng(0)
-    mask = (rng.random((4, 4, 1)) < 0.5).astype(np.float32)
-    x = rng.standard_normal((4, 4, 1)).astype(np.float32)
-    spoilt = np.where(mask > 0, x, np.nan).astype(np.float32)
-    t = jnp.float32(0.5)
-    given = [
-        bind(denoiser, params, Observation(a, mask))(jnp.where(mask > 0, a, b), t) for a, b in ((x, x), (x, spoilt))
-    ]
-    np.testing.assert_array_equal(*given)
-    assert np.isfinite(given[1]).all()
-
-    loss = ambient.ambient_loss(denoiser, SCHEDULE, MASK, Uniform(), LOSS_WEIGHTS["snr"], further=0.3)
-    values = [
-        jax.value_and_grad(loss)(params, jax.random.key(1), Observation(jnp.asarray(y), jnp.asarray(mask)))
-        for y in (x, spoilt)
-    ]
-    assert float(values[0][0]) == float(values[1][0]) > 0
-    assert float(values[1][1]["level"]) == float(values[0][1]["level"]) != 0
-
-
-def test_ambient_training_hides_the_share_asked_for_and_only_seen_entries():
-    mask = jnp.asarray((np.random.default_rng(1).random((100, 100)) < 0.4).astype(np.float32))
-    hidden = ambient.hide_further(jax.random.key(0), mask, 0.25)
-    assert ((hidden == 0) | (hidden == mask)).all()
-    # 4,000 seen entries: five standard errors.
-    assert abs(float(hidden.sum() / mask.sum()) - 0.75) < 5 * np.sqrt(0.25 * 0.75 / 4000)
-
-
-def test_an_ambient_draw_uses_one_mask_and_the_prior_does_not_look_at_y():
-    denoiser, params = _ambient()
-    times, seen = log_uniform_grid(SCHEDULE, 5), []
-
-    def apply(params, x_t, t, observation, keep, dropout):
-        jax.debug.callback(lambda m: seen.append(np.asarray(m)), observation.operator)
-        return denoiser.apply(params, x_t, t, observation, keep, dropout)
-
-    watched = denoiser._replace(apply=apply)
-    draw = ambient.prior_draw(watched, ddim(SCHEDULE), times, MASK, 0.1)
-    x = draw(jax.random.key(3), params, ())
-    jax.effects_barrier()
-    assert x.shape == MASK.shape and len(seen) == 5 and all((m == seen[0]).all() for m in seen)
-    assert 0 < seen[0].sum() < 16
-
-
-def test_guidance_pulls_ambient_draws_to_the_observation():
-    denoiser, params = _ambient()
-    times = log_uniform_grid(SCHEDULE, 16)
-    observation = Observation(jnp.full((4, 4, 1), 1.5), jnp.ones((4, 4, 1)))
-    misfit = []
-    for step in (0.0, 3.0):
-        draw = ambient.posterior_draw(denoiser, ddim(SCHEDULE), times, SCHEDULE, MASK, further=0.1, step=step)
-        keys = jax.random.split(jax.random.key(0), 32)
-        x = jax.vmap(draw, (0, None, None))(keys, params, observation)
-        misfit.append(float(jnp.abs(x - 1.5).mean()))
-    assert misfit[1] < 0.9 * misfit[0]
-
 
 # Redrawing -------------------------------------------------------------------------------------------------------------
 
@@ -354,20 +268,14 @@ def test_the_rule_leaves_a_record_and_the_picked_rounds_reconstructions(earlier)
     assert (earlier.samples / "spread.png").stat().st_size > 1000
 
 
-def test_ambient_has_no_base_to_weigh_its_loss_by(tmp_path):
-    flags = [*TINY, "--config.method=ambient", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
-    refused(command(*flags), "config.m_step.loss_weight", "'base'", "use 'snr'")
-    flags = [*TINY, "--config.method=em_mmps", "--config.m_step.loss_weight=base", f"--workdir={tmp_path / 'run'}"]
-    refused(command(*flags), "config.m_step.loss_weight", "'em_mmps' has not", "use 'snr'")
-
-
 def test_a_round_that_is_not_there_is_refused(earlier):
     refused(command("--mode=evaluate", f"--workdir={earlier.root}", "--round=7"), "--round", "choose one of [0, 1, 2]")
 
 
 def test_a_prior_by_the_posteriors_network_is_that_of_the_chosen_round(earlier, monkeypatch):
-    monkeypatch.setattr("diffem_jax.run.prior.draws_prior", lambda config: True)
-    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, parallel, denoiser, params, *rest, own: params)
+    original = prior.make_model
+    monkeypatch.setattr(prior, "make_model", lambda *arguments: original(*arguments)._replace(prior=lambda *_: None))
+    monkeypatch.setattr(draw, "draws_of_prior", lambda setup, parallel, prior, params, *rest: params)
     picked = stopping.picked_round(earlier.records())
     with jax.numpy_dtype_promotion("standard"):
         found = {number: draw.prior_draws(earlier, 1, round=number) for number in (None, 1, 2)}
@@ -421,75 +329,3 @@ def test_ambient_begins_from_another_runs_reconstructions(earlier, tmp_path):
     assert ended.code == 0, ended
     np.testing.assert_array_equal(taken[0], before)
     assert taken[1].shape == before.shape and np.isfinite(taken[1]).all() and not np.array_equal(taken[0], taken[1])
-
-
-def test_ambient_is_for_masks():
-    from diffem_jax import config
-    from diffem_jax.build import methods as build
-    from diffem_jax.run.start import standard_normal
-
-    c = config.default()
-    with c.unlocked():
-        c.method = "ambient"
-        c.corruption.name = "gaussian_blur"
-    with pytest.raises(UserError, match="written for masks"):
-        build.make_model(build.make_setup(c, (8, 8, 1)), standard_normal((8, 8, 1)))
-
-
-_SEEN = Observation(np.ones((4, 4, 1), np.float32), np.ones((4, 4, 1), np.float32))
-
-
-def test_every_transform_is_a_method(monkeypatch):
-    """Also one that a line in the registry adds, which has no section of its own."""
-    from diffem_jax import config
-    from diffem_jax.build import methods as build
-    from diffem_jax.denoisers.guidance import POSTERIORS
-    from diffem_jax.run.start import standard_normal
-
-    assert {f"em_{name}" for name in POSTERIORS} == set(build.METHODS)
-    monkeypatch.setitem(build.METHODS, "em_added", lambda denoise, schedule, corruption, observation: denoise)
-    for method in build.METHODS:
-        c = config.default()
-        c.method, c.dps.step = method, 0.5
-        if method != "em_added":
-            config.validate(c)
-        model = build.make_model(build.make_setup(c, (4, 4, 1)), standard_normal((4, 4, 1)))
-        params = jax.eval_shape(lambda m=model: m.denoiser.init(jax.random.key(0)))
-        out = jax.eval_shape(lambda p, m=model: m.bind(p, _SEEN)(jnp.zeros((4, 4, 1)), jnp.float32(0.5)), params)
-        assert out.shape == (4, 4, 1)
-
-
-def test_em_mmps_has_every_heuristic_and_number_of_iterations():
-    """Each is another estimate of the same x-hat by the same network, and 'cov_x' takes the covariance of the start."""
-    from diffem_jax import config
-    from diffem_jax.build import methods as build
-    from diffem_jax.denoisers.guidance import COVARIANCES
-
-    assert set(COVARIANCES) == set(config.CHOICES["mmps.covariance"]) == {"jacobian", "cov_x", "cov_t", "zeros"}
-    rng, models = np.random.default_rng(0), {}
-    factor = jnp.asarray(rng.standard_normal((1, 2, 4, 4, 1)), jnp.float32)
-    start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, 4, 4, 1)), jnp.full((1,), 0.3), factor))
-    for covariance, iterations in (
-        *((name, 1) for name in COVARIANCES),
-        ("jacobian", 3),
-        ("jacobian", 5),
-        ("cov_x", 3),
-    ):
-        c = config.default().unlock()
-        c.method, c.mmps.covariance, c.mmps.iterations = "em_mmps", covariance, iterations
-        c.network, c.corruption.noise_std = {"name": "mlp", "features": (8,)}, 0.1
-        config.validate(c)
-        models[covariance, iterations] = build.make_model(build.make_setup(c, (4, 4, 1)), start)
-
-    @jax.jit
-    def estimates(key, y):
-        params = next(iter(models.values())).denoiser.init(key)
-        # An untrained network says 0.
-        params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
-        seen, t = Observation(y, jnp.ones((4, 4, 1))), jnp.float32(0.6)
-        return [model.bind(params, seen)(y, t) for model in models.values()]
-
-    found = np.asarray(estimates(jax.random.key(0), jnp.asarray(rng.standard_normal((4, 4, 1)), jnp.float32)))
-    assert np.isfinite(found).all()
-    apart = np.abs(found[:, None] - found[None]).max(axis=(2, 3, 4))
-    assert (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()

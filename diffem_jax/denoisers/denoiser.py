@@ -1,0 +1,162 @@
+"""What a denoiser is: a base that knows x in closed form as far as it can, and a network F for the rest.
+
+    x-hat = mean + std P F(x, noise, condition)
+
+The base gives mean, std and what the network sees, once for E[x | x_t] and once for E[x | x_t, y]; P is the identity,
+or takes out of F what y determines. Every denoiser of this package has this form, and its file says which base:
+
+    ``edm``        mean = c_skip x_t, std = c_out
+    ``posterior``  mean = E[x | x_t, y] of a fitted prior, std^2 the variance that it leaves open
+    ``ambient``    mean = c_skip x_t where the mask shows x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree
+
+
+class Denoiser(NamedTuple):
+    """A family of denoisers of one example, indexed by the network's parameters.
+
+    ``dropout`` is a key in training and None otherwise; ``context`` is what ``prepare`` made of an observation.
+
+    Attributes:
+        init: key -> params.
+        prior: (params, x_t, t, dropout) -> E[x | x_t].
+        posterior: (params, context, x_t, t, dropout) -> E[x | x_t, y].
+        either: (params, context, seen, x_t, t, dropout) -> the second where ``seen`` [] is true, else the first, by one
+            evaluation of the network: for training with condition dropout.
+        prepare: observation -> context, the work that is done once per draw rather than at every sampler step.
+        variance: (t, context) -> the variance of x given x_t and y that the base leaves open, in squared units of x / alpha:
+            by coordinate [*X], or a scalar where one value stands for all; of x given x_t alone for context None.
+    """
+
+    init: Callable[[Key], PyTree]
+    prior: Callable[[PyTree, Array, Array, Key | None], Array]
+    posterior: Callable[[PyTree, PyTree, Array, Array, Key | None], Array]
+    either: Callable[[PyTree, PyTree, Array, Array, Array, Key | None], Array]
+    prepare: Callable[[Observation], PyTree]
+    variance: Callable[[Array, PyTree | None], Array]
+
+
+class Base(NamedTuple):
+    """What a base makes of (x_t, t), and of y where there is one.
+
+    Attributes:
+        mean: [*X], the answer where the network yields 0.
+        std: the scale of the network's output, a scalar or [*X].
+        x: [*X], x_t scaled for the network.
+        noise: log(sigma / alpha), [].
+        condition: what else the network sees, or None.
+    """
+
+    mean: Array
+    std: Array
+    x: Array
+    noise: Array
+    condition: Array | None
+
+
+def precondition(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    blank: Array | None,
+    *,
+    prior: Callable[[Array, Array], Base],
+    posterior: Callable[[PyTree, Array, Array], Base],
+    variance: Callable[[Array, PyTree | None], Array],
+    prepare: Callable[[Observation], PyTree] = lambda observation: observation,
+    project: Callable[[PyTree, Array, Array], Array] = lambda context, t, out: out,
+) -> Denoiser:
+    """The denoiser mean + std P F(x, noise, condition) of a base and a network F.
+
+    Args:
+        network: a batched network (see ``diffem_jax.networks``).
+        shape: the shape of x.
+        blank: an array of the condition's shape, or None.
+        prior: (x_t, t) -> base.
+        posterior: (context, x_t, t) -> base.
+        variance: as in ``Denoiser``.
+        prepare: as in ``Denoiser``.
+        project: (context, t, r [*X]) -> P r, of posteriors alone.
+    """
+
+    def init(key: Key) -> PyTree:
+        batch = None if blank is None else blank[None]
+        return network.init({"params": key}, jnp.zeros((1, *shape)), jnp.zeros((1,)), batch, False)["params"]
+
+    def evaluate(params: PyTree, base: Base, dropout: Key | None) -> Array:
+        condition = None if base.condition is None else base.condition[None]
+        rngs = {} if dropout is None else {"dropout": dropout}
+        inputs = (base.x[None], base.noise[None], condition, dropout is not None)
+        return network.apply({"params": params}, *inputs, rngs=rngs)[0]
+
+    def denoise_prior(params: PyTree, x_t: Array, t: Array, dropout: Key | None) -> Array:
+        base = prior(x_t, t)
+        return base.mean + base.std * evaluate(params, base, dropout)
+
+    def denoise_posterior(params: PyTree, context: PyTree, x_t: Array, t: Array, dropout: Key | None) -> Array:
+        base = posterior(context, x_t, t)
+        return base.mean + base.std * project(context, t, evaluate(params, base, dropout))
+
+    def denoise_either(
+        params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key | None
+    ) -> Array:
+        def choose(a: Array, b: Array) -> Array:
+            return jnp.where(seen, a, b)
+
+        base = jax.tree.map(choose, posterior(context, x_t, t), prior(x_t, t))
+        out = evaluate(params, base, dropout)
+        return base.mean + base.std * choose(project(context, t, out), out)
+
+    return Denoiser(init, denoise_prior, denoise_posterior, denoise_either, prepare, variance)
+
+
+def bind(
+    denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1.0
+) -> DenoiseFn:
+    """(x_t, t) -> x-hat for given parameters and observation.
+
+    Args:
+        denoiser: the family.
+        params: its parameters.
+        observation: y and its operator; None for the prior.
+        guidance: w in prior + w (posterior - prior), for networks trained with condition dropout; 1 is the posterior.
+    """
+    if observation is None:
+        return lambda x_t, t: denoiser.prior(params, x_t, t, None)
+    context = denoiser.prepare(observation)
+
+    def denoise(x_t: Array, t: Array) -> Array:
+        conditional = denoiser.posterior(params, context, x_t, t, None)
+        if guidance == 1.0:
+            return conditional
+        free = denoiser.prior(params, x_t, t, None)
+        return free + guidance * (conditional - free)
+
+    return denoise
+
+
+def attach(x: Array, *others: Array) -> Array:
+    """Joins condition arrays along the last axis; a vector joins an image flattened."""
+    arrays = [x, *others]
+    if len({a.shape[:-1] for a in arrays}) > 1:
+        arrays = [a.reshape(-1) for a in arrays]
+    return jnp.concatenate(arrays, axis=-1)
+
+
+def blank_condition(corruption: Corruption, shape: tuple[int, ...]) -> Array:
+    """Zeros of the shape of the corruption's condition array: what a network sees in place of an observation."""
+
+    def draw() -> Array:
+        return corruption.condition(corruption.sample(jax.random.key(0), jnp.zeros(shape)))
+
+    return jnp.zeros(jax.eval_shape(draw).shape)
