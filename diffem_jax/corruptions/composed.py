@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import AdditiveNoise, Linear
+from diffem_jax.corruptions.base import AdditiveNoise, Linear, Separable, Spectral
+from diffem_jax.corruptions.masks import Mask
 from diffem_jax.corruptions.registry import resolve
 from diffem_jax.errors import UserError
 from diffem_jax.types import Key, Observation, PyTree
@@ -197,6 +200,10 @@ class VaryingNoise(Linear):
 class Composition(Linear):
     """y = A_k ... A_2 A_1 x + n; the operator is the tuple of the stages' operators.
 
+    Where all stages are matrices along the axes (blurs by a Gaussian, downsampling) so is their product, and solves are in
+    closed form; elsewhere they are conjugate gradients, before a last mask preconditioned by what the stages before it
+    would be without the mask.
+
     Attributes:
         stages: A_1 first. Each is a linear corruption, or its name, or (name, ((field, value), ...)), as a config can
             hold it; the shapes of named stages follow from those before. The stages' own noise is not added.
@@ -218,6 +225,23 @@ class Composition(Linear):
         if not built:
             raise UserError("corruption.stages: (); expected at least one linear corruption; name one")
         object.__setattr__(self, "stages", tuple(built))
+
+    @functools.cached_property
+    def _separable(self) -> _Product | None:
+        """The same corruption in closed form, where there is one."""
+        if any(stage.matrices() is None for stage in self.stages):
+            return None
+        return _Product(shape=tuple(self.shape), noise_std=self.noise_std, stages=self.stages)
+
+    @functools.cached_property
+    def _unmasked(self) -> Spectral | None:
+        """The stages before a last mask as one corruption, where it has a closed form."""
+        *head, last = self.stages
+        if not isinstance(last, Mask) or not head:
+            return None
+        if len(head) == 1 and isinstance(head[0], Spectral):
+            return dataclasses.replace(head[0], noise_std=self.noise_std)
+        return dataclasses.replace(self, stages=tuple(head))._separable
 
     @property
     def random_operator(self) -> bool:
@@ -259,6 +283,28 @@ class Composition(Linear):
             y = stage.adjoint(y, part)
         return y
 
+    def matrices(self) -> tuple[np.ndarray, ...] | None:
+        """The products of the stages' matrices, where all have them."""
+        return self._separable.matrices() if self._separable else None
+
+    def solve_gram(self, r: Array, operator: tuple[PyTree, ...], v: Array) -> Array:
+        """In closed form where all stages are matrices along the axes and v is a scalar, else by conjugate gradients."""
+        closed = self._separable
+        return closed.solve_gram(r, operator, v) if closed else super().solve_gram(r, operator, v)
+
+    def precondition(self, r: Array, operator: tuple[PyTree, ...], v: Array) -> Array:
+        """Before a last mask the closed form of the other stages, between two masks."""
+        head = self._unmasked
+        if head is None:
+            return r
+        inner = operator[0] if len(operator) == 2 else ()
+        return jnp.where(self.observed(operator), head.precondition(r, inner, v), 0.0)
+
+    def log_det_gram(self, operator: tuple[PyTree, ...], v: Array) -> Array:
+        """Likewise; dense where there is no closed form."""
+        closed = self._separable
+        return closed.log_det_gram(operator, v) if closed else super().log_det_gram(operator, v)
+
     def null_operator(self) -> tuple[PyTree, ...] | None:
         """The null operator of each stage that has one, and any operator of the others; None where no stage has one."""
         nulls = [stage.null_operator() for stage in self.stages]
@@ -274,6 +320,18 @@ class Composition(Linear):
         back = self.adjoint(observation.y, observation.operator)
         gain = self.adjoint(self.forward(jnp.ones(self.shape), observation.operator), observation.operator)
         return jnp.concatenate([back, gain], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Product(Separable):
+    """Separable corruptions one after another."""
+
+    stages: tuple[Any, ...] = ()
+
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """The product of the stages' matrices along each axis."""
+        along = zip(*(stage.matrices() for stage in self.stages), strict=True)
+        return tuple(functools.reduce(lambda product, matrix: matrix @ product, axis) for axis in along)
 
 
 def build_linear(field: str, spec: Any, shape: tuple[int, ...]) -> Any:

@@ -60,6 +60,12 @@ class BoxDownsampling(DiagonalGram):
         """The block means of v over the block's number of pixels."""
         return self.forward(v, operator) / self._cell
 
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """The means over ``factor`` neighbours along each axis."""
+        return tuple(
+            np.kron(np.eye(n // self.factor), np.full((1, self.factor), 1 / self.factor)) for n in self.spatial
+        )
+
     def condition(self, observation: Observation) -> Array:
         """The image y repeated to the size of x."""
         return self._cell * self.adjoint(observation.y, observation.operator)

@@ -9,44 +9,103 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+Carry = tuple[Array, Array, Array, Array, Array]
+
 # Up to this size a Cholesky factor is written out entry by entry: under vmap that is elementwise arithmetic, where
 # a batch of LAPACK calls costs about a microsecond a matrix.
 UNROLL = 8
+TOLERANCE = 1e-14
+"""Of conjugate gradients, on the squared residual: about the square of float32's precision."""
+ITERATIONS = 1024
+"""Of conjugate gradients, at most."""
 
 
-def conjugate_gradient(matvec: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-    """Solves A x = b for a symmetric positive definite A by a fixed number of conjugate-gradient iterations.
+def conjugate_gradient(
+    matvec: Callable[[Array], Array],
+    b: Array,
+    iterations: int = ITERATIONS,
+    precondition: Callable[[Array], Array] = lambda r: r,
+) -> Array:
+    """Solves A x = b for a symmetric positive definite A by preconditioned conjugate gradients.
 
-    The step sizes belong to this one example, so that under ``vmap`` the examples do not influence each other (a
-    batched right-hand side given to ``jax.scipy.sparse.linalg.cg`` is one large vector). Once the residual has
-    vanished the iterate stays where it is.
+    The iterations end where r^T M r <= ``TOLERANCE`` b^T M b with r = b - A x and the preconditioner M, or at the given
+    number. Everything belongs to this one example: under ``vmap`` an example that has converged stays where it is while
+    others go on. The derivative is that of the solution, A dx = db - dA x, by one more solve
+    (``jax.lax.custom_linear_solve``), not that of the iterations, whose derivative is not finite once they have converged.
 
     Args:
         matvec: x -> A x, for arrays of b's shape.
         b: the right-hand side, any shape.
-        iterations: how many iterations, at least 1.
+        iterations: how many at most, at least 1.
+        precondition: r -> M r with a symmetric positive definite M near A^-1.
 
     Returns:
         x of b's shape.
 
-    Source: Hestenes and Stiefel 1952.
+    Source: Hestenes and Stiefel 1952; Concus, Golub and O'Leary 1976 for the preconditioned form.
     """
 
-    def body(carry: tuple, _: None) -> tuple[tuple, None]:
-        x, r, p, rr = carry
-        ap = matvec(p)
-        curvature = jnp.vdot(p, ap)
-        alive = (rr > 0) & (curvature > 0)
-        step = jnp.where(alive, rr / jnp.where(alive, curvature, 1.0), 0.0)
-        x = x + step * p
-        r = r - step * ap
-        rr_next = jnp.vdot(r, r)
-        beta = jnp.where(alive, rr_next / jnp.where(alive, rr, 1.0), 0.0)
-        return (x, r, r + beta * p, rr_next), None
+    def solve(matvec: Callable[[Array], Array], b: Array) -> Array:
+        z = precondition(b)
+        size = jnp.vdot(b, z)
 
-    start = (jnp.zeros_like(b), b, b, jnp.vdot(b, b))
-    (x, *_), _ = jax.lax.scan(body, start, None, length=iterations)
-    return x
+        def goes_on(carry: Carry) -> Array:
+            step, _, _, _, rz = carry
+            return (step < iterations) & (rz > TOLERANCE * size)
+
+        def iterate(carry: Carry) -> Carry:
+            step, x, r, p, rz = carry
+            ap = matvec(p)
+            curvature = jnp.vdot(p, ap)
+            # Round-off may leave a direction without curvature; there is nothing left to gain then.
+            sound = curvature > 0
+            length = jnp.where(sound, rz / jnp.where(sound, curvature, 1.0), 0.0)
+            x, r = x + length * p, r - length * ap
+            z = precondition(r)
+            rz_next = jnp.where(sound, jnp.vdot(r, z), 0.0)
+            return step + 1, x, r, z + (rz_next / rz) * p, rz_next
+
+        return jax.lax.while_loop(goes_on, iterate, (jnp.zeros((), jnp.int32), jnp.zeros_like(b), b, z, size))[1]
+
+    return jax.lax.custom_linear_solve(matvec, b, solve, symmetric=True)
+
+
+def quadratic_log(matvec: Callable[[Array], Array], z: Array, steps: int) -> Array:
+    """z^T log(A) z for a symmetric positive definite A, by Gauss quadrature of so many Lanczos steps from z.
+
+    For a z of random signs its mean is log det A.
+
+    Args:
+        matvec: x -> A x, for arrays of z's shape.
+        z: any shape, not 0.
+        steps: how many, at most z's number of entries.
+
+    Source: Golub and Meurant 1994; Ubaru, Chen and Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature".
+    """
+    square = jnp.vdot(z, z)
+    first = (z / jnp.sqrt(jnp.maximum(square, 1e-30))).reshape(-1)
+
+    def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        basis, q = carry
+        basis = basis.at[i].set(q)
+        image = matvec(q.reshape(z.shape)).reshape(-1)
+        diagonal = jnp.vdot(q, image)
+        for _ in range(2):
+            # Against all earlier vectors: the recurrence of three terms alone loses their orthogonality.
+            image = image - basis.T @ (basis @ image)
+        beside = jnp.linalg.norm(image)
+        # A basis that is complete goes on with zeros, which the quadrature gives no weight.
+        found = beside > 1e-5 * jnp.abs(diagonal)
+        image = jnp.where(found, image / jnp.where(found, beside, 1.0), 0.0)
+        return (basis, image), (diagonal, jnp.where(found, beside, 0.0))
+
+    start = (jnp.zeros((steps, z.size)), first)
+    _, (diagonal, beside) = jax.lax.scan(step, start, jnp.arange(steps))
+    tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    values, vectors = jnp.linalg.eigh(tridiagonal)
+    weights = vectors[0] ** 2
+    logs = jnp.log(jnp.where(values > 0, values, 1.0))
+    return square * jnp.sum(weights * logs)
 
 
 def cholesky(a: Array) -> Array:

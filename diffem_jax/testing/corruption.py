@@ -16,14 +16,14 @@ from diffem_jax.testing.base import require
 from diffem_jax.types import Corruption, Observation, PyTree
 
 
-def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 512, dense_limit: int = 4096) -> None:
+def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 512, dense_limit: int = 1024) -> None:
     """Checks that a corruption keeps the contract of ``diffem_jax.types.Corruption``, or of ``LinearCorruption``.
 
     Checked are: hashing and equality; shapes, ``jit`` and ``vmap``; determinism, and different operators for different
     keys (unless ``corruption.random_operator`` is False); mean and variance of y, and the independence of the noise of
-    neighbouring entries; what ``hold_out`` takes, where there is one; that neither hidden entries of x nor unmeasured
+    neighbouring entries; what ``hold_out`` takes, where it can; that neither hidden entries of x nor unmeasured
     entries of y, replaced by NaN, change anything; the condition's spatial shape. For linear ones: adjointness,
-    ``solve_gram`` and ``log_det_gram`` against dense matrices, and that the null operator observes nothing.
+    ``solve_gram``, its derivatives and ``log_det_gram`` against dense matrices, and that the null operator observes nothing.
 
     Use a small shape: the dense matrices have as many columns as x has entries.
 
@@ -219,35 +219,56 @@ def _check_linear(corruption: Any, operator: PyTree, rng: np.random.Generator) -
 
 
 def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
-    """solve_gram and log_det_gram against double-precision dense matrices, with noise_std 0.3 where it can be set."""
-    if dataclasses.is_dataclass(corruption) and not isinstance(corruption, type):
-        corruption = dataclasses.replace(corruption, noise_std=0.3)  # type: ignore[type-var]
+    """solve_gram, its derivatives and log_det_gram against double-precision dense matrices, with noise_std 0.3 where it can be set."""
+    corruption = dataclasses.replace(corruption, noise_std=0.3)
     y_shape = jax.eval_shape(corruption.forward, jnp.zeros(corruption.shape), operator).shape
     seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape)
     level = float(corruption.noise_level(operator))
-    r = np.where(seen, rng.standard_normal(y_shape, np.float32), np.float32(0.0))
+    r, w = (np.where(seen, rng.standard_normal(y_shape, np.float32), np.float32(0.0)) for _ in range(2))
     scales = {
         "a scalar": np.asarray(0.7, np.float32),
         "an array": rng.uniform(0.5, 1.5, corruption.shape).astype(np.float32),
     }
 
+    def projected(r: jax.Array, v: jax.Array, operator: PyTree) -> jax.Array:
+        return jnp.vdot(w, corruption.solve_gram(r, operator, v))
+
     @jax.jit
-    def run(r: jax.Array, operator: PyTree, scales: dict[str, jax.Array]) -> tuple[jax.Array, dict, dict]:
+    def run(r: jax.Array, operator: PyTree, scales: dict[str, jax.Array]) -> tuple[jax.Array, dict, dict, dict, list]:
         basis = jnp.eye(math.prod(corruption.shape)).reshape(-1, *corruption.shape)
         columns = jax.vmap(lambda x: corruption.forward(x, operator))(basis)
         solutions = {name: corruption.solve_gram(r, operator, v) for name, v in scales.items()}
+        gradients = {name: jax.grad(projected, (0, 1))(r, v, operator) for name, v in scales.items()}
         log_dets = {name: corruption.log_det_gram(operator, v) for name, v in scales.items()}
-        return columns, solutions, log_dets
+        factors = jnp.array([1e-6, 1e-3, 1e3])
+        wide = [
+            jax.vmap(lambda f, v=v: jax.grad(projected, (0, 1))(r, f * v, operator))(factors) for v in scales.values()
+        ]
+        return columns, solutions, gradients, log_dets, wide
 
-    columns, solutions, log_dets = run(r, operator, scales)
+    columns, solutions, gradients, log_dets, wide = run(r, operator, scales)
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(wide))
+    require(finite, "the derivative of solve_gram must be finite for v from 1e-6 to 1e3")
     flat = seen.reshape(-1)
     a = np.asarray(columns, np.float64).reshape(len(columns), -1).T[flat]
     for name, v in scales.items():
         gram = (a * np.broadcast_to(v, corruption.shape).reshape(-1)) @ a.T + level**2 * np.eye(len(a))
-        truth = np.zeros(flat.size)
-        truth[flat] = np.linalg.solve(gram, r.reshape(-1)[flat])
-        error = np.linalg.norm(np.asarray(solutions[name]).reshape(-1) - truth) / np.linalg.norm(truth)
-        require(error < 1e-3, f"solve_gram for {name} v is off by {error:.1e} of the dense solution")
+        truth, dual = np.linalg.solve(gram, np.stack([r.reshape(-1)[flat], w.reshape(-1)[flat]], 1)).T
+        slope = -((a.T @ truth) * (a.T @ dual)).reshape(corruption.shape)
+        by_r, by_v = gradients[name]
+        pairs = {
+            "solve_gram": (solutions[name], truth),
+            "the derivative of solve_gram in r": (by_r, dual),
+            "the derivative of solve_gram in v": (by_v, slope if np.ndim(v) else slope.sum()),
+        }
+        for what, (found, right) in pairs.items():
+            found = np.asarray(found, np.float64).reshape(-1)
+            found = found[flat] if right is truth or right is dual else found
+            error = np.linalg.norm(found - np.ravel(right)) / max(float(np.linalg.norm(right)), 1e-3)
+            require(error < 1e-3, f"{what} for {name} v is off by {error:.1e} of the dense solution")
+        require(
+            not np.asarray(solutions[name]).reshape(-1)[~flat].any(), "solve_gram must be 0 where nothing is observed"
+        )
         log_det, dense = float(log_dets[name]), np.linalg.slogdet(gram)[1]
         require(
             abs(log_det - dense) < 1e-4 * (len(a) + abs(dense)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, resolve
+from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, base, resolve
 from diffem_jax.data import load_observations, save_observations
 from diffem_jax.errors import UserError
 from diffem_jax.testing import check_corruption
@@ -179,6 +179,42 @@ def test_solve_gram_with_little_noise(name, fields, varying):
     v = jax.random.uniform(keys[2], corruption.shape, minval=0.5, maxval=1.5) if varying else jnp.asarray(0.7)
     solution = jax.jit(corruption.solve_gram)(r, operator, v)
     assert jnp.linalg.norm(corruption.gram(solution, operator, v) - r) < 3e-3 * jnp.linalg.norm(r)
+
+
+BY_ITERATION = {
+    "composition": {"stages": (("gaussian_blur", (("std", 1.0),)), "pixel_mask")},
+    "multicoil_fourier": {"coils": 4},
+    "fourier_mask": {},
+    "compressed_sensing": {},
+}
+
+
+@pytest.mark.parametrize("name", BY_ITERATION)
+def test_solves_reach_the_noise(name):
+    """The residual is a small part of the noise at every level, so that draws fit y as well as exact ones would."""
+    for noise in (1e-1, 1e-2, 1e-3):
+        corruption = CORRUPTIONS[name](shape=(16, 16, 1), noise_std=noise, **BY_ITERATION[name])
+        keys = jax.random.split(jax.random.key(1), 3)
+        y, operator = corruption.sample(keys[0], jax.random.normal(keys[1], corruption.shape))
+        spread = jnp.exp(0.3 * jax.random.normal(keys[2], corruption.shape))
+        for v in (jnp.ones(()), spread):
+            assert jax.jit(corruption.solve_residual)(y, operator, v) < 0.3, (noise, v.shape)
+
+
+def test_composition_of_matrices_is_in_closed_form():
+    corruption = Composition(shape=(16, 16, 1), noise_std=1e-3)
+    y, operator = corruption.sample(jax.random.key(0), jnp.ones(corruption.shape))
+    assert "while" not in str(jax.make_jaxpr(corruption.solve_gram)(y, operator, jnp.ones(())))
+    assert corruption.solve_residual(y, operator, jnp.ones(())) < 0.01
+
+
+def test_estimated_log_determinants_differ_as_exact_ones(monkeypatch):
+    corruption = CORRUPTIONS["multicoil_fourier"](shape=(8, 8, 1), noise_std=0.1, coils=2)
+    operator, scales = corruption.draw_operator(jax.random.key(0)), jnp.array([0.3, 1.0, 3.0])
+    run = jax.vmap(corruption.log_det_gram, (None, 0))
+    exact = run(operator, scales)
+    monkeypatch.setattr(base, "DENSE", 16)
+    np.testing.assert_allclose(jnp.diff(run(operator, scales)), jnp.diff(exact), rtol=0.1)
 
 
 def test_gaussian_blur_matches_scipy():

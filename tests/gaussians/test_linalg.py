@@ -12,6 +12,7 @@ from diffem_jax.gaussians.linalg import (
     conjugate_gradient,
     contract,
     expand,
+    quadratic_log,
     solve_lower,
     solve_psd,
 )
@@ -48,6 +49,56 @@ def test_conjugate_gradient_keeps_examples_apart():
     apart = jnp.stack([solve(matrices[i : i + 1], b[i : i + 1])[0] for i in range(3)])
     np.testing.assert_allclose(solve(matrices, b), apart, rtol=1e-5)
     assert not np.asarray(apart[2]).any()
+
+
+@pytest.mark.parametrize(("n", "condition"), [(3, 1.5), (8, 1e3), (32, 1e3), (128, 10.0)])
+def test_conjugate_gradient_stays_once_it_has_converged(n, condition):
+    """Iterations after convergence divide round-off by round-off: examples, right sides of all sizes, none may drift."""
+    rng = np.random.default_rng(n)
+    bases = np.linalg.qr(rng.normal(size=(20, n, n)))[0]
+    values = np.exp(rng.uniform(-np.log(condition), 0, (20, 1, n)))
+    matrices, b = (
+        (bases * values) @ np.swapaxes(bases, 1, 2),
+        rng.normal(size=(20, n)) * 10 ** rng.uniform(-3, 1, (20, 1)),
+    )
+    run = jax.jit(jax.vmap(lambda a, b: conjugate_gradient(lambda x: a @ x, b)))
+    found, right = run(jnp.float32(matrices), jnp.float32(b)), np.linalg.solve(matrices, b[..., None])[..., 0]
+    assert (np.linalg.norm(found - right, axis=1) < 1e-2 * np.linalg.norm(right, axis=1)).all()
+
+
+def test_conjugate_gradient_has_the_derivative_of_the_solution():
+    """Long after convergence, for a right side of 0 and under vmap."""
+    a, w = spd(5), jax.random.normal(jax.random.key(0), (5,))
+    b = jnp.stack([jax.random.normal(jax.random.key(1), (5,)), jnp.zeros(5)])
+
+    def value(scale, b):
+        return jnp.vdot(w, conjugate_gradient(lambda x: scale * (a @ x), b))
+
+    by_scale, by_b = jax.jit(jax.vmap(jax.grad(value, (0, 1)), (None, 0)))(2.0, b)
+    dual, solution = np.linalg.solve(2.0 * a, w), np.linalg.solve(2.0 * a, b[0])
+    np.testing.assert_allclose(by_b, np.stack([dual, dual]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(by_scale, [-dual @ a @ solution, 0.0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_preconditioner_saves_iterations():
+    scales = jnp.logspace(0, 4, 64)
+    a = jnp.diag(scales) + 0.1 * spd(64) / 64
+    b = jax.random.normal(jax.random.key(0), (64,))
+    truth = np.linalg.solve(np.asarray(a, float), b)
+    plain, helped = (
+        np.linalg.norm(conjugate_gradient(lambda x: a @ x, b, 8, p) - truth)
+        for p in (lambda r: r, lambda r: r / scales)
+    )
+    assert helped < 1e-3 * np.linalg.norm(truth) < 0.1 * plain
+
+
+def test_quadratic_log_is_exact_after_n_steps():
+    a, z = spd(6), jax.random.normal(jax.random.key(0), (2, 3))
+    values, vectors = np.linalg.eigh(a.astype(float))
+    truth = np.sum(np.log(values) * (vectors.T @ np.asarray(z, float).reshape(-1)) ** 2)
+    np.testing.assert_allclose(quadratic_log(lambda x: (a @ x.reshape(-1)).reshape(2, 3), z, 6), truth, rtol=1e-4)
+    # A basis that ends early: both directions of an identity are found in one step.
+    np.testing.assert_allclose(quadratic_log(lambda x: 3.0 * x, z, 4), np.log(3.0) * jnp.vdot(z, z), rtol=1e-5)
 
 
 def test_contract_and_expand_are_transposes():
