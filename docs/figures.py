@@ -1,4 +1,4 @@
-"""Draws the figures of the documentation: ``python docs/figures.py`` writes docs/architecture.png and docs/round.png."""
+"""Draws the data flow of a round: ``python docs/figures.py`` writes docs/round.png."""
 
 from __future__ import annotations
 
@@ -54,33 +54,6 @@ def canvas(width, height):
     return figure, axes
 
 
-def architecture(path):
-    """Modules by layer; imports go downward alone."""
-    figure, axes = canvas(8.4, 5.9)
-    rows = [
-        ("host", "command line", ["main, commands", "configs/", "config: fields, ranges"]),
-        ("host", "a run", ["train, rounds, prior", "draw, measure", "report, plots"]),
-        ("host", "services", ["build (by name)", "data, checkpoints", "parallel: pmap | jit", "metrics"]),
-        ("maths", "EM", ["em: make_e_step, make_m_step"]),
-        ("maths", "round 0, draws", ["starts", "samplers", "posteriors"]),
-        ("maths", "model", ["denoisers", "corruptions", "gaussians"]),
-        ("maths", "ground", ["schedules", "networks", "linalg", "types"]),
-    ]
-    for i, (kind, name, cells) in enumerate(rows):
-        y = 5.25 - 0.78 * i - (0.2 if kind == "maths" else 0)
-        axes.text(1.3, y + 0.25, name, ha="right", va="center", fontsize=9, color=SOFT)
-        width = (5.1 - 0.12 * (len(cells) - 1)) / len(cells)
-        for j, text in enumerate(cells):
-            box(axes, 1.5 + j * (width + 0.12), y, width, 0.5, text, kind, 8.2 if len(cells) > 3 else 8.8)
-    axes.plot([0.2, 6.7], [3.45, 3.45], color=SOFT, lw=0.8, ls=(0, (4, 3)))
-    axes.text(6.85, 4.55, "knows files,\nflags, devices", fontsize=8.4, color=SOFT, va="center")
-    axes.text(6.85, 2.55, "one example,\npure functions,\nno device, no file", fontsize=8.4, color=SOFT, va="center")
-    box(axes, 6.82, 0.42, 1.4, 1.3, "your own\nmodule:name\n(sampler, schedule,\nnetwork, start, ...)", "outside", 7.8)
-    arrow(axes, (0.25, 5.4), (0.25, 0.5), "imports", at=(0.3, 2.2))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 def round_flow(path):
     """What goes where in one round."""
     figure, axes = canvas(8.4, 4.1)
@@ -93,7 +66,7 @@ def round_flow(path):
         0.4,
         1.95,
         1.1,
-        "M-step\n$y' \\sim p(y\\,|\\,\\hat{x}_i)$ afresh,\ntrain $d(x_t, t\\,|\\,y')$",
+        "M-step\nfresh $y' \\sim p(y\\,|\\,\\hat{x}_i)$,\ntrain $d(x_t, t\\,|\\,y')$",
         "maths",
         8.6,
     )
@@ -114,7 +87,7 @@ def round_flow(path):
     arrow(axes, (6.18, 0.95), (4.87, 0.95))
     arrow(axes, (3.08, 0.95), (1.97, 0.95), "average", at=(0, 0.17))
     arrow(axes, (1.07, 2.73), (1.07, 1.52))
-    arrow(axes, (1.7, 1.52), (6.3, 2.73), "one draw an observation, next round", at=(0.75, -0.3))
+    arrow(axes, (1.7, 1.52), (6.3, 2.73), "one draw per observation, next round", at=(0.75, -0.3))
     axes.text(7.17, 3.8, "picture, numbers, report.html", ha="center", fontsize=7.8, color=SOFT)
     axes.text(7.3, 0.14, "no pair $(\\hat{x}_i, y_i)$ is trained on", ha="center", fontsize=7.8, color=SOFT)
     figure.savefig(path, dpi=130)
@@ -123,5 +96,4 @@ def round_flow(path):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
-    architecture(folder / "architecture.png")
     round_flow(folder / "round.png")

@@ -98,11 +98,10 @@ def _tuple(value: object) -> object:
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
-def results_page() -> str:
-    """What the experiments and benchmarks printed: their READMEs and docs/performance.md, with headings one level lower."""
-    parts = ["# Results", "", "Made from experiments/*/README.md and benchmarks/results/; no number is typed here."]
-    files = sorted((ROOT / "experiments").glob("*/README.md"))
-    for file in [*files, ROOT / "docs" / "performance.md"]:
+def experiments_page() -> str:
+    """What the experiments printed: their READMEs, with headings one level lower."""
+    parts = ["# Every table of the experiments", "", "Made from experiments/*/README.md; no number is typed here."]
+    for file in sorted((ROOT / "experiments").glob("*/README.md")):
         text = re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
         text = re.sub(r"(?<=\]\()([^)]+\.png)(?=\))", lambda found, file=file: _moved(file.parent / found[1]), text)
         text = re.sub(r"(?<!!)\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
@@ -118,7 +117,7 @@ def _moved(picture: Path) -> str:
 
 def pictures() -> list[Path]:
     """Pictures of the experiments, which the page of the results shows."""
-    page = results_page()
+    page = experiments_page()
     return [file for file in sorted((ROOT / "experiments").glob("*/*.png")) if f"]({_moved(file)})" in page]
 
 
@@ -314,7 +313,7 @@ def messages_page() -> str:
 PAGES = {
     "messages.md": messages_page,
     "config.md": config_page,
-    "results.md": results_page,
+    "experiments.md": experiments_page,
     "notebooks.md": notebooks_page,
     "api.md": api_page,
 }

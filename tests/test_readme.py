@@ -1,6 +1,7 @@
-"""The README's commands run as written (with a tiny model), and what it names exists."""
+"""The README's commands and extension rows run as written (with a tiny model), and what it names exists."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -8,10 +9,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from faults.command import command
+
+from diffem_jax import config
+from diffem_jax.errors import Preempted
+from diffem_jax.run import train
+from diffem_jax.testing.command import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -67,8 +75,13 @@ def shell(tmp_path):
     return run
 
 
+def test_readme_is_short():
+    assert len(README.split()) <= 700
+    assert len(re.findall(r"!\[", README)) == 1
+
+
 def test_the_tested_blocks_are_there():
-    assert set(BLOCKS) == {"commands", "own data", "python", "pretrained"}
+    assert set(BLOCKS) == {"commands", "own data", "python"}
 
 
 def test_commands(shell, tmp_path):
@@ -95,16 +108,66 @@ def test_own_data(shell, tmp_path):
 
 
 def test_python(capsys):
-    exec(compile(BLOCKS["python"], "README.md", "exec"), {})
-    numbers = np.array(re.findall(r"-?\d+\.\d+", capsys.readouterr().out), float)
-    assert numbers.shape == (8,)
-    assert np.isfinite(numbers).all()
-
-
-def test_pretrained(capsys):
     with jax.numpy_dtype_promotion("standard"):
-        exec(compile(BLOCKS["pretrained"], "README.md", "exec"), {})
+        exec(compile(BLOCKS["python"], "README.md", "exec"), {})
     assert capsys.readouterr().out == "(4, 8, 8, 1) (8, 4, 8, 8, 1)\n"
+
+
+EXTENSIONS = {
+    new: (write, flag)
+    for new, write, flag in re.findall(r"^\| ([\w ]+) \| (.*) \| `(--config\S+)` \|$", README, re.MULTILINE)
+}
+each_extension = pytest.mark.parametrize("new", EXTENSIONS)
+
+
+def named(flag):
+    """The part that a row's flag names: by itself, or through the config file."""
+    if flag.startswith("--config="):
+        variant = flag.partition(":")[2]
+        values = config.flatten(importlib.import_module("examples.config").get_config(variant)).values()
+    else:
+        values = re.findall(r"[\w.]+:\w+", flag)
+    (name,) = [value for value in values if str(value).startswith("examples.")]
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def test_every_kind_of_part_has_a_row():
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "config", "script"}
+    assert {named(flag).__module__.partition(".")[2] for _, flag in EXTENSIONS.values()} == files
+
+
+@each_extension
+def test_extension_is_written_as_its_row_says(new):
+    write, flag = EXTENSIONS[new]
+    part = named(flag)
+    calls = re.findall(r"`(\w*)\(([^`]*)\)`", write)
+    assert calls
+    for name, arguments in calls:
+        if name == "Sampler":
+            continue
+        function = part if name == part.__name__ else getattr(part, name or "__call__", None)
+        if function is None:  # the function that a maker gives
+            continue
+        found = [p for p in inspect.signature(function).parameters if p != "self"]
+        asked = arguments.removesuffix(", ...").split(", ")
+        assert found[: len(asked)] == asked, name
+
+
+@each_extension
+def test_extension_runs_by_its_flag(new, tmp_path, monkeypatch):
+    """Every part is built and traced as its flag says; starts and metrics also compute. Slow tests train with each."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
+    _, flag = EXTENSIONS[new]
+    computes = new in ("start", "metric")
+    if not computes:
+        monkeypatch.setattr(train, "make_run", mock.Mock(side_effect=Preempted("traced")))
+    flags = [*([] if flag.startswith("--config=") else ["--config=digits"]), *shlex.split(flag)]
+    ended = command(*tiny(*flags, rounds=0), f"--workdir={tmp_path / 'run'}")
+    assert ended.code == (0 if computes else 143), ended
+    if new == "metric":
+        assert '"contrast"' in (tmp_path / "run/metrics.jsonl").read_text()
 
 
 def test_every_path_exists():
@@ -118,12 +181,3 @@ def test_every_make_target_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
     assert {"demo", "test"} <= named <= targets
-
-
-def test_every_registry_exists():
-    named = re.findall(r"`(\w+)\.([A-Z_]+)`", README)
-    assert len(named) >= 7
-    for module, registry in named:
-        assert getattr(importlib.import_module(f"diffem_jax.{module}"), registry), f"{module}.{registry}"
-    functions = [name.split(".") for name in re.findall(r"`(em\.\w+)`", README)]
-    assert all(callable(getattr(importlib.import_module(f"diffem_jax.{module}"), name)) for module, name in functions)

@@ -77,6 +77,7 @@ def _identifiability(workdir: Workdir, problem: Problem, number: int, warn: Call
 def _possible(problem: Problem) -> tuple[str, ...]:
     asked = problem.setup.config.eval.metrics
     names = [name for name, (_, needs_truth) in METRICS.items() if problem.truth is not None or not needs_truth]
+    names += [name for name in asked if ":" in name]
     impossible = {name for name in ON_REQUEST if name not in asked}
     if problem.labels is None:
         impossible.add("accuracy")

@@ -83,7 +83,7 @@ METRICS: dict[str, tuple[Callable[[Problem], Callable[[int, np.ndarray], Any]], 
     "observation_distance": (_observation_distance, False),
     "observation_score": (_observation_score, False),
 }
-"""Metric -> (maker of its function, whether it needs the truth)."""
+"""Metric -> (maker of its function, whether it needs the truth); a config also takes 'module:name' of a maker."""
 
 
 def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
@@ -98,12 +98,13 @@ def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
         held_out.check(problem)
     names = [*problem.setup.config.eval.metrics, *([] if rule in ("none", held_out.NAME) else [rule])]
     for name in dict.fromkeys(names):
-        maker, needs_truth = lookup("eval.metrics", name, METRICS)
+        entry = lookup("eval.metrics", name, METRICS)
+        maker, needs_truth = entry if isinstance(entry, tuple) else (entry, False)
         if needs_truth and problem.truth is None:
             raise UserError(
                 f"config.eval.metrics: {name!r} needs clean data, and own observations have none; remove it"
             )
-        chosen[name] = maker(problem)
+        chosen[name.rpartition(":")[2]] = maker(problem)
     used = _rows_used(problem)
 
     def measure(number: int, draws: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
