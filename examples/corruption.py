@@ -1,6 +1,6 @@
 """A corruption: whole rows of an image are lost, as by a broken scanner.
 
-    diffem --config=examples/config.py:corruption --workdir=runs/rows
+    diffem --config=digits --config.corruption.name=examples.corruption:RowDropout --config.corruption.rate=0.3 --workdir=runs/rows
 
 It inherits ``Mask``, so the adjoint, the solves, the fitted start and the 'posterior' preconditioning come with it.
 """

@@ -1,4 +1,7 @@
-"""A metric: the standard deviation of the reconstructions, which needs no clean data."""
+"""A metric: the standard deviation of the reconstructions, which needs no clean data.
+
+diffem --config=digits --config.eval.metrics="('psnr','examples.metric:contrast')" --workdir=runs/contrast
+"""
 
 from diffem_jax.metrics import Estimate
 

@@ -1,6 +1,6 @@
 """A network: a residual perceptron whose hidden units are gated by the noise level.
 
-    diffem --config=examples/config.py:network --workdir=runs/gated
+    diffem --config=digits --config.network.name=examples.network:Gated --config.network.width=128 --workdir=runs/gated
 
 Source of the idea: Perez et al. 2018, arXiv 1709.07871 (feature-wise modulation).
 """

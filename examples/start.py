@@ -1,6 +1,6 @@
 """A start: the Gaussian fitted by EM, its covariance shrunk towards equal variances. For few observations.
 
-    diffem --config=examples/config.py:start --workdir=runs/shrunk
+    diffem --config=digits --config.start.name=examples.start:shrunk --workdir=runs/shrunk
 
 Source of the idea: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
 """

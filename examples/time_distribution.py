@@ -1,4 +1,7 @@
-"""A distribution of t in the training loss: late times, where most of x is hidden by noise, are trained more often."""
+"""A distribution of t in the training loss: late times, where most of x is hidden by noise, are trained more often.
+
+diffem --config=digits --config.m_step.time_law=examples.time_distribution:Late --workdir=runs/late
+"""
 
 import dataclasses
 

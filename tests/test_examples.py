@@ -70,25 +70,35 @@ def test_start_keeps_its_contract():
 
 
 NAMED = {
-    "corruption": ("--config=examples/config.py:corruption",),
-    "network": ("--config=examples/config.py:network", "--config.network.width=8", "--config.network.depth=1"),
-    "posterior": ("--config=digits", "--config.method=examples.posterior:gradient_free"),
-    "sampler": ("--config=digits", "--config.e_step.sampler=examples.sampler:churn"),
-    "schedule": ("--config=digits", "--config.schedule.name=examples.schedule:Cosine"),
-    "start": ("--config=examples/config.py:start",),
+    "corruption": (
+        "corruption.name=examples.corruption:RowDropout",
+        "corruption.rate=0.4",
+        "corruption.noise_std=0.01",
+    ),
+    "network": ("network.name=examples.network:Gated", "network.width=8", "network.depth=1"),
+    "posterior": ("method=examples.posterior:gradient_free",),
+    "sampler": ("e_step.sampler=examples.sampler:churn",),
+    "schedule": ("schedule.name=examples.schedule:Cosine",),
+    "start": ("start.name=examples.start:shrunk",),
+    "time_distribution": ("m_step.time_law=examples.time_distribution:Late",),
+    "metric": ("eval.metrics=('examples.metric:contrast',)",),
 }
+
+
+def flags_of(*kinds):
+    """The flags of the digits config with parts from outside."""
+    return ["--config=digits", *(f"--config.{field}" for kind in kinds for field in NAMED[kind])]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMED)
 def test_run_goes_on_with_a_part_named_in_the_config(kind, tmp_path):
-    testing.check_command(*NAMED[kind], folder=tmp_path, source=ROOT)
+    testing.check_command(*flags_of(kind), folder=tmp_path, source=ROOT)
 
 
 @pytest.mark.slow
 def test_all_parts_together(outside):
-    flags, workdir = [f"--config={ROOT}/examples/config.py:all"], f"--workdir={outside / 'run'}"
-    flags += ["--config.network.width=8", "--config.network.depth=1"]
+    flags, workdir = flags_of(*(kind for kind in NAMED if kind != "posterior")), f"--workdir={outside / 'run'}"
     for rounds in (1, 2):
         ended = command(*tiny(*flags, rounds=rounds), workdir)
         assert ended.code == 0, ended

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from faults.command import command
 
-from diffem_jax import config
 from diffem_jax.errors import Preempted
 from diffem_jax.run import train
 from diffem_jax.testing.command import tiny
@@ -121,19 +120,13 @@ each_extension = pytest.mark.parametrize("new", EXTENSIONS)
 
 
 def named(flag):
-    """The part that a row's flag names: by itself, or through the config file."""
-    if flag.startswith("--config="):
-        variant = flag.partition(":")[2]
-        values = config.flatten(importlib.import_module("examples.config").get_config(variant)).values()
-    else:
-        values = re.findall(r"[\w.]+:\w+", flag)
-    (name,) = [value for value in values if str(value).startswith("examples.")]
-    module, _, attribute = name.partition(":")
+    """The part that a row's flag names."""
+    module, attribute = re.search(r"(examples[\w.]+):(\w+)", flag).groups()
     return getattr(importlib.import_module(module), attribute)
 
 
 def test_every_kind_of_part_has_a_row():
-    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "config", "script"}
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "script"}
     assert {named(flag).__module__.partition(".")[2] for _, flag in EXTENSIONS.values()} == files
 
 
@@ -163,7 +156,7 @@ def test_extension_runs_by_its_flag(new, tmp_path, monkeypatch):
     computes = new in ("start", "metric")
     if not computes:
         monkeypatch.setattr(train, "make_run", mock.Mock(side_effect=Preempted("traced")))
-    flags = [*([] if flag.startswith("--config=") else ["--config=digits"]), *shlex.split(flag)]
+    flags = ["--config=digits", *shlex.split(flag)]
     ended = command(*tiny(*flags, rounds=0), f"--workdir={tmp_path / 'run'}")
     assert ended.code == (0 if computes else 143), ended
     if new == "metric":
