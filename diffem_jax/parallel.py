@@ -1,7 +1,11 @@
-"""The only module whose code depends on the devices: it maps the E-step and the M-step over them by ``pmap`` or by ``jit``.
+"""The only module whose code depends on the devices: it maps the E-step and the M-step over them.
 
-Both ways share one interface. A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it
-over the devices, ``gather`` brings results back. Parameters and optimiser state are replicated and un-stacked.
+    pmap    every device holds the whole state and its part of a batch; the step averages gradients itself
+    jit     the same layout as shardings of global arrays; XLA averages
+    fsdp    'jit' with parameters, their average and the optimiser state cut over the devices, so that each holds 1 / devices
+
+All ways share one interface. A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it
+over the devices, ``gather`` brings results back. States are un-stacked: a leaf has the shape it has on one device.
 """
 
 from __future__ import annotations
@@ -23,14 +27,15 @@ class Parallel(NamedTuple):
     """A way of using devices.
 
     Attributes:
-        name: 'pmap' or 'jit'.
+        name: 'pmap', 'jit' or 'fsdp'.
         num_devices: devices over all processes.
         num_local: devices of this process.
-        mean: average over the devices inside an M-step; the identity under jit, whose batch is global.
+        mean: average over the devices inside an M-step; the identity where the batch is global.
         map_e_step: e_step -> compiled (key, params, observations, indices).
         map_m_step: m_step -> compiled (key, state, x, slots); donates the state.
         shard: (tree, axis) -> device arrays, split along ``axis`` (a batch axis of this process's examples).
         replicate: tree -> device arrays, whole on every device.
+        place: state -> device arrays as ``map_m_step`` takes them: whole on every device, or cut over them.
         gather: sharded array -> this process's rows on the host.
     """
 
@@ -42,19 +47,23 @@ class Parallel(NamedTuple):
     map_m_step: Callable[[Callable], Callable]
     shard: Callable[..., PyTree]
     replicate: Callable[[PyTree], PyTree]
+    place: Callable[[PyTree], PyTree]
     gather: Callable[[Any], np.ndarray]
 
 
+WAYS = ("pmap", "jit", "fsdp")
+
+
 def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """'pmap' (the default) or 'jit' with ``NamedSharding``, over the given or all devices.
+    """One of ``WAYS`` over the given or all devices.
 
     Raises:
         UserError: another name.
     """
-    ways = {"pmap": _pmap, "jit": _jit}
-    if name not in ways:
-        raise UserError(f"parallel: {name!r}; expected 'pmap' or 'jit'")
-    return ways[name](list(devices or jax.devices()))
+    if name not in WAYS:
+        raise UserError(f"parallel: {name!r}; expected one of {', '.join(WAYS)}")
+    found = list(devices or jax.devices())
+    return _pmap(found) if name == "pmap" else _jit(found, cut=name == "fsdp")
 
 
 def _replicated(devices: list[jax.Device]) -> NamedSharding:
@@ -80,8 +89,22 @@ def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
 
 
 def on_host(leaf: Any) -> np.ndarray:
-    """A replicated array on the host, whatever devices it lies on."""
-    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+    """A whole array on the host, whatever devices it lies on; where processes share it, all call this."""
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
+def snapshot(tree: PyTree) -> PyTree:
+    """A copy on the host, which stays as it is when the tree is donated to the next step."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()  # all at once, before the first is waited for
+    return jax.tree.map(lambda leaf: np.array(on_host(leaf)), tree)
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
@@ -92,7 +115,16 @@ def _local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(s.data) for s in shards])
 
 
-def _jit(devices: list[jax.Device]) -> Parallel:
+def _cut(mesh: Mesh, leaf: Any) -> NamedSharding:
+    """Along the longest axis that the devices divide; arrays without one are whole on every device."""
+    axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+    if not axes or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return NamedSharding(mesh, PartitionSpec())
+    longest = max(axes, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * longest, AXIS))
+
+
+def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     mesh = Mesh(np.array(devices), (AXIS,))
     replicated = _replicated(devices)
 
@@ -116,20 +148,43 @@ def _jit(devices: list[jax.Device]) -> Parallel:
         return jax.jit(e_step, in_shardings=(replicated, replicated, split(0), split(0)), out_shardings=split(0))
 
     def map_m_step(m_step: Callable) -> Callable:
-        shardings = (replicated, replicated, split(1), split(1))
-        return jax.jit(m_step, in_shardings=shardings, out_shardings=(replicated, replicated), donate_argnums=1)
+        def mapped(state: Any) -> Callable:
+            shardings = (replicated, state, split(1), split(1))
+            return jax.jit(m_step, in_shardings=shardings, out_shardings=(state, replicated), donate_argnums=1)
+
+        if not cut:
+            return mapped(replicated)
+        known: dict[Any, Callable] = {}
+
+        def call(key: Any, state: PyTree, *batch: PyTree) -> Any:
+            # Where a leaf is cut depends on its shape, which is not known before there is a state.
+            kind = jax.tree.structure(state), tuple(leaf.shape for leaf in jax.tree.leaves(state))
+            if kind not in known:
+                known[kind] = mapped(jax.tree.map(lambda leaf: _cut(mesh, leaf), state))
+            return known[kind](key, state, *batch)
+
+        return call
+
+    def place(state: PyTree) -> PyTree:
+        def put(leaf: Any) -> jax.Array:
+            whole = np.array(leaf)  # a copy: the state is donated later
+            return jax.make_array_from_callback(whole.shape, _cut(mesh, whole), lambda index: whole[index])
+
+        return jax.tree.map(put, state)
 
     local = sum(d.process_index == jax.process_index() for d in devices)
+    replicate = _replicate(replicated)
     return Parallel(
-        "jit",
-        len(devices),
-        local,
-        lambda tree: tree,
-        map_e_step,
-        map_m_step,
-        shard,
-        _replicate(replicated),
-        _local_rows,
+        name="fsdp" if cut else "jit",
+        num_devices=len(devices),
+        num_local=local,
+        mean=lambda tree: tree,
+        map_e_step=map_e_step,
+        map_m_step=map_m_step,
+        shard=shard,
+        replicate=replicate,
+        place=place if cut else replicate,
+        gather=_local_rows,
     )
 
 
@@ -174,8 +229,18 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     def mean(tree: PyTree) -> PyTree:
         return jax.lax.pmean(tree, AXIS)
 
+    replicate = _replicate(_replicated(devices))
     return Parallel(
-        "pmap", len(devices), count, mean, map_e_step, map_m_step, shard, _replicate(_replicated(devices)), gather
+        name="pmap",
+        num_devices=len(devices),
+        num_local=count,
+        mean=mean,
+        map_e_step=map_e_step,
+        map_m_step=map_m_step,
+        shard=shard,
+        replicate=replicate,
+        place=replicate,
+        gather=gather,
     )
 
 
@@ -245,8 +310,8 @@ def total(values: np.ndarray) -> np.ndarray:
     # Arrays of devices have 32 bits: high and low parts are sent apart.
     high = np.asarray(values, np.float32)
     low = np.asarray(values - high, np.float32)
-    told = np.asarray(multihost_utils.process_allgather(np.stack([high, low])), np.float64)
-    return told.sum(axis=(0, 1))
+    found = np.asarray(multihost_utils.process_allgather(np.stack([high, low])), np.float64)
+    return found.sum(axis=(0, 1))
 
 
 def barrier(name: str) -> None:

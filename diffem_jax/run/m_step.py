@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +13,11 @@ import jax
 import numpy as np
 
 from diffem_jax.errors import NonFinite
-from diffem_jax.parallel import Parallel, on_host, process_count, process_index
+from diffem_jax.parallel import Parallel, barrier, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.background import Background, read_ahead
 from diffem_jax.types import EMState, Key, PyTree
 
 ROLLING = "round_*_update_*"
@@ -77,7 +80,8 @@ def train(
 ) -> tuple[EMState, float]:
     """Does what is left of a training, from its rolling checkpoint if there is one; returns the state and the mean loss.
 
-    Each process reads and places its own part of every batch. The next call's rows are read while this one runs.
+    Each process reads and places its own part of every batch. While a call runs, the next one's rows are read and placed by
+    one thread, and the last rolling checkpoint is written by another, whose failure ends the training at the next call.
 
     Args:
         training: what to do.
@@ -97,25 +101,30 @@ def train(
     # What is left may not be whole calls where a run goes on with another ``checkpoint.every_steps``.
     dispatch = math.gcd(training.dispatch, training.steps - course.done)
     batches = training.batches(course.done, dispatch, own)
+    calls = (training.steps - course.done) // dispatch
+    rows = contextlib.closing(read_ahead(lambda: parallel.shard(next(batches), 1), calls))
+    progress = Progress(training.label, training.steps, "updates", done=course.done, quiet=process_index() != 0)
+    writer: Background[None] = Background()
     slots = parallel.shard(np.tile(np.arange(training.batch_size, dtype=np.int32)[own], (dispatch, 1)), 1)
-    key, state = parallel.replicate(key), parallel.replicate(state)
+    key, state = parallel.replicate(key), parallel.place(state)
     saved, pending = course.done, None
-    with Progress(training.label, training.steps, "updates", done=course.done, quiet=process_index() != 0) as progress:
-        while course.done < training.steps:
-            data = parallel.shard(next(batches), 1)
+    with progress, rows as ahead, writer:
+        for data in ahead:
             with jax.transfer_guard("disallow"):
                 state, info = training.m_step(key, state, data, slots)
-            del data  # free this call's rows before the next ones are read
+            del data  # free this call's rows before the ones after the next are read
             # The losses of the call before are read while this one runs.
             course = _read_losses(training, course, pending, progress)
             pending, course = info, course._replace(done=course.done + dispatch)
+            writer.check()
             stopping = stop.requested()
             if (course.done - saved >= training.every and course.done < training.steps) or stopping:
                 course = _read_losses(training, course, pending, progress)
                 pending, saved = None, course.done
-                _check_state(training, jax.tree.map(on_host, state), course.done)
-                _save_rolling(training, state, course)
+                writer.start(functools.partial(_save_rolling, training, snapshot(state), course))
                 if stopping:
+                    writer.wait()
+                    barrier("saved")
                     stop.check()
         course = _read_losses(training, course, pending, progress)
     host = jax.tree.map(on_host, state)
@@ -139,9 +148,13 @@ def _resume(training: Training, begin: Callable[[], EMState], say: Callable[[str
 
 
 def _save_rolling(training: Training, state: EMState, course: Course) -> None:
+    """Writes a state on the host; of several processes the first one does, while the others go on."""
+    _check_state(training, state, course.done)
+    if process_index() != 0:
+        return
     path = training.folder / f"round_{training.number:05d}_update_{course.done:09d}"
     record = {"done": course.done, "loss_sum": course.total, "loss_count": course.counted}
-    checkpoints.save(path, state._asdict(), training.record | record)
+    checkpoints.write(path, state._asdict(), training.record | record)
     for older in rolling_checkpoints(training.folder)[:-2]:
         checkpoints.remove(older)
 

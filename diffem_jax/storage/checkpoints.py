@@ -20,10 +20,12 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.errors import UserError, first_line
-from diffem_jax.parallel import agree_text, barrier, on_host
+from diffem_jax.parallel import agree_text, barrier, on_host, process_index
 from diffem_jax.storage.files import digests, write_json
 from diffem_jax.types import PyTree
 
+# Arrays are stored whole and loaded onto the host, which is what this warning is about.
+warnings.filterwarnings("ignore", message="Sharding info not provided")
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
 
 
@@ -32,7 +34,7 @@ def _checksums(path: Path) -> Path:
 
 
 def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves a tree of arrays; call it on every process. The first one writes.
+    """Saves a tree of arrays; call it on every process. The first one writes, the others wait for it.
 
     Arrays are stored whole and know no device, so that any number of processes and devices can go on from them.
 
@@ -44,21 +46,32 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
     Raises:
         UserError: the file system refused (full, read-only, too large); earlier checkpoints are untouched.
     """
+    host = jax.tree.map(on_host, tree)
+    if process_index() == 0:
+        write(path, host, metadata)
+    barrier("saved")
+
+
+def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
+    """``save`` of arrays on the host by this process alone, which need not be its main thread.
+
+    Raises:
+        UserError: as ``save`` does.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lead = jax.process_index() == 0
+    me = process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=path.name
+    )
     try:
-        if lead:
-            _checksums(path).unlink(missing_ok=True)
+        _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
-        with _quiet():
-            ocp.save_checkpointables(path.absolute(), {"state": jax.tree.map(on_host, tree)}, overwrite=True)
-        if lead:
-            write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
-        barrier("saved")
+        with _quiet(), ocp.Context(multiprocessing_options=alone):
+            ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
+        write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
     except (OSError, ValueError) as error:
-        if lead:
-            for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(error, ValueError) and not _is_storage_error(error):
             raise
         raise UserError(
@@ -73,9 +86,7 @@ def _quiet() -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sharding info not provided")
-            yield
+        yield
     finally:
         logging.set_verbosity(before)
 
@@ -162,7 +173,7 @@ def written(folder: Path, pattern: str = "*") -> list[Path]:
 
 def sweep(folder: Path) -> None:
     """Removes what a killed process left half-written in a folder of checkpoints."""
-    if jax.process_index():
+    if process_index():
         return
     for path in folder.glob("*.orbax-checkpoint-tmp*"):
         if _OURS.match(path.name.partition(".")[0]):
@@ -174,7 +185,7 @@ def latest(folder: Path, warn: Any = print, pattern: str = "*") -> Path | None:
 
     Damaged ones are renamed to ``*.corrupt`` and reported through ``warn``.
     """
-    name = _latest(folder, warn, pattern) if jax.process_index() == 0 else ""
+    name = _latest(folder, warn, pattern) if process_index() == 0 else ""
     name = agree_text(name)
     return folder / name if name else None
 
@@ -202,6 +213,6 @@ def set_aside(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Deletes a checkpoint: its checksums first, so that a crash half-way leaves an unfinished one, not a damaged one."""
-    if jax.process_index() == 0:
+    if process_index() == 0:
         _checksums(path).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)

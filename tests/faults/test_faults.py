@@ -61,7 +61,7 @@ def test_killed_in_an_e_step_an_m_step_and_a_checkpoint(harness, expected):
     assert ended.alive and not (workdir / "rounds" / "round_00001").exists(), ended.output
 
     ended = harness.kill(workdir, appeared(workdir, "*/round_00002*.orbax-checkpoint-tmp*"))
-    assert ended.alive and "continuing round 1 from update" in ended.output, ended.output
+    assert ended.alive and "M-step 1: continuing from update" in ended.output, ended.output
     assert ended.phase == "checkpoint", ended
     assert not (workdir / "rounds" / "round_00002").exists()
 
@@ -90,7 +90,7 @@ def test_preempted_then_a_damaged_rolling_checkpoint_then_a_full_disk(harness, e
         and "set aside" in output
         and (workdir / "latest" / f"{rolling[-1].name}.corrupt").is_dir()
     )
-    assert f"continuing round 1 from update {int(rolling[0].name[-9:])} of" in output
+    assert f"M-step 1: continuing from update {int(rolling[0].name[-9:])} of" in output
     assert "could not be written" in output and "File too large" in output and "Traceback" not in output, output
     assert rolling[0].is_dir() and not (workdir / "rounds" / "round_00001").exists()
 
@@ -220,13 +220,13 @@ def test_prior_training_stopped_goes_on_from_its_checkpoint(harness, whole, expe
 
 
 @pytest.mark.slow
-def test_a_stale_prior_is_trained_anew(harness, whole, expected_prior):
+def test_a_stale_prior_is_trained_again(harness, whole, expected_prior):
     """More rounds, or more updates: what it was trained on is noted, and differs. The same command again: nothing."""
     workdir = copy(whole, harness.root / "stale")
     harness.finish(workdir, *PRIOR)
     assert "prior: trained" not in harness.finish(workdir, *PRIOR)
     output = harness.finish(workdir, *PRIOR, "--config.prior.steps=20")
-    assert "training it anew" in output and prior_of(workdir) != expected_prior
+    assert "training it again" in output and prior_of(workdir) != expected_prior
     output = harness.finish(workdir, *PRIOR, "--config.rounds=3")
-    assert "is of round 2" in output and "training it anew" in output
+    assert "is of round 2" in output and "training it again" in output
     assert checkpoints.metadata(workdir / "prior" / "final")["round"] == 3

@@ -205,9 +205,9 @@ def test_a_run_of_one_process_goes_on_with_two_from_inside_a_round_and_back(harn
     # A signal to one ends both at the same update.
     processes[1].send_signal(signal.SIGTERM)
     outputs = end(processes, 143)
-    assert "continuing round 1 from update" in outputs[0]
+    assert "M-step 1: continuing from update" in outputs[0]
     output = harness.finish(workdir)
-    assert "continuing round 2 from update" in output
+    assert "M-step 2: continuing from update" in output
     assert_close(workdir, alone, 2)
 
 

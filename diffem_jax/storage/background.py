@@ -1,0 +1,89 @@
+"""Work beside the main loop: rows read ahead, checkpoints written behind.
+
+    main thread      update k        update k + 1      update k + 2
+    reader           rows of k + 1   rows of k + 2     ...
+    writer           ------- checkpoint of update k - 1 --------
+
+One thread does one job at a time. What a job raises is raised in the main loop, at its next look; a thread that hangs
+keeps no process alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+GRACE_SECONDS = 10.0
+"""How long a loop that ends by an error waits for a job that is under way."""
+
+
+class Background(Generic[T]):
+    """Runs one job at a time on a thread; a context manager that leaves no job behind.
+
+    On the way out it waits for the job and raises its error; where the body itself failed it waits ``GRACE_SECONDS``.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def start(self, job: Callable[[], T]) -> None:
+        """Starts a job once the one before it has ended, whose error is raised."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                self._result = job()
+            except BaseException as error:  # whatever it is, it belongs to the main loop
+                self._error = error
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises the error of a job that has failed; does not wait."""
+        if self._thread is not None and not self._thread.is_alive() and self._error is not None:
+            self.wait()
+
+    def wait(self) -> T:
+        """Waits for the job, if there is one; returns its result or raises its error, once."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        result, error = self._result, self._error
+        self._result = self._error = None
+        if error is not None:
+            raise error
+        return result
+
+    def __enter__(self) -> Background[T]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join(GRACE_SECONDS)
+
+
+def read_ahead(read: Callable[[], T], count: int) -> Generator[T, None, None]:
+    """``count`` results of ``read``, in order; while one is used, the next is read on another thread.
+
+    At most one result waits, so that what is used and what waits are all that is in memory. Close the iterator (with
+    ``contextlib.closing``) where it is not used to its end.
+
+    Raises:
+        whatever ``read`` raises, at the result that it was to give.
+    """
+    with Background[T]() as reader:
+        if count:
+            reader.start(read)
+        for left in range(count, 0, -1):
+            result = reader.wait()
+            if left > 1:
+                reader.start(read)
+            yield result
+            del result
