@@ -99,13 +99,21 @@ def join(coordinator: str, processes: int, process: int) -> None:
     parallel.initialize("" if coordinator == "auto" else coordinator, processes, process)
 
 
-def train(config: ConfigDict, workdir: Path, *, override: bool) -> None:
+def keep_programs() -> None:
+    """Compiled programs are kept in the cache folder, so that the same command starts without compiling."""
+    from diffem_jax.storage.files import cache_folder
+    from diffem_jax.storage.programs import keep_compiled
+
+    keep_compiled(cache_folder() / "compiled")
+
+
+def train(config: ConfigDict, workdir: Path, *, override: bool, profile: int = 0) -> None:
     """Trains, or goes on with, the run of a config."""
     validate(config, training=True)
     check_platform()
     from diffem_jax.run.train import run_em
 
-    run_em(config, workdir, override=override, say=_say)
+    run_em(config, workdir, override=override, say=_say, profile=profile)
 
 
 def sample(

@@ -23,6 +23,9 @@ _ROUND = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
 _OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
+_PROFILE = flags.DEFINE_integer(
+    "profile", 0, "train: trace so many updates and one E-step batch into WORKDIR/profile.", lower_bound=0
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, 'auto' on a cluster; several processes."
 )
@@ -40,8 +43,9 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or fields else None
     if _COORDINATOR.value is not None:
         commands.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    commands.keep_programs()
     if config is not None and _MODE.value == "train":
-        commands.train(config, workdir, override=_OVERRIDE.value)
+        commands.train(config, workdir, override=_OVERRIDE.value, profile=_PROFILE.value)
     elif _MODE.value == "sample":
         commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value, _ROUND.value)
     elif _MODE.value == "evaluate":

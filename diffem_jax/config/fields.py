@@ -56,7 +56,7 @@ TABLE = (
     Field("method", "diffem", ("diffem", *(f"em_{name}" for name in POSTERIORS), "ambient", "oracle", OWN), "diffem; a rival that "
           "conditions an unconditional network (em_*, or a posterior transform of your own); ambient, for masks; oracle, which trains "
           "on the hidden truth"),
-    Field("parallel", "pmap", ("pmap", "jit"), "how devices share the work"),
+    Field("parallel", "pmap", ("pmap", "jit", "fsdp"), "how devices share the work; fsdp cuts the state over them"),
     Field("writers", (), NAMES, "besides the work directory: tensorboard, wandb (extras) or module:name"),
     Field("data.name", "digits", str, "a source of diffem_jax.data, tfds:NAME, folder, arrays, observations or module:name"),
     Field("data.path", "", str, "file or folder of folder, arrays and observations"),

@@ -15,6 +15,7 @@ from diffem_jax.parallel import agree
 from diffem_jax.report.console import CompileClock, Estimate
 from diffem_jax.report.writers import Writers
 from diffem_jax.run import stopping
+from diffem_jax.run.profile import Profile
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
@@ -41,6 +42,7 @@ class Run(NamedTuple):
         writers: take numbers and pictures.
         estimate: says how long the run will take.
         clock: of compilation.
+        profile: traces what the command asked for.
     """
 
     problem: Problem
@@ -57,6 +59,7 @@ class Run(NamedTuple):
     writers: Writers
     estimate: Estimate
     clock: CompileClock
+    profile: Profile
 
 
 def decision(run: Run) -> stopping.Decision:

@@ -110,7 +110,8 @@ def train(
     saved, pending = course.done, None
     with progress, rows as ahead, writer:
         for data in ahead:
-            with jax.transfer_guard("disallow"):
+            update = jax.profiler.StepTraceAnnotation("update", step_num=training.first_step + course.done)
+            with jax.transfer_guard("disallow"), update:
                 state, info = training.m_step(key, state, data, slots)
             del data  # free this call's rows before the ones after the next are read
             # The losses of the call before are read while this one runs.

@@ -44,6 +44,7 @@ def finish_round(run: Run, number: int, state: EMState) -> None:
     """The E-step of a round, its record and its pictures: only what an interrupted run left undone."""
     if not is_finished(run, number):
         step, params = drawn_with(run, number, state)
+        step = run.profile.watch(step) if number else step
         problem, parallel = run.problem, run.engine.parallel
         record = run_e_step(problem, run.store, parallel, step, params, number, run.stop, run.say)
         if run.held_out is not None:
@@ -92,6 +93,7 @@ def run_m_step(run: Run, number: int, state: EMState) -> tuple[EMState, Record]:
     m, first_step = config.m_step, (number - 1) * config.m_step.steps
 
     def note(done: int, losses: np.ndarray) -> None:
+        run.profile.note_updates(len(losses))
         if process_index() == 0:
             run.estimate.updates(number, done, len(losses))
             run.writers.losses(first_step + done, float(losses.mean()))

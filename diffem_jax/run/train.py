@@ -24,6 +24,7 @@ from diffem_jax.run import held_out, warm
 from diffem_jax.run.context import Run
 from diffem_jax.run.measures import make_measures
 from diffem_jax.run.prior import train_prior
+from diffem_jax.run.profile import Profile
 from diffem_jax.run.rounds import run_rounds
 from diffem_jax.run.start import load_or_fit, standard_normal, start_draw
 from diffem_jax.run.termination import StopRequest
@@ -37,7 +38,9 @@ Say = Callable[[str], None]
 __all__ = ["Preempted", "run_em"]
 
 
-def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, say: Say = print) -> Workdir:
+def run_em(
+    config: ConfigDict, workdir: str | Path, *, override: bool = False, say: Say = print, profile: int = 0
+) -> Workdir:
     """Runs, or goes on with, the EM rounds of a config in a work directory.
 
     Args:
@@ -45,6 +48,7 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
         workdir: where results go.
         override: accept a config that differs from the work directory's.
         say: takes lines for the person watching.
+        profile: updates to be traced into WORKDIR/profile; 0 for none.
 
     Returns:
         the work directory.
@@ -70,6 +74,7 @@ def run_em(config: ConfigDict, workdir: str | Path, *, override: bool = False, s
             try:
                 with stop.deferred(), open_writers(folder, config, lead) as writers:
                     run = make_run(problem, folder, measure, stop, speak, writers)
+                    run = run._replace(profile=Profile(folder.root / "profile", profile, speak))
                     run_rounds(run)
                     train_prior(problem.setup, folder, stop, speak)
             except NonFinite as error:
@@ -168,6 +173,7 @@ def make_run(
         writers=writers or Writers(folder, config, lead=False),
         estimate=console.Estimate(config, problem.num_examples * config.e_step.draws, say),
         clock=clock,
+        profile=Profile(folder.root / "profile"),
     )
 
 

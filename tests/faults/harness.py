@@ -76,6 +76,7 @@ class Harness:
         }
         self.environment.pop("XLA_FLAGS", None)
         self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cache).lower()
         if cache:
             self.environment |= {
                 "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),

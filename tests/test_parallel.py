@@ -1,0 +1,91 @@
+"""The state cut over the devices: the same numbers, a share of the memory, and checkpoints that know no device."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffem_jax.em import make_m_step, make_state
+from diffem_jax.errors import UserError
+from diffem_jax.parallel import make_parallel, on_host, snapshot
+
+ROOT = Path(__file__).parent.parent
+UPDATES, BATCH, WIDTH = 3, 16, 32
+
+
+def loss(params, key, x):
+    """A small network that reconstructs noisy rows."""
+    noisy = x + 0.1 * jax.random.normal(key, x.shape)
+    return jnp.mean((jnp.tanh(noisy @ params["in"] + params["bias"]) @ params["out"] - x) ** 2)
+
+
+def train(way, calls=2):
+    """The state after some calls, on the devices, and the losses."""
+    parallel = make_parallel(way)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    step = parallel.map_m_step(make_m_step(loss, optimizer, ema_decay=0.9, mean=parallel.mean))
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "in": jax.random.normal(keys[0], (6, WIDTH)) / 2,
+        "bias": jnp.zeros(WIDTH),
+        "out": jax.random.normal(keys[1], (WIDTH, 6)) / 6,
+    }
+    state = parallel.place(make_state(params, optimizer))
+    slots = parallel.shard(np.tile(np.arange(BATCH, dtype=np.int32), (UPDATES, 1)), 1)
+    losses = []
+    for number in range(calls):
+        x = np.random.default_rng(number).normal(size=(UPDATES, BATCH, 6)).astype(np.float32)
+        with jax.numpy_dtype_promotion("standard"):  # optax promotes integers by itself
+            state, info = step(parallel.replicate(jax.random.key(1)), state, parallel.shard(x, 1), slots)
+        losses.append(np.asarray(info["loss"]))
+    return state, np.concatenate(losses)
+
+
+def share(state):
+    """Bytes that the first device holds, as a share of the whole state's."""
+    leaves = jax.tree.leaves(state)
+    return sum(leaf.addressable_data(0).nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+
+
+def compare(devices):
+    """Raises where fsdp differs from jit by more than round-off, or a device holds more than its share and the scalars."""
+    assert jax.device_count() == devices
+    (cut, cut_losses), (whole, losses) = train("fsdp"), train("jit")
+    np.testing.assert_allclose(cut_losses, losses, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(snapshot(cut)), jax.tree.leaves(snapshot(whole)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert share(whole) == 1.0 and 1 / devices <= share(cut) < 1.03 / devices
+    return share(cut)
+
+
+def test_a_cut_state_gives_the_same_numbers():
+    compare(2)
+
+
+def test_on_eight_devices_each_holds_an_eighth():
+    code = (
+        "import jax; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from tests import test_parallel; print('share', test_parallel.compare(8))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "share 0.12" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_snapshot_outlives_its_state():
+    state, _ = train("fsdp")
+    kept, before = snapshot(state), [np.array(on_host(leaf)) for leaf in jax.tree.leaves(state)]
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    for a, b in zip(jax.tree.leaves(kept), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_way_is_refused():
+    with pytest.raises(UserError, match="expected one of pmap, jit, fsdp"):
+        make_parallel("threads")
