@@ -139,6 +139,29 @@ class TimeLaw(Protocol):
         """One t in [0, 1], a scalar."""
 
 
+Spread = Callable[[Key, Array, Array], Array]
+"""(key, w [*X], v []) -> a draw of N(C w, C), [*X]: how x scatters about x-hat in a Gaussian stand-in for p(x | x_t, y).
+
+v is the variance of x that x_t leaves. C = v I without an observation, and (I / v + A^T A / noise_std^2)^-1 given y = A x + n.
+"""
+
+
+class SpreadDenoiser(NamedTuple):
+    """A denoiser that also tells samplers how x scatters about x-hat; called, it is the denoiser.
+
+    Attributes:
+        denoise: (x_t, t) -> x-hat.
+        spread: a ``Spread``.
+    """
+
+    denoise: DenoiseFn
+    spread: Spread
+
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        """x-hat."""
+        return self.denoise(x_t, t)
+
+
 class Sampler(NamedTuple):
     """A reverse-diffusion sampler as pure functions, for one example.
 

@@ -25,7 +25,7 @@ def churn(schedule, data_std=1.0, amount=0.3):
         alpha_1, sigma_1 = schedule(jnp.ones_like(t))
         raised = jnp.minimum(level * (1 + amount * next_level / level), sigma_1 / alpha_1)
         noisier = x / alpha + jnp.sqrt(jnp.maximum(raised**2 - level**2, 0.0)) * jax.random.normal(key, x.shape)
-        u = schedule.time(raised)
+        u = dx.time_at(schedule, raised)
         clean = denoise(schedule(u)[0] * noisier, u)
         return alpha_s * (clean + (next_level / raised) * (noisier - clean)), {"denoised": clean}
 

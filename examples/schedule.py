@@ -23,8 +23,3 @@ class Cosine:
         low, high = math.atan(self.sigma_min), math.atan(self.sigma_max)
         angle = low + (high - low) * t
         return jnp.cos(angle), jnp.sin(angle)
-
-    def time(self, sigma):
-        """The t at which sigma_t / alpha_t = sigma; the karras grid and the log_normal times need it."""
-        low, high = math.atan(self.sigma_min), math.atan(self.sigma_max)
-        return (jnp.arctan(sigma) - low) / (high - low)

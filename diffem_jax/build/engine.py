@@ -12,10 +12,11 @@ from jax import Array
 
 from diffem_jax import em
 from diffem_jax.build.methods import Model, Setup, make_model
+from diffem_jax.denoisers.spread import observed_spread
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.parallel import Parallel
-from diffem_jax.types import EMState, Key, PyTree
+from diffem_jax.types import DenoiseFn, EMState, Key, Observation, PyTree, SpreadDenoiser
 
 
 class Engine(NamedTuple):
@@ -56,12 +57,24 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
         )
     model = make_model(setup, start)
     if model.draw is None:
-        e_step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+        e_step = em.make_e_step(_bind_spread(setup, model), setup.sampler, setup.times, setup.shape)
     else:
         e_step = em.map_examples(model.draw)
     m_step = make_mapped_m_step(setup, parallel, model.loss, setup.optimizer)
     dispatch = updates_per_dispatch(config, m.steps)
     return Engine(parallel, model, parallel.map_e_step(e_step), m_step, dispatch)
+
+
+def _bind_spread(setup: Setup, model: Model) -> Callable[[PyTree, Observation], DenoiseFn]:
+    """The model's denoisers, with the spread that a linear corruption knows in closed form."""
+    corruption = setup.corruption
+    if not corruption.is_linear:
+        return model.bind
+
+    def bind(params: PyTree, observation: Observation) -> DenoiseFn:
+        return SpreadDenoiser(model.bind(params, observation), observed_spread(corruption, observation))
+
+    return bind
 
 
 def updates_per_dispatch(config: Any, steps: int) -> int:

@@ -98,7 +98,7 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
         schedule=schedule,
         network=make_network(config.network),
         sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
-        times=make_times(config, schedule),
+        times=make_times(config, schedule, config.e_step.steps),
         optimizer=make_optimizer(config.m_step, config.m_step.steps),
         time_law=make_time_law(config, schedule),
     )

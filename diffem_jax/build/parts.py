@@ -75,7 +75,7 @@ def make_schedule(config: ConfigDict) -> Schedule:
     """The noise schedule.
 
     Raises:
-        UserError: an object that is no schedule, or lacks the ``time`` that another field needs.
+        UserError: an object that is no schedule.
     """
     schedule = construct("schedule", config.schedule, schedules.SCHEDULES)
     try:
@@ -85,13 +85,6 @@ def make_schedule(config: ConfigDict) -> Schedule:
         raise _misfit("schedule.name", config.schedule.name, "t [] -> (alpha [], sigma [])", error) from error
     if not fits:
         raise _misfit("schedule.name", config.schedule.name, "two scalars", f"shapes {alpha.shape}, {sigma.shape}")
-    needs_time = {"e_step.time_grid": "karras", "m_step.time_law": "log_normal"}
-    for field, value in needs_time.items():
-        if config[field.split(".")[0]][field.split(".")[1]] == value and not hasattr(schedule, "time"):
-            raise UserError(
-                f"config.{field}: {value!r}; expected a schedule with time(sigma), which {config.schedule.name!r} lacks; "
-                "write it, or choose another value"
-            )
     return schedule
 
 
@@ -112,18 +105,18 @@ def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> 
     return sampler
 
 
-def make_times(config: ConfigDict, schedule: Schedule) -> Array:
+def make_times(config: ConfigDict, schedule: Schedule, steps: int) -> Array:
     """The times [steps + 1] of a draw, from 1 down to 0.
 
     Raises:
         UserError: an unknown name, or a function that yields no such array.
     """
-    name, steps = config.e_step.time_grid, config.e_step.steps
+    name = config.e_step.time_grid
     grid = lookup("e_step.time_grid", name, schedules.TIME_GRIDS)
     try:
-        times = jnp.asarray(grid(schedule, steps))
+        times = jnp.asarray(grid(schedule, steps, config.denoiser.sigma_data))
     except Exception as error:
-        raise _misfit("e_step.time_grid", name, "(schedule, steps) -> times [steps + 1]", error) from error
+        raise _misfit("e_step.time_grid", name, "(schedule, steps, data_std) -> times [steps + 1]", error) from error
     if times.shape != (steps + 1,):
         raise _misfit("e_step.time_grid", name, f"times of shape ({steps + 1},)", f"shape {times.shape}")
     return times

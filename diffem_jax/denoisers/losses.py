@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.denoisers.denoiser import Denoiser
+from diffem_jax.samplers.schedules import time_at
 from diffem_jax.types import Corruption, Key, Observation, PyTree, Schedule, TimeLaw
 
 
@@ -71,7 +72,7 @@ class LogNormal:
     def sample(self, key: Key) -> Array:
         """One t."""
         sigma = jnp.exp(self.mean + self.std * jax.random.normal(key))
-        return jnp.clip(self.schedule.time(sigma), 0.0, 1.0)  # type: ignore[attr-defined]
+        return time_at(self.schedule, sigma)
 
 
 TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {"uniform": Uniform, "beta": BetaMixture, "log_normal": LogNormal}

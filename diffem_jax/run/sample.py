@@ -10,7 +10,7 @@ import numpy as np
 from diffem_jax import em
 from diffem_jax.build.engine import make_engine
 from diffem_jax.build.methods import Prior, Setup
-from diffem_jax.build.parts import make_sampler
+from diffem_jax.build.parts import make_sampler, make_times
 from diffem_jax.build.problem import Problem, load_own, rows, stored_config
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import Parallel, make_parallel
@@ -20,7 +20,6 @@ from diffem_jax.run.pictures import shown_observations
 from diffem_jax.run.prior import load_prior
 from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.run.stopping import picked_round
-from diffem_jax.samplers import TIME_GRIDS
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import write_arrays
 from diffem_jax.storage.workdir import Workdir
@@ -97,7 +96,7 @@ def draws_of_prior(
     """num_samples draws of p(x), [num_samples, *X], by a model's prior and its parameters."""
     config = setup.config
     sampler = make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
-    times = TIME_GRIDS[config.e_step.time_grid](setup.schedule, config.prior.sampler_steps)
+    times = make_times(config, setup.schedule, config.prior.sampler_steps)
     step, keys = parallel.map_e_step(em.map_examples(prior(sampler, times))), attempt_keys(seed, "prior_sample")
     drawing = make_drawing(step, parallel, params, None, keys, config.e_step.batch_size)
     return draw_samples(drawing, 1, num_samples, quiet=quiet)[:, 0]

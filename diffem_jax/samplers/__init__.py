@@ -3,12 +3,14 @@
 from diffem_jax.samplers.samplers import (
     EVALUATIONS,
     SAMPLERS,
+    analytic_2m,
     ddim,
     ddpm,
     dpmpp_2m,
     dpmpp_2m_sde,
     heun,
     initial_noise,
+    isotropic_spread,
     predictor_corrector,
     sample,
 )
@@ -20,6 +22,9 @@ from diffem_jax.samplers.schedules import (
     VariancePreserving,
     karras_grid,
     log_uniform_grid,
+    noise_ratio,
+    tangent_grid,
+    time_at,
 )
 
 __all__ = [
@@ -30,14 +35,19 @@ __all__ = [
     "RectifiedFlow",
     "VarianceExploding",
     "VariancePreserving",
+    "analytic_2m",
     "ddim",
     "ddpm",
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "heun",
     "initial_noise",
+    "isotropic_spread",
     "karras_grid",
     "log_uniform_grid",
+    "noise_ratio",
     "predictor_corrector",
     "sample",
+    "tangent_grid",
+    "time_at",
 ]

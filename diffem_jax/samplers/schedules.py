@@ -28,11 +28,6 @@ class VarianceExploding:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return jnp.ones_like(t), jnp.exp(low + (high - low) * t)
 
-    def time(self, sigma: Array) -> Array:
-        """The t at which sigma_t / alpha_t = sigma."""
-        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        return (jnp.log(sigma) - low) / (high - low)
-
 
 @dataclasses.dataclass(frozen=True)
 class VariancePreserving:
@@ -50,10 +45,6 @@ class VariancePreserving:
         _, ratio = VarianceExploding(self.sigma_min, self.sigma_max)(t)
         alpha = jax.lax.rsqrt(1 + ratio**2)
         return alpha, ratio * alpha
-
-    def time(self, sigma: Array) -> Array:
-        """The t at which sigma_t / alpha_t = sigma."""
-        return VarianceExploding(self.sigma_min, self.sigma_max).time(sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +64,6 @@ class RectifiedFlow:
         line = low + (high - low) * t
         return 1 - line, line
 
-    def time(self, sigma: Array) -> Array:
-        """The t at which sigma_t / alpha_t = sigma."""
-        low = self.sigma_min / (1 + self.sigma_min)
-        high = self.sigma_max / (1 + self.sigma_max)
-        return (sigma / (1 + sigma) - low) / (high - low)
-
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "ve": VarianceExploding,
@@ -87,20 +72,64 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def log_uniform_grid(schedule: Schedule, steps: int) -> Array:
+def noise_ratio(schedule: Schedule, t: Array) -> Array:
+    """sigma_t / alpha_t, the noise in units of x."""
+    alpha, sigma = schedule(t)
+    return sigma / alpha
+
+
+def time_at(schedule: Schedule, ratio: Array) -> Array:
+    """The t in [0, 1] at which sigma_t / alpha_t = ratio, by bisection; 0 or 1 beyond the schedule's range."""
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        below = noise_ratio(schedule, middle) < ratio
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 26, halve, (jnp.zeros_like(ratio), jnp.ones_like(ratio)))
+    return (low + high) / 2
+
+
+def log_uniform_grid(schedule: Schedule, steps: int, data_std: float = 1.0) -> Array:
     """Steps + 1 times from 1 to 0, equally spaced in t (log-uniform in sigma for the exploding schedule), as published."""
-    del schedule
+    del schedule, data_std
     return jnp.linspace(1.0, 0.0, steps + 1)
 
 
-def karras_grid(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
+def karras_grid(schedule: Schedule, steps: int, data_std: float = 1.0, rho: float = 7.0) -> Array:
     """Steps + 1 times from 1 to 0 whose sigma^(1 / rho) are equally spaced.
 
     Source: Karras et al. 2022, arXiv 2206.00364, equation 5.
     """
-    low, high = schedule.sigma_min ** (1 / rho), schedule.sigma_max ** (1 / rho)  # type: ignore[attr-defined]
-    sigma = jnp.linspace(high, low, steps + 1) ** rho
-    return jnp.clip(schedule.time(sigma), 0.0, 1.0)  # type: ignore[attr-defined]
+    del data_std
+    high, low = noise_ratio(schedule, jnp.array([1.0, 0.0])) ** (1 / rho)
+    sigma = jnp.linspace(high, low, steps + 1)[1:-1] ** rho
+    return jnp.concatenate([jnp.ones(1), time_at(schedule, sigma), jnp.zeros(1)])
 
 
-TIME_GRIDS: dict[str, Callable[..., Array]] = {"log_uniform": log_uniform_grid, "karras": karras_grid}
+def tangent_grid(schedule: Schedule, steps: int, data_std: float = 1.0, rho: float = 2.0) -> Array:
+    """Steps + 1 times from 1 to 0 with sigma = data_std tan(u)^rho, u equally spaced.
+
+    u ends at 0, or with many steps at sigma_min, so that no noise level lies below it.
+    rho = 1 is uniform in the angle arctan(sigma / data_std); greater values spread the steps over more scales.
+
+    Args:
+        schedule: the noise schedule.
+        steps: the number of steps, >= 1.
+        data_std: the data's standard deviation, where the steps are closest.
+        rho: > 0.
+    """
+    ends = noise_ratio(schedule, jnp.array([1.0, 0.0])) / data_std
+    top, least = jnp.arctan(ends ** (1 / rho))
+    end = jnp.where(top / steps >= least, 0.0, least)
+    sigma = data_std * jnp.tan(jnp.linspace(top, end, steps + 1)[1:-1]) ** rho
+    return jnp.concatenate([jnp.ones(1), time_at(schedule, sigma), jnp.zeros(1)])
+
+
+TIME_GRIDS: dict[str, Callable[..., Array]] = {
+    "tangent": tangent_grid,
+    "log_uniform": log_uniform_grid,
+    "karras": karras_grid,
+}
+"""(schedule, steps, data_std) -> times [steps + 1] from 1 to 0."""

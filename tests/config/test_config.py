@@ -71,8 +71,6 @@ class FixedSchedule:
         self.power = power
     def __call__(self, t):
         return jnp.ones_like(t), 0.01 * 1000.0 ** (t**self.power)
-    def time(self, sigma):
-        return (jnp.log(sigma / 0.01) / jnp.log(1000.0)) ** (1 / self.power)
 '''
 TINY = (
     "--config.rounds=1", "--config.data.num_examples=40", "--config.start.rank=2", "--config.start.iterations=1",

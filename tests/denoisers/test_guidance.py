@@ -13,7 +13,7 @@ from diffem_jax.denoisers.guidance import COVARIANCES, POSTERIORS, consistent, d
 from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation, sample_gaussian
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.samplers.samplers import ddpm, sample
-from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding, karras_grid
+from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding, karras_grid, time_at
 from diffem_jax.types import Observation
 
 SIGMAS = (0.02, 0.3, 1.0, 20.0)
@@ -52,7 +52,7 @@ def observe(corruption, law, seed=1):
 
 def noisy(schedule, x, sigma, seed=2):
     """(x_t, t) at the noise level sigma_t / alpha_t = sigma."""
-    t = schedule.time(jnp.float32(sigma))
+    t = time_at(schedule, jnp.float32(sigma))
     alpha, sigma = schedule(t)
     return alpha * x + sigma * np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32), t
 

@@ -13,7 +13,15 @@ from diffem_jax.denoisers.losses import (
     min_snr_weight,
     snr_weight,
 )
-from diffem_jax.samplers.schedules import SCHEDULES, TIME_GRIDS, RectifiedFlow, VarianceExploding, VariancePreserving
+from diffem_jax.samplers.schedules import (
+    SCHEDULES,
+    TIME_GRIDS,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+    tangent_grid,
+    time_at,
+)
 
 LOW, HIGH = 2e-3, 80.0
 
@@ -27,7 +35,7 @@ def test_schedule(name):
     assert alpha.shape == sigma.shape == (33,)
     np.testing.assert_allclose(ratio[[0, -1]], [LOW, HIGH], rtol=1e-4)
     assert (np.diff(ratio) > 0).all() and (np.asarray(alpha) > 0).all()
-    np.testing.assert_allclose(schedule.time(jnp.asarray(ratio)), t, atol=1e-4)
+    np.testing.assert_allclose(time_at(schedule, jnp.asarray(ratio)), t, atol=1e-4)
     assert hash(schedule) == hash(SCHEDULES[name](sigma_min=LOW, sigma_max=HIGH))
 
 
@@ -54,6 +62,17 @@ def test_karras_grid_has_equal_steps_in_a_root_of_sigma():
     _, sigma = schedule(TIME_GRIDS["karras"](schedule, 16, rho=3.0))
     steps = np.diff(np.asarray(sigma) ** (1 / 3))
     np.testing.assert_allclose(steps, steps.mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 64, 256])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tangent_grid_has_equal_steps_in_an_angle(name, steps):
+    schedule = SCHEDULES[name](sigma_min=LOW, sigma_max=HIGH)
+    times = tangent_grid(schedule, steps, data_std=2.0)
+    assert times[0] == 1 and times[-1] == 0 and (np.diff(times) < 0).all()
+    alpha, sigma = schedule(times[:-1])
+    angles = np.arctan(np.sqrt(np.asarray(sigma / alpha) / 2.0))
+    np.testing.assert_allclose(np.diff(angles), -angles[0] / steps, rtol=0.05, atol=2e-4)
 
 
 def beta_moments(a, b):

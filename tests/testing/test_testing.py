@@ -61,14 +61,6 @@ class Bad:
 
 
 @dataclasses.dataclass(frozen=True)
-class Misstated(VarianceExploding):
-    """Its time is not the inverse."""
-
-    def time(self, sigma):
-        return 1 - super().time(sigma)
-
-
-@dataclasses.dataclass(frozen=True)
 class WrongEnd:
     """Ends below its sigma_max."""
 
