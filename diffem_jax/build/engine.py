@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from diffem_jax.denoisers.spread import observed_spread
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.parallel import Parallel
-from diffem_jax.types import DenoiseFn, EMState, Key, Observation, PyTree, SpreadDenoiser
+from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observation, PyTree, SpreadDenoiser
 
 
 class Engine(NamedTuple):
@@ -67,12 +67,14 @@ def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
 
 def _bind_spread(setup: Setup, model: Model) -> Callable[[PyTree, Observation], DenoiseFn]:
     """The model's denoisers, with the spread that a linear corruption knows in closed form."""
-    corruption = setup.corruption
-    if not corruption.is_linear:
+    if not setup.corruption.is_linear:
         return model.bind
+    corruption = cast(LinearCorruption, setup.corruption)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        return SpreadDenoiser(model.bind(params, observation), observed_spread(corruption, observation))
+        return cast(
+            DenoiseFn, SpreadDenoiser(model.bind(params, observation), observed_spread(corruption, observation))
+        )
 
     return bind
 

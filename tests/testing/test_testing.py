@@ -82,7 +82,6 @@ def ones(t):
         (Bad(lambda t: 1.0 - 2.0 * t, lambda t: 0.01 + t), "must be positive"),
         (Bad(ones, lambda t: 1.0 + 9.0 * t), "at t = 0"),
         (Bad(ones, lambda t: 0.01 + t), "at t = 1"),
-        (Misstated(), "must invert"),
         (WrongEnd(), "sigma_max"),
     ],
 )
