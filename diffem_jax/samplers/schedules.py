@@ -88,7 +88,8 @@ def time_at(schedule: Schedule, ratio: Array) -> Array:
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
     low, high = jax.lax.fori_loop(0, 26, halve, (jnp.zeros_like(ratio), jnp.ones_like(ratio)))
-    return (low + high) / 2
+    least, most = noise_ratio(schedule, jnp.zeros(())), noise_ratio(schedule, jnp.ones(()))
+    return jnp.where(ratio <= least, 0.0, jnp.where(ratio >= most, 1.0, (low + high) / 2))
 
 
 def log_uniform_grid(schedule: Schedule, steps: int, data_std: float = 1.0) -> Array:
