@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians.linalg import cholesky, conjugate_gradient, quadratic_log
+from diffem_jax.gaussians.linalg import cholesky, conjugate_gradient, full_precision, quadratic_log
 from diffem_jax.types import Key, Observation, PyTree
 
 DENSE = 1024
@@ -35,6 +37,13 @@ class AdditiveNoise:
 
     shape: tuple[int, ...]
     noise_std: float = 0.01
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Matrix products of every corruption, a user's own included, are in full float32."""
+        super().__init_subclass__(**kwargs)
+        for name, member in list(vars(cls).items()):
+            if inspect.isfunction(member) and not name.startswith("__"):
+                setattr(cls, name, full_precision(member))
 
     @property
     def size(self) -> int:
@@ -289,9 +298,7 @@ class Denoising(DiagonalGram):
 def along_axes(x: Array, matrices: tuple[np.ndarray, ...]) -> Array:
     """Applies matrices[i] [n_i, N_i] along axis i of x; axes beyond the matrices stay as they are."""
     for axis, matrix in enumerate(matrices):
-        # The default matrix precision of accelerators would be worse than the noise.
-        y = jnp.tensordot(jnp.asarray(matrix, x.dtype), x, (1, axis), precision=jax.lax.Precision.HIGHEST)
-        x = jnp.moveaxis(y, 0, axis)
+        x = jnp.moveaxis(jnp.tensordot(jnp.asarray(matrix, x.dtype), x, (1, axis)), 0, axis)
     return x
 
 

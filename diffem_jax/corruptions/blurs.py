@@ -84,8 +84,7 @@ class CircularConvolution(Spectral):
             # As a product of small matrices it wraps round kernels that are larger than the image.
             phase = np.outer(np.arange(n), np.arange(size) - size // 2) % n
             wave = jnp.asarray(np.exp(-2j * np.pi * phase / n), jnp.complex64)
-            product = jnp.tensordot(wave, transfer, (1, axis), precision=jax.lax.Precision.HIGHEST)
-            transfer = jnp.moveaxis(product, 0, axis)
+            transfer = jnp.moveaxis(jnp.tensordot(wave, transfer, (1, axis)), 0, axis)
         return transfer
 
     def _filter(self, x: Array, transfer: Array) -> Array:

@@ -53,11 +53,10 @@ def _code_plane(plane: Array, table: np.ndarray) -> Array:
     blocks = padded.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3)
     dct = jnp.asarray(_dct(), plane.dtype)
     step = jnp.asarray(table, plane.dtype)[None, None]
-    high = jax.lax.Precision.HIGHEST
-    coefficients = jnp.einsum("ij,abjk,lk->abil", dct, blocks, dct, precision=high)
+    coefficients = jnp.einsum("ij,abjk,lk->abil", dct, blocks, dct)
     # Encoders keep the coefficients to an eighth before they divide by the table.
     coefficients = step * round_through(round_through(8 * coefficients) / (8 * step))
-    blocks = jnp.einsum("ji,abjk,kl->abil", dct, coefficients, dct, precision=high)
+    blocks = jnp.einsum("ji,abjk,kl->abil", dct, coefficients, dct)
     padded = blocks.transpose(0, 2, 1, 3).reshape(padded.shape) + 128.0
     return jnp.clip(round_through(padded), 0.0, 255.0)[:height, :width]
 
@@ -105,14 +104,13 @@ class JPEG(AdditiveNoise):
         if self.shape[-1] == 1:
             levels = _code_plane(levels[..., 0], luminance)[..., None]
         else:
-            high = jax.lax.Precision.HIGHEST
             centre = jnp.array([0.0, 128.0, 128.0])[None, None]
-            colours = jnp.matmul(levels, jnp.asarray(COLOUR.T, x.dtype), precision=high) + centre
+            colours = jnp.matmul(levels, jnp.asarray(COLOUR.T, x.dtype)) + centre
             colours = jnp.clip(round_through(colours), 0.0, 255.0)
             planes = [_code_plane(colours[..., 0], luminance)]
             planes += [self._chroma(colours[..., i], chrominance) for i in (1, 2)]
             inverse = jnp.asarray(np.linalg.inv(COLOUR).T, x.dtype)
-            levels = jnp.matmul(jnp.stack(planes, -1) - centre, inverse, precision=high)
+            levels = jnp.matmul(jnp.stack(planes, -1) - centre, inverse)
             levels = jnp.clip(round_through(levels), 0.0, 255.0)
         return levels * (4 / 255) - 2.0
 

@@ -41,7 +41,7 @@ def hue(key: Key, x: Array, most: float = 0.1) -> Array:
     # Rodrigues' rotation about (1, 1, 1) / sqrt(3).
     cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / jnp.sqrt(3.0)
     rotation = cos * jnp.eye(3) + sin * cross + (1 - cos) * jnp.full((3, 3), 1 / 3)
-    return jnp.clip(x @ rotation.T, -2.0, 2.0)
+    return jnp.clip(jnp.matmul(x, rotation.T, precision="highest"), -2.0, 2.0)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {"flip": flip, "shift": shift, "saturation": saturation, "hue": hue}

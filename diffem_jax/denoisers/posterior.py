@@ -32,7 +32,7 @@ from diffem_jax.gaussians.gaussians import (
     overall_moments,
     posterior_moments,
 )
-from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.gaussians.linalg import Gaussian, full_precision
 from diffem_jax.types import LinearCorruption, Observation, PyTree, Schedule
 
 
@@ -240,6 +240,7 @@ def isotropic_base(mixture: Mixture) -> Mixture:
     return Mixture(jnp.zeros((1,)), component)
 
 
+@full_precision
 def left_open(start: Mixture) -> Callable[[Array], Array]:
     """Noise level sigma -> the average variance of x that x + sigma e leaves open under the fitted start, [].
 

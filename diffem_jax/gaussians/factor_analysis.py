@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.gaussians.gaussians import Mixture, condition_on_observation, gram_diagonal
-from diffem_jax.gaussians.linalg import Gaussian, cholesky, expand, solve_lower, solve_psd
+from diffem_jax.gaussians.linalg import Gaussian, cholesky, expand, full_precision, solve_lower, solve_psd
 from diffem_jax.types import Key, LinearCorruption, Observation, example_keys
 
 
@@ -40,6 +40,7 @@ class Sums(NamedTuple):
     log_prob: Array
 
 
+@full_precision
 def _batch_sums(
     corruption: LinearCorruption, mixture: Mixture, keys: Key, observations: Observation, present: Array
 ) -> Sums:
@@ -76,6 +77,7 @@ def _batch_sums(
     return Sums(jnp.sum(weight, axis=0), zz, ez.reshape(count, rank + 1, *shape), ee.reshape(count, *shape), log_prob)
 
 
+@full_precision
 def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixture, Sums]:
     """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised.
 

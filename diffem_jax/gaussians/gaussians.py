@@ -21,6 +21,7 @@ from diffem_jax.gaussians.linalg import (
     condition_on_noisy,
     contract,
     expand,
+    full_precision,
     solve_lower,
     solve_psd_factored,
 )
@@ -62,6 +63,7 @@ class Posterior(NamedTuple):
     log_prob: Array
 
 
+@full_precision
 def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, observation: Observation) -> Posterior:
     """Conditions a Gaussian prior on y = A x + n.
 
@@ -101,6 +103,7 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     return Posterior(prior.mean + expand(z, prior.factor) + residual, residual, z, root, hidden, log_prob)
 
 
+@full_precision
 def condition_on_both(
     corruption: LinearCorruption, prior: Gaussian, x_t: Array, alpha: Array, sigma: Array, observation: Observation
 ) -> tuple[Array, Array]:
@@ -154,6 +157,7 @@ def condition_on_both(
     return mean + expand(z, left) + open_variance * corruption.adjoint(solved_rest, operator), log_prob
 
 
+@full_precision
 def mixture_posterior_mean(
     corruption: LinearCorruption | None,
     mixture: Mixture,
@@ -193,6 +197,7 @@ def has_exact_diagonal(corruption: LinearCorruption) -> bool:
     return corruption.has_diagonal_gram or math.prod(corruption.shape) <= EXACT_DIAGONAL
 
 
+@full_precision
 def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key: Key) -> Array:
     """diag(A^T G^-1 A) of shape [*X] with G = v A A^T + noise_std^2 I: exact as above, else unbiased."""
 
@@ -207,6 +212,7 @@ def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key:
     return signs * apply(signs)
 
 
+@full_precision
 def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> tuple[Array, Array]:
     """E[x | y] and Var[x | y] by coordinate under a mixture prior, both [*X].
 
@@ -239,6 +245,7 @@ def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observatio
     return mean, expand(weights, variances + (means - mean[None]) ** 2)
 
 
+@full_precision
 def sample_gaussian(key: Key, law: Gaussian) -> Array:
     """One draw of a Gaussian, [*X]."""
     z_key, e_key = jax.random.split(key)
@@ -246,6 +253,7 @@ def sample_gaussian(key: Key, law: Gaussian) -> Array:
     return law.mean + noise + expand(jax.random.normal(z_key, (law.factor.shape[0],)), law.factor)
 
 
+@full_precision
 def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> Array:
     """One exact draw of p(x | y) under a mixture prior.
 
@@ -274,6 +282,7 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
     return condition_on_observation(corruption, component._replace(mean=start), shifted).mean
 
 
+@full_precision
 def overall_moments(mixture: Mixture) -> tuple[Array, Array]:
     """The mixture's mean [*X] and its average variance per coordinate, a scalar."""
     weights = jnp.exp(mixture.log_weights)
