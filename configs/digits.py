@@ -43,7 +43,12 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
         c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
-        c.e_step.steps = 32
+        c.e_step.steps = 16
+        if variant in ("jpeg", "phase"):
+            # No closed form says how x scatters given y.
+            c.e_step.sampler = "dpmpp_2m_sde"
+            c.e_step.time_grid = "log_uniform"
+            c.e_step.steps = 32
         c.e_step.batch_size = 904
         c.m_step.steps = 1000
         c.m_step.batch_size = 256
@@ -56,14 +61,12 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.start.rank = 32
             c.schedule.sigma_min = 0.01
             c.schedule.sigma_max = 30.0
-            c.e_step.steps = 64
             c.e_step.draws = 8
             c.m_step.steps = 300
             c.stop.rule = "held_out"
         if variant == "phase":
             c.rounds = 3
             c.m_step.batch_size = 512
-            c.e_step.steps = 16
             c.m_step.steps = 300
         if published:
             c.rounds = 21
@@ -73,6 +76,8 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.e_step.draws = 1
             c.denoiser.preconditioning = "edm"
             c.e_step.sampler = "ddpm"
+            c.e_step.time_grid = "log_uniform"
+            c.prior.sampler = "ddim"
             c.e_step.steps = 256
             c.stop.rule = "none"
             c.m_step.steps = 1800  # 256 epochs, but for a number that dispatches divide

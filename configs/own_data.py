@@ -33,6 +33,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         c.m_step.operators = "data"
         c.start.rank = 24
         c.start.num_examples = 8192
+        c.e_step.steps = 16
         c.e_step.batch_size = 512
         if variant == "small":
             # As for digits, where this width and batch are the best in equal time.
@@ -44,8 +45,6 @@ def get_config(variant: str = "small") -> ConfigDict:
             c.network = ConfigDict({"name": "mlp", "features": (128, 128), "embedding": 32, "normalize": True})
             c.start.iterations = 100
             c.start.variance_floor = 1e-3
-            c.e_step.sampler = "dpmpp_2m_sde"
-            c.e_step.steps = 16
             c.e_step.batch_size = 256
             c.m_step.steps = 400
             c.m_step.batch_size = 256
@@ -66,6 +65,9 @@ def get_config(variant: str = "small") -> ConfigDict:
         if variant == "paper":
             c.rounds = 21
             c.denoiser.preconditioning = "edm"
+            c.e_step.sampler = "ddpm"
+            c.e_step.time_grid = "log_uniform"
+            c.prior.sampler = "ddim"
             c.e_step.steps = 256
             c.m_step.steps = 8192
             c.m_step.batch_size = 256

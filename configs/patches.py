@@ -60,6 +60,9 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         if published:
             c.rounds = 21
             c.denoiser.preconditioning = "edm"
+            c.e_step.sampler = "ddpm"
+            c.e_step.time_grid = "log_uniform"
+            c.prior.sampler = "ddim"
             c.e_step.steps = 256
             c.m_step.steps = 256 * 8192 // 256
             c.m_step.batch_size = 256

@@ -22,7 +22,6 @@ def get_config(variant: str = "gaps") -> ConfigDict:
         c.corruption = ConfigDict({"name": "block_mask", "block": 32, "noise_std": 0.05})
         c.network = ConfigDict({"name": "mlp", "features": (256, 256), "embedding": 32, "normalize": True})
         c.start.rank = 24
-        c.e_step.sampler = "dpmpp_2m_sde"  # ddpm's draws are too narrow with so few steps
         c.e_step.steps = 16
         c.e_step.batch_size = 512
         c.m_step.steps = 300

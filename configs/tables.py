@@ -31,8 +31,6 @@ def get_config(variant: str = "wine30") -> ConfigDict:
         c.start.rank = TABLES[name]
         c.start.iterations = 100
         c.start.variance_floor = 1e-3
-        # With few steps draws of ddpm are too narrow: coverage_80 of --mode=evaluate, with --config.e_step.sampler=ddpm.
-        c.e_step.sampler = "dpmpp_2m_sde"
         c.e_step.steps = 16
         c.e_step.batch_size = 256
         # Few rows: short training at a low rate, so that the network corrects the start and does not learn rows by heart.

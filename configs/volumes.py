@@ -30,7 +30,6 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             {"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32, "dropout": 0.0}
         )
         c.start.rank = 16
-        c.e_step.sampler = "dpmpp_2m_sde"
         c.e_step.steps = 12
         c.e_step.batch_size = 128
         c.m_step.steps = 200

@@ -15,6 +15,7 @@ from diffem_jax.build import plugged
 from diffem_jax.build.engine import make_engine
 from diffem_jax.build.parts import make_sampler
 from diffem_jax.build.problem import Problem, load_problem
+from diffem_jax.build.width import LEAST, MOST, draw_width
 from diffem_jax.errors import NonFinite, Preempted, UserError, first_line
 from diffem_jax.parallel import barrier, make_parallel, process_index
 from diffem_jax.report import console
@@ -69,7 +70,7 @@ def run_em(
             if lead:
                 folder.check_config(config, override)
             barrier("config")
-            for line in console.beginning(problem, folder, parameters):
+            for line in [*console.beginning(problem, folder, parameters), *_width_warnings(config)]:
                 speak(line)
             try:
                 with stop.deferred(), open_writers(folder, config, lead) as writers:
@@ -119,6 +120,17 @@ def preflight(problem: Problem, folder: Workdir) -> Any:
     check_writers(config)
     warm.check(problem, folder, parameters)
     return parameters
+
+
+def _width_warnings(config: ConfigDict) -> list[str]:
+    """A line where the sampler's draws are too narrow or too wide whatever the network learns."""
+    f = draw_width(config)
+    if LEAST <= round(f, 2) <= MOST:
+        return []
+    return [
+        f"warning     draws of {config.e_step.sampler} in {config.e_step.steps} steps have {f:.2f} times the variance they should "
+        "have, and EM feeds that back (docs/theory.md); use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
+    ]
 
 
 @contextlib.contextmanager
