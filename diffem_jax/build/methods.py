@@ -310,7 +310,9 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
         losses.LOSS_WEIGHTS.get(weight),
         condition_dropout=m.condition_dropout,
         data_std=setup.config.denoiser.sigma_data,
-        augment=augment.make(tuple(m.augment), setup.shape),
+        augment=augment.make(
+            tuple(m.augment), setup.shape, shift=m.augment_shift, hue=m.augment_hue, saturation=m.augment_saturation
+        ),
         operators=m.operators,
         levels=m.noise_levels,
     )

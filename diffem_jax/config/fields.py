@@ -113,6 +113,9 @@ TABLE = (
     Field("m_step.condition_dropout", 0.0, (0, 0.99), "share of examples trained without y'; above 0 the prior is trained too"),
     Field("m_step.operators", "law", ("law", "data"), "operators of the fresh y': as the corruption draws them, or the observations'"),
     Field("m_step.augment", (), NAMES, "any of flip, shift, hue, saturation"),
+    Field("m_step.augment_shift", 4, (1, 1024), "pixels by which 'shift' moves at most"),
+    Field("m_step.augment_hue", 0.01, (0, 0.5), "turns of the colour circle by which 'hue' rotates at most"),
+    Field("m_step.augment_saturation", (0.95, 1.05), tuple[float, float], "least and greatest factor of 'saturation'"),
     Field("m_step.accumulate", 1, (1, 2**16), "parts of a batch taken one after another, to save memory"),
     Field("m_step.updates_per_dispatch", 50, (1, 10**6), "updates per call of the device: more hide the host, fewer answer sooner"),
     Field("prior.steps", 0, (0, 10**9), "updates of an unconditional denoiser on the last draws; 0 trains none"),
@@ -200,6 +203,10 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: c.m_step.time_law_log_normal[1] > 0,
         "config.m_step.time_law_log_normal: {c.m_step.time_law_log_normal!r}; expected (mean, std) with std > 0; raise it",
+    ),
+    (
+        lambda c: 0 < c.m_step.augment_saturation[0] <= c.m_step.augment_saturation[1],
+        "config.m_step.augment_saturation: {c.m_step.augment_saturation!r}; expected two rising numbers > 0; write (0.95, 1.05)",
     ),
     (
         lambda c: all(0 < side <= 2**24 for side in c.data.shape),

@@ -1,8 +1,12 @@
-"""Augmentations of x in training, applied before the corruption so that x and its fresh observation belong together."""
+"""Augmentations of x in training, applied before the corruption so that x and its fresh observation belong together.
+
+Each is (key, x [*S, C], strength) -> x; images lie in [-2, 2] and stay there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +15,29 @@ from jax import Array
 from diffem_jax.errors import UserError
 from diffem_jax.types import Key
 
-Augmentation = Callable[[Key, Array], Array]
 
-
-def flip(key: Key, x: Array) -> Array:
-    """Mirrors the last spatial axis with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), jnp.flip(x, axis=-2), x)
+def flip(key: Key, x: Array, probability: float = 0.5) -> Array:
+    """Mirrors the last spatial axis with a probability."""
+    return jnp.where(jax.random.bernoulli(key, probability), jnp.flip(x, axis=-2), x)
 
 
 def shift(key: Key, x: Array, most: int = 4) -> Array:
-    """Moves the image by up to ``most`` pixels along each spatial axis, repeating the border."""
+    """Moves the image by up to ``most`` pixels along each spatial axis; what comes in is the image's reflection."""
     offsets = jax.random.randint(key, (x.ndim - 1,), 0, 2 * most + 1)
-    padded = jnp.pad(x, [(most, most)] * (x.ndim - 1) + [(0, 0)], mode="edge")
+    padded = jnp.pad(x, [(most, most)] * (x.ndim - 1) + [(0, 0)], mode="reflect")
     start = [offsets[i] for i in range(x.ndim - 1)]
     return jax.lax.dynamic_slice(padded, [*start, jnp.zeros((), offsets.dtype)], x.shape)
 
 
-def saturation(key: Key, x: Array, low: float = 0.5, high: float = 2.0) -> Array:
-    """Scales the distance from grey by a factor drawn log-uniformly from [low, high]."""
+def saturation(key: Key, x: Array, factors: tuple[float, float] = (0.95, 1.05)) -> Array:
+    """Scales the distance from grey by a factor drawn log-uniformly between two."""
+    low, high = factors
     grey = jnp.mean(x, axis=-1, keepdims=True)
     factor = jnp.exp(jax.random.uniform(key, (), minval=jnp.log(low), maxval=jnp.log(high)))
     return jnp.clip(grey + factor * (x - grey), -2.0, 2.0)
 
 
-def hue(key: Key, x: Array, most: float = 0.1) -> Array:
+def hue(key: Key, x: Array, most: float = 0.01) -> Array:
     """Rotates the colours of an RGB image about the grey axis by up to ``most`` of a turn."""
     angle = 2 * jnp.pi * jax.random.uniform(key, (), minval=-most, maxval=most)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -44,14 +47,19 @@ def hue(key: Key, x: Array, most: float = 0.1) -> Array:
     return jnp.clip(jnp.matmul(x, rotation.T, precision="highest"), -2.0, 2.0)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"flip": flip, "shift": shift, "saturation": saturation, "hue": hue}
+AUGMENTATIONS: dict[str, Callable[..., Array]] = {"flip": flip, "shift": shift, "saturation": saturation, "hue": hue}
 
 
-def make(names: tuple[str, ...], shape: tuple[int, ...]) -> Augmentation | None:
-    """The named augmentations one after the other; None for none.
+def make(names: tuple[str, ...], shape: tuple[int, ...], **strengths: Any) -> Callable[[Key, Array], Array] | None:
+    """The augmentations of these names, one after another; None for none.
+
+    Args:
+        names: keys of ``AUGMENTATIONS``.
+        shape: the shape of x.
+        **strengths: their third arguments by name, where not the default.
 
     Raises:
-        UserError: an unknown name, or one that does not fit the shape of x.
+        UserError: an unknown name, or one that does not fit the shape.
     """
     for name in names:
         if name not in AUGMENTATIONS:
@@ -63,7 +71,8 @@ def make(names: tuple[str, ...], shape: tuple[int, ...]) -> Augmentation | None:
 
     def augment(key: Key, x: Array) -> Array:
         for i, name in enumerate(names):
-            x = AUGMENTATIONS[name](jax.random.fold_in(key, i), x)
+            strength = (strengths[name],) if name in strengths else ()
+            x = AUGMENTATIONS[name](jax.random.fold_in(key, i), x, *strength)
         return x
 
     return augment

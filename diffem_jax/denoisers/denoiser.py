@@ -3,7 +3,8 @@
     x-hat = mean + std P F(x, noise, condition)
 
 The base gives mean, std and what the network sees, once for E[x | x_t] and once for E[x | x_t, y]; P is the identity,
-or takes out of F what y determines. Every denoiser of this package has this form, and its file says which base:
+or takes out of F what y determines. Bases compute in full float32, networks as their ``dtype`` and the backend say. Every
+denoiser of this package has this form, and its file says which base:
 
     ``edm``        mean = c_skip x_t, std = c_out
     ``posterior``  mean = E[x | x_t, y] of a fitted prior, std^2 the variance that it leaves open
@@ -13,7 +14,8 @@ or takes out of F what y determines. Every denoiser of this package has this for
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +23,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree
+
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[..., R]) -> Callable[..., R]:
+    """The function with its matrix products in float32, where a backend's default is less (bf16 on TPU, TF32 on GPU)."""
+
+    @wraps(function)
+    def exact(*args: Any) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    return exact
 
 
 class Denoiser(NamedTuple):
@@ -88,6 +103,8 @@ def precondition(
         prepare: as in ``Denoiser``.
         project: (context, t, r [*X]) -> P r, of posteriors alone.
     """
+    prior, posterior = full_precision(prior), full_precision(posterior)
+    project, prepare, variance = full_precision(project), full_precision(prepare), full_precision(variance)
 
     def init(key: Key) -> PyTree:
         batch = None if blank is None else blank[None]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffem_jax.denoisers.denoiser import full_precision
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, contract, expand
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
@@ -35,12 +36,18 @@ def _jacobian(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None
     return pull
 
 
+@full_precision
 def _cov_x(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
     """V = (cov_x^-1 + (alpha / sigma)^2 I)^-1: what Cov[x | x_t] would be, were x Gaussian with covariance cov_x."""
     del pull
     assert moments is not None
     given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
-    return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
+
+    @full_precision
+    def apply(u: Array) -> Array:
+        return given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
+
+    return apply
 
 
 def _cov_t(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
@@ -95,12 +102,13 @@ def mmps(
     """
     operator = observation.operator
     noise = corruption.noise_level(operator) ** 2
+    forward, adjoint = full_precision(corruption.forward), full_precision(corruption.adjoint)
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         apply = COVARIANCES[covariance](pull, alpha, sigma, moments)
 
         def matvec(u: Array) -> Array:
-            return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
+            return forward(apply(adjoint(u, operator)), operator) + noise * u
 
         return conjugate_gradient(matvec, r, iterations)
 
@@ -137,7 +145,7 @@ def pigdm(
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         del pull
         variance = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
-        return corruption.solve_gram(r, observation.operator, variance)
+        return full_precision(corruption.solve_gram)(r, observation.operator, variance)
 
     return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
 
@@ -175,7 +183,7 @@ def dps(
 
         def residual(x: Array) -> tuple[Array, Array]:
             x_hat = denoise(x, t)
-            return _residual(corruption, observation, x_hat), x_hat
+            return misfit(corruption, observation, x_hat), x_hat
 
         r, vjp, x_hat = jax.vjp(residual, x_t, has_aux=True)
         # The norm's gradient by hand: it is 0 / 0 where the observation is met exactly.
@@ -211,7 +219,7 @@ def consistent(
 
     def posterior(x_t: Array, t: Array) -> Array:
         def step(_: int, x_hat: Array) -> Array:
-            r, pull = jax.vjp(lambda x: _residual(corruption, observation, x), x_hat)
+            r, pull = jax.vjp(lambda x: misfit(corruption, observation, x), x_hat)
             noise = jnp.broadcast_to(corruption.noise_variance(x_hat, operator), r.shape)
             square, expected = jnp.sum(r**2), jnp.sum(jnp.where(measured, noise, 0.0))
             weight = jnp.maximum(0.0, 1.0 - expected / jnp.where(square > 0, square, 1.0))
@@ -257,28 +265,29 @@ def _gaussian_likelihood(
     """x-hat + (sigma^2 / alpha) J^T A^T w, w = solve(y - A x-hat, pull, alpha, sigma); ``bounded`` to twice the residual."""
 
     def posterior(x_t: Array, t: Array) -> Array:
-        alpha, sigma = schedule(t)
         x_hat, vjp = jax.vjp(lambda x: denoise(x, t), x_t)
+        alpha, sigma = schedule(t)
 
         def pull(u: Array) -> Array:
             return (sigma**2 / alpha) * vjp(u)[0]
 
-        residual = _residual(corruption, observation, x_hat)
+        residual = misfit(corruption, observation, x_hat)
         weights = solve(residual, pull, alpha, sigma)
-        step = pull(corruption.adjoint(weights, observation.operator))
+        step = pull(full_precision(corruption.adjoint)(weights, observation.operator))
         if not bounded:
             return x_hat + step
         # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
         # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
         # a few draws run away and spoil the next round. Beyond twice the residual a step is shortened.
-        reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
+        reach = jnp.sum(full_precision(corruption.forward)(step, observation.operator) ** 2)
         allowed = 4 * jnp.sum(residual**2)
         return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
 
     return posterior
 
 
-def _residual(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
+@full_precision
+def misfit(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
     """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     r = observation.y - corruption.forward(x_hat, observation.operator)
     seen = corruption.observed(observation.operator)

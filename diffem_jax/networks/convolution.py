@@ -23,7 +23,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     Args:
         x: channels last, one to three spatial axes.
         kernel: the window, then input and output channels.
-        strides: one a spatial axis.
+        strides: one per spatial axis.
     """
     axes = "DHW"[-len(strides) :]
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
@@ -77,8 +77,8 @@ class Conv(nn.Module):
 
     Attributes:
         features: output channels.
-        window: sides of the kernel, one a spatial axis.
-        strides: one a spatial axis; empty for 1.
+        window: sides of the kernel, one per spatial axis.
+        strides: one per spatial axis; empty for 1.
         native_gradient: XLA's own kernel gradient, the right choice on accelerators.
     """
 

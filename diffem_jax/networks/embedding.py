@@ -1,4 +1,4 @@
-"""How a network is told the noise level."""
+"""How a network sees the noise level: sines and cosines of log sigma."""
 
 from __future__ import annotations
 

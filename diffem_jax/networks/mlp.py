@@ -1,4 +1,7 @@
-"""A multi-layer perceptron for vectors."""
+"""A multilayer perceptron for vectors and small images.
+
+h_0 = (x, embedding of log sigma, condition),  h_i = norm(silu(W_i h_{i-1} + b_i)),  output = W h_n, with W = 0 at first
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ class MLP(nn.Module):
         normalize: layer norm after each hidden layer, as published.
         residual: add each hidden layer's input where the widths agree.
         fourier: octaves k of sines and cosines of 2^k pi x / 4 that are shown beside x; 0 shows x alone.
+        dtype: what the hidden layers compute in, float32 or bfloat16; parameters and output stay float32.
 
     Source: Rozet et al. 2024, arXiv 2405.13712, appendix; Hosseintabar et al. 2025, arXiv 2510.12691, appendix.
     """
@@ -30,6 +34,7 @@ class MLP(nn.Module):
     normalize: bool = True
     residual: bool = False
     fourier: int = 0
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, condition: Array | None = None, train: bool = False) -> Array:
@@ -43,14 +48,15 @@ class MLP(nn.Module):
         inputs.append(sinusoidal_embedding(noise, self.embedding))
         if condition is not None:
             inputs.append(condition.reshape(shape[0], -1))
-        h = jnp.concatenate(inputs, axis=-1)
+        h = jnp.concatenate(inputs, axis=-1).astype(self.dtype)
         # A batch of one goes on as a vector: under the vmap over examples an axis of length 1 beside theirs makes XLA copy
         # every activation in another layout for the kernels' gradients, which doubles the time of an update on the CPU.
         h = h[0] if shape[0] == 1 else h
         for width in self.features:
-            out = nn.silu(nn.Dense(width)(h))
+            out = nn.silu(nn.Dense(width, dtype=self.dtype)(h))
             if self.normalize:
-                out = nn.LayerNorm()(out)
+                out = nn.LayerNorm(dtype=self.dtype)(out)
             h = h + out if self.residual and h.shape == out.shape else out
         size = math.prod(shape[1:])
-        return nn.Dense(size, kernel_init=nn.initializers.zeros)(h).reshape(shape)
+        last = nn.Dense(size, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        return last(h).astype(jnp.float32).reshape(shape)

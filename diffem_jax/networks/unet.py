@@ -1,7 +1,8 @@
-"""Score networks in Flax Linen: a time-conditional MLP over vectors and a U-Net over one, two or three spatial axes.
+"""A U-Net over one, two or three spatial axes, its blocks modulated by the noise level.
 
-Networks are batched: (x [B, *X], noise [B], condition [B, ...] or None, train) -> [B, *X]. ``noise`` is log(sigma / alpha).
-A network of your own is any Linen module with that call; add it to ``NETWORKS`` or name it as ``module:ClassName``.
+x, condition ─► blocks ─────────── skip ──────────► blocks ─► output, 0 at first     level 0, full size
+                  └► stride 2, blocks ── skip ──► blocks, doubled ┘                  level 1, half
+                       └► ...                 ... ┘                                  ...
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,15 +36,17 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
         """[B, *S, C], [B, E] -> [B, *S, channels]."""
-        h = nn.silu(nn.Dense(embedding.shape[-1], dtype=self.dtype)(embedding))
-        ones = (1,) * self.spatial
-        modulation = nn.Dense(2 * x.shape[-1], kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
-        scale, shift = jnp.split(modulation.reshape(x.shape[0], *ones, -1), 2, axis=-1)
-        gate = nn.Dense(self.channels, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)(h)
-        gate = gate.reshape(x.shape[0], *ones, -1)
-        conv = partial(
-            Conv, window=(self.kernel,) * self.spatial, dtype=self.dtype, native_gradient=self.native_gradient
-        )
+        window = (self.kernel,) * self.spatial
+        conv = partial(Conv, window=window, dtype=self.dtype, native_gradient=self.native_gradient)
+        hidden = nn.silu(nn.Dense(embedding.shape[-1], dtype=self.dtype)(embedding))
+
+        def modulation(features: int) -> Array:
+            """[B, 1, ..., features], the same at every position."""
+            dense = nn.Dense(features, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype)
+            return dense(hidden).reshape(x.shape[0], *(1,) * self.spatial, features)
+
+        scale, shift = jnp.split(modulation(2 * x.shape[-1]), 2, axis=-1)
+        gate = modulation(self.channels)
         y = (1 + scale) * nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(x) + shift
         y = nn.silu(conv(self.channels)(y))
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
@@ -69,14 +71,14 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net over one, two or three spatial axes, read off from x's rank.
+    """A U-Net; the number of spatial axes is read off from x's rank.
 
-    Spatial sizes must be divisible by 2^(levels - 1). Published for CIFAR-10: channels (128, 256, 384), 5 blocks a level,
-    4 heads at level 1, embedding 256, dropout 0.1; for CelebA: channels (128, 256, 384, 512), 3 blocks, 4 heads at level 3.
+    Published for CIFAR-10: channels (128, 256, 384), 5 blocks per level, 4 heads at level 1, embedding 256, dropout 0.1; for
+    CelebA: channels (128, 256, 384, 512), 3 blocks, 4 heads at level 3.
 
     Attributes:
-        channels: one width a level.
-        blocks: residual blocks a level, on the way down and again on the way up.
+        channels: one width per level.
+        blocks: residual blocks per level, on the way down and again on the way up.
         heads: level -> attention heads, as pairs (level, heads).
         embedding: size of the noise embedding.
         dropout: dropout rate inside the blocks during training.
@@ -100,47 +102,43 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, condition: Array | None = None, train: bool = False) -> Array:
         """[B, *S, C], [B], [B, *S, K] -> [B, *S, C]."""
-        spatial = x.ndim - 2
-        heads = dict(self.heads)
-        block_type = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-
+        spatial, out_channels, heads = x.ndim - 2, x.shape[-1], dict(self.heads)
+        conv = partial(Conv, window=(3,) * spatial, dtype=self.dtype, native_gradient=self.native_gradient)
+        residual = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         # Names of their own: with and without remat the parameters and the dropout masks are the same.
         names = (f"ResBlock_{i}" for i in itertools.count())
-
-        def block(h: Array, width: int, level: int) -> Array:
-            options: dict[str, Any] = {
-                "dropout": self.dropout,
-                "spatial": spatial,
-                "dtype": self.dtype,
-                "native_gradient": self.native_gradient,
-            }
-            module = block_type(width, **options, name=next(names))
-            h = module(h, embedding, train)
-            return Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
 
         embedding = sinusoidal_embedding(noise, self.embedding).astype(self.dtype)
         embedding = nn.silu(nn.Dense(4 * self.embedding, dtype=self.dtype)(embedding))
         embedding = nn.Dense(self.embedding, dtype=self.dtype)(embedding)
-        out_channels = x.shape[-1]
+
+        def blocks(h: Array, level: int) -> Array:
+            for _ in range(self.blocks):
+                block = residual(
+                    self.channels[level],
+                    dropout=self.dropout,
+                    spatial=spatial,
+                    dtype=self.dtype,
+                    native_gradient=self.native_gradient,
+                    name=next(names),
+                )
+                h = block(h, embedding, train)
+                h = Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
+            return h
+
         h = x if condition is None else jnp.concatenate([x, condition], axis=-1)
-        conv = partial(Conv, window=(3,) * spatial, dtype=self.dtype, native_gradient=self.native_gradient)
         h = conv(self.channels[0])(h.astype(self.dtype))
-        skips = []
+        skips: list[Array] = []
         for level, width in enumerate(self.channels):
-            if level > 0:
-                h = conv(width, strides=(2,) * spatial)(h)
-            for _ in range(self.blocks):
-                h = block(h, width, level)
+            h = conv(width, strides=(2,) * spatial)(h) if level else h
+            h = blocks(h, level)
             skips.append(h)
-        for level, width in reversed(list(enumerate(self.channels))):
-            if level < len(self.channels) - 1:
-                h = jnp.concatenate([h, skips[level]], axis=-1)
-            for _ in range(self.blocks):
-                h = block(h, width, level)
-            if level > 0:
+        for level in reversed(range(len(self.channels))):
+            h = jnp.concatenate([h, skips[level]], axis=-1) if level < len(self.channels) - 1 else h
+            h = blocks(h, level)
+            if level:
                 size = skips[level - 1].shape[1:-1]
                 h = jax.image.resize(h, (h.shape[0], *size, h.shape[-1]), "nearest")
                 h = conv(self.channels[level - 1])(h)
         h = nn.silu(nn.LayerNorm(dtype=self.dtype)(h))
-        last = conv(out_channels, kernel_init=nn.initializers.zeros)
-        return last(h).astype(jnp.float32)
+        return conv(out_channels, kernel_init=nn.initializers.zeros)(h).astype(jnp.float32)

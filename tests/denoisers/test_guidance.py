@@ -109,6 +109,22 @@ def test_as_many_iterations_as_distinct_eigenvalues_are_exact():
     assert errors[3] < 1e-4
 
 
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_many_iterations_stay_finite(covariance):
+    """Conjugate gradients that have converged stay where they are."""
+    schedule, corruption = schedule_of("ve"), CASES["pixel_mask"]
+    law = gaussian(corruption.shape)
+    observation, x = observe(corruption, law)
+    prior = gaussian_denoiser(schedule, law)
+    few, many = (
+        mmps(prior, schedule, corruption, observation, iterations=n, covariance=covariance, moments=law)
+        for n in (8, 64)
+    )
+    converged, after = at_all_levels(schedule, x, few, many)
+    assert np.isfinite(after).all()
+    np.testing.assert_allclose(after, converged, atol=1e-3)
+
+
 def test_the_network_is_linearised_once():
     schedule, corruption = schedule_of("ve"), CASES["projection"]
     law = gaussian(corruption.shape)
@@ -332,6 +348,20 @@ def test_consistent_estimates_agree_with_y_to_within_the_noise_and_no_further(na
     assert 0.03 < misfit(moved(off)) < min(0.075, 0.5 * misfit(off))
     close = moved(off)
     np.testing.assert_allclose(moved(close), close, atol=0.05)
+
+
+def test_consistent_estimates_end_where_the_misfit_is_that_of_photon_counts():
+    """The noise of each entry depends on x-hat: the total expected is what is left."""
+    corruption = CORRUPTIONS["poisson"](shape=(16, 16, 1), peak=20.0)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.clip(jax.random.normal(keys[0], corruption.shape), -1.9, 2)
+    observation = corruption.sample(keys[1], x)
+    transform = consistent(lambda x_t, t: x_t, VarianceExploding(), corruption, observation, iterations=30)
+    moved = jax.jit(transform)(x + 1.5 * jax.random.normal(keys[2], x.shape), jnp.asarray(0.5))
+    left = float(jnp.mean((observation.y - corruption.forward(moved, ())) ** 2))
+    expected = float(jnp.mean(corruption.noise_variance(moved, ())))
+    # The last step before the weight is 0 may go some way past it.
+    assert 0.3 * expected < left <= expected
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
