@@ -14,8 +14,7 @@ denoiser of this package has this form, and its file says which base:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,19 +22,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree
-
-R = TypeVar("R")
-
-
-def full_precision(function: Callable[..., R]) -> Callable[..., R]:
-    """The function with its matrix products in float32, where a backend's default is less (bf16 on TPU, TF32 on GPU)."""
-
-    @wraps(function)
-    def exact(*args: Any) -> R:
-        with jax.default_matmul_precision("highest"):
-            return function(*args)
-
-    return exact
 
 
 class Denoiser(NamedTuple):
@@ -103,8 +89,6 @@ def precondition(
         prepare: as in ``Denoiser``.
         project: (context, t, r [*X]) -> P r, of posteriors alone.
     """
-    prior, posterior = full_precision(prior), full_precision(posterior)
-    project, prepare, variance = full_precision(project), full_precision(prepare), full_precision(variance)
 
     def init(key: Key) -> PyTree:
         batch = None if blank is None else blank[None]

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.denoiser import full_precision
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, contract, expand
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
@@ -36,18 +35,12 @@ def _jacobian(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None
     return pull
 
 
-@full_precision
 def _cov_x(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
     """V = (cov_x^-1 + (alpha / sigma)^2 I)^-1: what Cov[x | x_t] would be, were x Gaussian with covariance cov_x."""
     del pull
     assert moments is not None
     given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
-
-    @full_precision
-    def apply(u: Array) -> Array:
-        return given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
-
-    return apply
+    return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
 
 
 def _cov_t(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
@@ -102,13 +95,12 @@ def mmps(
     """
     operator = observation.operator
     noise = corruption.noise_level(operator) ** 2
-    forward, adjoint = full_precision(corruption.forward), full_precision(corruption.adjoint)
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         apply = COVARIANCES[covariance](pull, alpha, sigma, moments)
 
         def matvec(u: Array) -> Array:
-            return forward(apply(adjoint(u, operator)), operator) + noise * u
+            return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
 
         return conjugate_gradient(matvec, r, iterations)
 
@@ -145,7 +137,7 @@ def pigdm(
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
         del pull
         variance = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
-        return full_precision(corruption.solve_gram)(r, observation.operator, variance)
+        return corruption.solve_gram(r, observation.operator, variance)
 
     return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
 
@@ -273,20 +265,19 @@ def _gaussian_likelihood(
 
         residual = misfit(corruption, observation, x_hat)
         weights = solve(residual, pull, alpha, sigma)
-        step = pull(full_precision(corruption.adjoint)(weights, observation.operator))
+        step = pull(corruption.adjoint(weights, observation.operator))
         if not bounded:
             return x_hat + step
         # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
         # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
         # a few draws run away and spoil the next round. Beyond twice the residual a step is shortened.
-        reach = jnp.sum(full_precision(corruption.forward)(step, observation.operator) ** 2)
+        reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
         allowed = 4 * jnp.sum(residual**2)
         return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
 
     return posterior
 
 
-@full_precision
 def misfit(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
     """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     r = observation.y - corruption.forward(x_hat, observation.operator)

@@ -1,25 +1,28 @@
-"""Closed forms keep full float32 where the backend's matrix products round their inputs to bfloat16, as on TPU."""
+"""Whatever an estimate computes beside its network is in full float32, whatever a backend's default for products."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.interpreters import mlir
-from jax._src.lax.lax import dot_general_p
 
 from diffem_jax.corruptions import Projection
 from diffem_jax.denoisers.denoiser import bind
 from diffem_jax.denoisers.edm import edm_denoiser
-from diffem_jax.denoisers.guidance import POSTERIORS
+from diffem_jax.denoisers.guidance import COVARIANCES, mmps, pigdm
 from diffem_jax.denoisers.posterior import moments_denoiser, posterior_denoiser
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.samplers.schedules import VarianceExploding
+from diffem_jax.types import Observation
 
 D = 40
 CORRUPTION = Projection(shape=(D,), measurements=12, noise_std=0.01)
 SCHEDULE = VarianceExploding(1e-3, 10.0)
+RNG = np.random.default_rng(0)
+START = Mixture(
+    jnp.zeros(2), Gaussian(jnp.ones((2, D)), jnp.ones((2, D)), jnp.asarray(RNG.normal(size=(2, 5, D)), jnp.float32))
+)
 
 
 class Elementwise(nn.Module):
@@ -30,58 +33,31 @@ class Elementwise(nn.Module):
         return 0.1 * jnp.tanh(x)
 
 
-@pytest.fixture
-def reduced_products():
-    """Products of default precision round their inputs to eight bits, as a TPU does; others are left alone."""
-    entry = mlir._platform_specific_lowerings["cpu"][dot_general_p]
-
-    def rule(context, a, b, **params):
-        if params["precision"] is not None and "DEFAULT" not in str(params["precision"]):
-            return entry.rule(context, a, b, **params)
-
-        def product(a, b):
-            a, b = (jax.lax.reduce_precision(x, 8, 7) for x in (a, b))
-            return dot_general_p.bind(a, b, **{**params, "precision": (jax.lax.Precision.HIGHEST,) * 2})
-
-        return mlir.lower_fun(product, multiple_results=False)(context, a, b)
-
-    def switch(on):
-        mlir.register_lowering(dot_general_p, rule if on else entry.rule, platform="cpu")
-
-    yield switch
-    switch(False)
+def posterior(observation):
+    return bind(posterior_denoiser(Elementwise(), SCHEDULE, CORRUPTION, (D,), START), {}, observation)
 
 
-def start():
-    rng = np.random.default_rng(0)
-    leaves = rng.normal(size=(1, D)), np.full((1, D), 0.1), rng.normal(size=(1, 5, D))
-    return Mixture(jnp.zeros(1), Gaussian(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves)))
+def moments(observation):
+    return bind(moments_denoiser(Elementwise(), SCHEDULE, CORRUPTION, (D,), START), {}, observation)
 
 
-def denoised(name):
-    """x-hat near the data's own noise level, where the solves are worst conditioned."""
-    law = start()
-    x = law.components.mean[0] + law.components.factor[0, 0]
-    observation = CORRUPTION.sample(jax.random.key(1), x)
-
-    def run(x_t, t):
-        if name in POSTERIORS:
-            free = bind(edm_denoiser(Elementwise(), SCHEDULE, None, (D,)), {})
-            return POSTERIORS[name](free, SCHEDULE, CORRUPTION, observation)(x_t, t)
-        make = {"posterior": posterior_denoiser, "moments": moments_denoiser}[name]
-        return bind(make(Elementwise(), SCHEDULE, CORRUPTION, (D,), law), {}, observation)(x_t, t)
-
-    return np.asarray(jax.jit(run)(x + 0.5 * jax.random.normal(jax.random.key(2), (D,)), jnp.float32(0.7)))
+def guided(transform, **options):
+    free = bind(edm_denoiser(Elementwise(), SCHEDULE, None, (D,)), {})
+    return lambda observation: transform(free, SCHEDULE, CORRUPTION, observation, **options)
 
 
-@pytest.mark.parametrize("name", ["posterior", "moments", "pigdm", "dps"])
-def test_reduced_products_do_not_change_an_estimate(name, reduced_products):
-    full = denoised(name)
-    reduced_products(True)
-    np.testing.assert_allclose(denoised(name), full, atol=2e-4)
+CASES = {"posterior": posterior, "moments": moments, "pigdm": guided(pigdm)} | {
+    f"mmps, {name}": guided(mmps, covariance=name, moments=jax.tree.map(lambda leaf: leaf[0], START.components))
+    for name in COVARIANCES
+}
 
 
-def test_the_emulation_reduces_products(reduced_products):
-    a = jnp.full((4, 4), 1.001)
-    reduced_products(True)
-    assert float(jax.jit(lambda a: a @ a)(a)[0, 0]) == 4.0
+@pytest.mark.parametrize("case", CASES)
+def test_every_product_beside_the_network_asks_for_full_precision(case):
+    def run(x, y, operator, t):
+        return CASES[case](Observation(y, operator))(x, t)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((D,), (12,), (12, D), ())]
+    text = jax.jit(run).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products), products
