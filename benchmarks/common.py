@@ -12,11 +12,9 @@ from typing import Any
 
 import jax
 
-from diffem_jax.report.writers import Writers
 from diffem_jax.run import train
 from diffem_jax.run.context import Run
 from diffem_jax.run.e_step import run_e_step
-from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage.workdir import Workdir
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,8 +60,7 @@ def make_run(problem: Any, folder: str | Path) -> Run:
     """The run of a problem in an empty folder, its start fitted and nothing trained, without measures or messages."""
     workdir = Workdir(folder)
     workdir.create()
-    writers = Writers(workdir, problem.setup.config, 0, True)
-    return train.make_run(problem, workdir, lambda *of: {}, StopRequest(), lambda line: None, writers)
+    return train.make_run(problem, workdir)
 
 
 def draw_round(run: Run, number: int, step: Callable[..., Any], params: Any) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 
-ONE_CORE = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "convolutions", "updates", "little_seen")
+ONE_CORE = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "updates")
 BOTH_CORES = ("devices",)
 NAMES = (*ONE_CORE, *BOTH_CORES)
 

@@ -9,26 +9,11 @@
 # the .ipynb at colab.research.google.com. A few minutes on one CPU core.
 
 # %%
-# Installs the package where it is missing: from the checkout that this notebook lies in, else from the repository.
-import importlib.util
-from pathlib import Path
-
-# Where it is published; python -m colabs.build writes here what pyproject.toml says.
-REPOSITORY = "https://github.com/OWNER/diffem_jax"
-
-if importlib.util.find_spec("diffem_jax") is None:
-    from IPython import get_ipython
-
-    package = ".." if Path("../setup.py").exists() else f"git+{REPOSITORY}"
-    if "OWNER" in package:
-        raise SystemExit("set REPOSITORY to the address that you cloned from")
-    get_ipython().run_line_magic("pip", f"install -q {package}")
-
-# %%
 import itertools
 import os
 import runpy
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import PIL.Image

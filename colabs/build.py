@@ -1,11 +1,11 @@
-"""Makes the notebooks from the percent scripts beside them, and with --execute runs them.
+"""Makes the notebooks from the percent scripts beside them and the install cell, and with --execute runs them.
 
 python -m colabs.build                       # writes the .ipynb, without outputs
 python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
 python -m colabs.build --execute 01 04       # only these; exit code 1 where one takes longer than --minutes=6
 
-Install cells and "Open in Colab" badges lead to the repository that pyproject.toml names, [tool.diffem_jax]; after a change there
-run this again. While it is the placeholder, install cells say so.
+install.py is the first code cell of each. It and the "Open in Colab" badges lead to the repository that pyproject.toml names,
+[tool.diffem_jax]; after a change there run this again. While it is the placeholder, install cells say so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import nbformat
 
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
+INSTALL = FOLDER / "install.py"
 SECONDS_A_CELL = 1200
 MINUTES = 6.0
 """What a notebook may take on a CPU."""
@@ -32,6 +33,7 @@ MINUTES = 6.0
 def notebook(script: Path) -> nbformat.NotebookNode:
     """The notebook of a script: the same for the same text, whatever the version of jupytext."""
     node = jupytext.read(script, fmt="py:percent")
+    node.cells.insert(1, nbformat.v4.new_code_cell(INSTALL.read_text().rstrip()))
     for place, cell in enumerate(node.cells):
         cell["id"] = f"cell-{place:02d}"
         cell["metadata"] = {}
@@ -51,7 +53,7 @@ def repository() -> str:
 
 
 def addressed(source: str, address: str) -> str:
-    """A script whose install cell names this address."""
+    """An install cell that names this address."""
     return re.sub(r'^REPOSITORY = ".*"$', f'REPOSITORY = "{address}"', source, flags=re.MULTILINE)
 
 
@@ -64,8 +66,6 @@ def badge(script: Path, address: str) -> str:
 def text(script: Path, address: str) -> str:
     """What belongs in the .ipynb: the script's cells, with a badge above."""
     node = notebook(script)
-    for cell in node.cells:
-        cell["source"] = addressed(cell["source"], address)
     node.cells[0]["source"] = f"{badge(script, address)}\n\n{node.cells[0]['source']}"
     return nbformat.writes(node).rstrip("\n") + "\n"
 
@@ -98,8 +98,8 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted, address = tuple(arguments.names) or ("",), repository()
     slow = []
+    INSTALL.write_text(addressed(INSTALL.read_text(), address))
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
-        script.write_text(addressed(script.read_text(), address))
         script.with_suffix(".ipynb").write_text(text(script, address))
         if arguments.execute:
             before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,11 +1,14 @@
 """The notebooks are those of their scripts, and every script runs, shortened."""
 
+import importlib.machinery
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -21,12 +24,42 @@ def test_there_are_notebooks():
     assert len(SCRIPTS) >= 6
 
 
-def test_all_install_alike_from_the_repository_that_pyproject_names():
-    cells = {script.read_text().split("# %%\n")[1] for script in SCRIPTS}
-    assert len(cells) == 1
-    (cell,) = cells
+def test_the_install_cell_names_the_repository_of_pyproject():
+    cell = build.INSTALL.read_text()
     assert f'REPOSITORY = "{repository()}"\n' in cell, "run python -m colabs.build"
     assert addressed(cell, "https://github.com/a/b") == cell.replace(repository(), "https://github.com/a/b")
+
+
+@pytest.mark.parametrize(
+    ("layout", "package"),
+    [(".", "git+https://github.com/a/b"), ("diffem_jax/diffem_jax", "./diffem_jax"), ("../diffem_jax", "./..")],
+    ids=["nothing", "clone_in_this_folder", "notebook_of_a_checkout"],
+)
+@pytest.mark.parametrize("plugin", [None, "jax-cuda12-plugin", "libtpu"])
+def test_the_install_cell_installs(layout, package, plugin, tmp_path, monkeypatch):
+    """Beside a clone a folder without __init__.py has the package's name; jax and its plug-in are installed together."""
+    here = tmp_path / "here"
+    (here / layout).mkdir(parents=True, exist_ok=True)
+    if layout != ".":
+        (here / layout / "__init__.py").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(here)])
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])  # none of an editable installation
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [mock.Mock(metadata={"Name": plugin or "jax"})])
+    monkeypatch.setitem(sys.modules, "IPython", mock.Mock())
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffem_jax"]:
+        monkeypatch.delitem(sys.modules, name)
+    exec(addressed(build.INSTALL.read_text(), "https://github.com/a/b"), {})
+    magic = sys.modules["IPython"].get_ipython().run_line_magic
+    extra = {"jax-cuda12-plugin": " 'jax[cuda12]'", "libtpu": " 'jax[tpu]'", None: ""}[plugin]
+    magic.assert_called_once_with("pip", f"install -q {package}{extra}")
+    assert "tensorflow" not in magic.call_args.args[1]
+
+
+def test_the_install_cell_leaves_an_installed_package_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", mock.Mock())
+    exec(build.INSTALL.read_text(), {})
+    sys.modules["IPython"].get_ipython.assert_not_called()
 
 
 @each
@@ -85,7 +118,7 @@ def test_scripts_run_shortened(devices, tmp_path):
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, scripts)]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | changed, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    told = re.findall(r"^== (\S+)\n(.*?)^== (\d+) pictures\n", done.stdout, re.DOTALL | re.MULTILINE)
-    assert [name for name, _, _ in told] == list(map(str, scripts))
-    for name, printed, pictures in told:
+    outputs = re.findall(r"^== (\S+)\n(.*?)^== (\d+) pictures\n", done.stdout, re.DOTALL | re.MULTILINE)
+    assert [name for name, _, _ in outputs] == list(map(str, scripts))
+    for name, printed, pictures in outputs:
         assert printed.count("Image object") >= 1 and int(pictures) >= 1, f"{name}: no picture"
