@@ -112,8 +112,8 @@ def processes(count: int) -> dict[str, float]:
         subprocess.Popen([*command, str(i), str(count), str(port)], stdout=subprocess.PIPE, text=True, env=environment)
         for i in range(count)
     ]
-    told = [json.loads(p.communicate()[0].strip().splitlines()[-1]) for p in started]
-    return {name: sum(one[name] for one in told) for name in told[0]}
+    found = [json.loads(p.communicate()[0].strip().splitlines()[-1]) for p in started]
+    return {name: sum(one[name] for one in found) for name in found[0]}
 
 
 def main() -> None:
@@ -123,35 +123,28 @@ def main() -> None:
         return
     # With one core XLA has one thread, and an all-reduce of two fake devices waits for ever: leave it two.
     problem, sides, calls = small(), {}, {}
+    layouts = {"1 device": (1, 1), "2 devices, same batch": (2, 1), "2 devices, twice the batch": (2, 2)}
     for way in WAYS:
-        for count, scaling in ((1, "one"), (2, "strong"), (2, "weak")):
+        for label, (count, times) in layouts.items():
             parallel = make_parallel(way, jax.devices()[:count])
-            batch = BATCH * (count if scaling == "weak" else 1)
-            for name, step in steps(parallel, batch, problem).items():
-                sides[f"{name} {way} {scaling}"] = step
+            for name, step in steps(parallel, BATCH * times, problem).items():
+                sides[name, way, label] = step
         for count in (1, 2):
             calls[f"{way} {count}"] = empty(make_parallel(way, jax.devices()[:count]))
     seconds = interleave(sides, clock=time.process_time)
-    table = [
-        {
-            "step": name,
-            "map": way,
-            "1 device": seconds[f"{name} {way} one"],
-            "2 devices, same batch": seconds[f"{name} {way} strong"],
-            "2 devices, twice the batch": seconds[f"{name} {way} weak"],
-            "strong overhead": seconds[f"{name} {way} strong"] / seconds[f"{name} {way} one"] - 1,
-            "weak overhead": seconds[f"{name} {way} weak"] / (2 * seconds[f"{name} {way} one"]) - 1,
-        }
-        for name in ("m_step", "e_step")
-        for way in WAYS
-    ]
+    table = []
+    for name in ("m_step", "e_step"):
+        for way in WAYS:
+            single, strong, weak = found = [seconds[name, way, label] for label in layouts]
+            shares = {"strong overhead": strong / single - 1, "weak overhead": weak / (2 * single) - 1}
+            table.append({"step": name, "map": way, **dict(zip(layouts, found, strict=True)), **shares})
     each = {name: 1e6 * value / 100 for name, value in interleave(calls, clock=time.process_time).items()}
     one, two = processes(1), processes(2)
     many = [
         {"step": name, "1 process": one[name], "2 processes": two[name], "overhead": two[name] / one[name] - 1}
         for name in one
     ]
-    write("devices", {"processor seconds": table, "microseconds a call of an empty M-step": each, "processes": many})
+    write("devices", {"processor seconds": table, "microseconds per call of an empty M-step": each, "processes": many})
 
 
 if __name__ == "__main__":

@@ -94,16 +94,8 @@ def stage(name: str, path: str, folder: str) -> dict[str, float]:
 def measure(root: pathlib.Path, name: str, count: int, repeat: int) -> dict[str, float]:
     """One stage in a process of its own; an M-step reads what the first E-step wrote."""
     folder = root / f"run{count}_{0 if name == 'm_step' else repeat}"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.memory",
-        "--stage",
-        name,
-        str(root / f"{count}.npz"),
-        str(folder),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    stage = ["--stage", name, str(root / f"{count}.npz"), str(folder)]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *stage], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} of {count}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -113,36 +105,30 @@ def measure(root: pathlib.Path, name: str, count: int, repeat: int) -> dict[str,
     return found
 
 
+def summary(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The median of the peaks with the least and the most, and the median of the seconds."""
+    peaks = sorted(run["peak_mib"] for run in runs)
+    seconds = statistics.median(run["seconds"] for run in runs)
+    return {"peak_mib": statistics.median(peaks), "least": peaks[0], "most": peaks[-1], "seconds": seconds}
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--stage"]:
         print(json.dumps(stage(*sys.argv[2:])))
         return
     from benchmarks.common import write
 
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for count in COUNTS:
             observations(root / f"{count}.npz", count)
-        runs = {
-            (name, count, repeat): measure(root, name, count, repeat)
-            for repeat in range(REPEATS)
-            for name in STAGES
-            for count in COUNTS
-        }
-        sizes = {count: round((root / f"{count}.npz").stat().st_size / 2**20, 1) for count in COUNTS}
-    result: dict[str, Any] = {}
+            result[str(count)] = {"file_mib": round((root / f"{count}.npz").stat().st_size / 2**20, 1)}
+        order = [(name, count, repeat) for repeat in range(REPEATS) for name in STAGES for count in COUNTS]
+        runs = {key: measure(root, *key) for key in order}
     for count in COUNTS:
-        result[str(count)] = {"file_mib": sizes[count]}
         for name in STAGES:
-            found = [runs[name, count, repeat] for repeat in range(REPEATS)]
-            peaks = sorted(run["peak_mib"] for run in found)
-            seconds = statistics.median(run["seconds"] for run in found)
-            result[str(count)][name] = {
-                "peak_mib": statistics.median(peaks),
-                "least": peaks[0],
-                "most": peaks[-1],
-                "seconds": seconds,
-            }
+            result[str(count)][name] = summary([runs[name, count, repeat] for repeat in range(REPEATS)])
     small, large = (result[str(count)] for count in COUNTS)
     growth = {name: large[name]["peak_mib"] / small[name]["peak_mib"] - 1 for name in STAGES}
     write("memory", {**result, "growth": growth})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -65,4 +66,18 @@ def draw(path: Path, panels: Sequence[Panel], title: str = "", columns: int = 3)
     figure.tight_layout(rect=(0, 0.03 + 0.05 * (-(-len(handles) // 5)) / height, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def strips(path: Path, lines: Mapping[str, np.ndarray], count: int = 12) -> None:
+    """Writes one line of images per entry, [N, H, W, C] in [-2, 2], with its name beside it."""
+    figure, axes = plt.subplots(len(lines), 1, figsize=(9, 0.95 * len(lines)), squeeze=False)
+    for place, (name, images) in zip(axes[:, 0], lines.items(), strict=True):
+        line = np.concatenate([np.asarray(image) for image in images[:count]], 1)
+        place.imshow(np.clip((line + 2) / 4, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+        place.set_xticks([])
+        place.set_yticks([])
+        place.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     plt.close(figure)

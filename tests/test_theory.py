@@ -24,8 +24,8 @@ from diffem_jax.storage.reconstructions import index_stream
 from diffem_jax.types import Observation
 from experiments.theory import exact
 
-TRUTH = exact.Law(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
-START = exact.Law(np.zeros(3), 2.0 * np.eye(3))
+TRUTH = exact.Normal(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
+START = exact.Normal(np.zeros(3), 2.0 * np.eye(3))
 RNG = np.random.default_rng(0)
 CHANNELS = {
     "one operator": exact.Channel(
@@ -56,7 +56,7 @@ def test_the_observation_divergence_falls_every_round_at_the_predicted_rate(name
 def test_what_no_operator_sees_stays_as_the_start_has_it():
     """KL of the observations goes to 0, and the law of x stays wrong: the unseen part given the seen one never moves."""
     channel = exact.Channel(np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), 0.3)
-    start = exact.Law(np.array([0.0, 0.0, 5.0]), np.array([[2.0, 0.0, 0.6], [0.0, 2.0, 0.0], [0.6, 0.0, 3.0]]))
+    start = exact.Normal(np.array([0.0, 0.0, 5.0]), np.array([[2.0, 0.0, 0.6], [0.0, 2.0, 0.0], [0.6, 0.0, 3.0]]))
     laws = exact.course(start, TRUTH, channel, 300)
     assert exact.observation_kl(TRUTH, laws[-1], channel) < 1e-9 < 0.1 < exact.kl(TRUTH, laws[-1])
 
@@ -76,7 +76,7 @@ def _gaussian(law):
 
 def _moments(x):
     x = np.asarray(x, np.float64)
-    return exact.Law(x.mean(0), np.cov(x.T))
+    return exact.Normal(x.mean(0), np.cov(x.T))
 
 
 def test_sampled_rounds_follow_the_exact_course():

@@ -22,7 +22,7 @@ import numpy as np
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
 from diffem_jax.storage.workdir import Workdir
-from experiments import common
+from experiments import common, figures
 
 HERE = pathlib.Path(__file__).parent
 
@@ -31,23 +31,6 @@ def misfit(problem: Problem, observed: Any, x: np.ndarray) -> float:
     """The root mean square of y - A(x)."""
     forward = jax.jit(jax.vmap(problem.setup.corruption.forward))
     return float(np.sqrt(np.mean((observed.y - np.asarray(forward(x, observed.operator))) ** 2)))
-
-
-def picture(path: pathlib.Path, truth: np.ndarray, drawn: dict[str, np.ndarray]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = {"hidden truth": truth, **drawn}
-    figure, axes = plt.subplots(len(lines), 1, figsize=(9, 0.95 * len(lines)))
-    for axis, (name, images) in zip(axes, lines.items(), strict=True):
-        axis.imshow(np.concatenate(list(images[:12, ..., 0]), 1), cmap="gray", vmin=-2, vmax=2)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -87,7 +70,7 @@ def measure(variant: str, folder: pathlib.Path, flags: list[str]) -> dict[str, A
     for number in (0, config.rounds):
         x = common.posterior_draws(workdir, problem.setup, number, problem.observations, 1, "nonlinear")[0]
         drawn[f"round {number}" if number else "the start"] = x
-    picture(HERE / f"nonlinear_{variant}.png", truth, drawn)
+    figures.strips(HERE / f"nonlinear_{variant}.png", {"hidden truth": truth, **drawn})
     draws: list[dict[str, Any]] = [
         {"of": name, "misfit": misfit(problem, observed, x), "psnr": float(metrics.psnr(x, truth).value)}
         for name, x in drawn.items()

@@ -21,14 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from skimage import restoration
 
 import diffem_jax as dx
 from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.metrics import psnr, psnr_per_example
 from diffem_jax.storage.workdir import Workdir
-from experiments import common
+from experiments import common, figures
 
 HERE = Path(__file__).parent
 COUNT = 256
@@ -77,19 +76,6 @@ def deconvolution(observations: Any, corruption: Any) -> dict[str, np.ndarray]:
     return answers
 
 
-def picture(path: Path, answers: dict[str, Any], columns: int = 10) -> None:
-    """One row an answer."""
-    figure = Figure(figsize=(columns, 1.12 * len(answers)), layout="constrained")
-    axes = figure.subplots(len(answers), columns)
-    for line, (name, images) in zip(axes, answers.items(), strict=True):
-        line[0].set_title(name, fontsize=8, loc="left")
-        for place, image in zip(line, images, strict=False):
-            place.imshow(np.clip((np.asarray(image) + 2) / 4, 0, 1))
-        for place in line:
-            place.axis("off")
-    figure.savefig(path, dpi=110)
-
-
 def train(variant: str, folder: Path) -> float:
     """The run's seconds: fit, M-steps and E-steps."""
     command = [sys.executable, "-m", "diffem_jax.main", f"--config=patches:{variant}", f"--workdir={folder}"]
@@ -128,7 +114,7 @@ def compare(variant: str, folder: Path) -> dict[str, Any]:
     top = max(best.values(), key=score.__getitem__)
     shown = [observations.y, answers[top], *(answers[n] for n in list(answers)[:3]), truth]
     titles = ["observation", top, "start, one draw", "DiffEM, one draw", "DiffEM, posterior mean", "truth"]
-    picture(HERE / f"classical_{variant}.png", dict(zip(titles, shown, strict=True)))
+    figures.strips(HERE / f"classical_{variant}.png", dict(zip(titles, shown, strict=True)), 10)
     return {"seconds": seconds, "answers": table}
 
 

@@ -33,7 +33,7 @@ from diffem_jax.storage import checkpoints
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Key, stream_key
-from experiments import common
+from experiments import common, figures
 from experiments.common import Job, Row, fields
 
 NAME = "prior"
@@ -103,19 +103,14 @@ def texture(x: np.ndarray) -> np.ndarray:
     kernels /= jnp.sqrt(jnp.sum(kernels**2, (0, 1, 2), keepdims=True))
     # Random filters all see coarse structure; a derivative of each also sees fine structure.
     fine = x - 0.5 * (np.roll(x, 1, 1) + np.roll(x, 1, 2))
-    parts = [
+    responses = [
         jax.lax.conv_general_dilated(
             jnp.asarray(a), kernels, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         for a in (x, fine)
     ]
-    return np.concatenate(
-        [
-            np.asarray(jnp.stack([jnp.std(p, (1, 2)), jnp.mean(jnp.abs(p), (1, 2))], -1).reshape(len(x), -1))
-            for p in parts
-        ],
-        1,
-    )
+    moments = [f(r) for r in responses for f in (lambda r: jnp.std(r, (1, 2)), lambda r: jnp.mean(jnp.abs(r), (1, 2)))]
+    return np.asarray(jnp.concatenate(moments, -1))
 
 
 def quality(x: np.ndarray, problem: Problem, classifier: Any) -> Row:
@@ -229,27 +224,6 @@ def report(found: list[Row], quick: bool) -> None:
     common.write_readme(NAME, "\n\n".join(parts), quick)
 
 
-def figure(shown: dict[str, np.ndarray], path: Path) -> None:
-    """Draws of p(x), a line a way, the truths of some examples below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    order = [
-        name for group in BASES for name in sorted(shown, key=lambda n: n.endswith("truth")) if name.startswith(group)
-    ]
-    plot, axes = plt.subplots(len(order), 1, figsize=(9, 0.95 * len(order)), squeeze=False)
-    for axis, name in zip(axes[:, 0], order, strict=True):
-        line = np.concatenate(list(shown[name]), 1)
-        axis.imshow(np.clip((line + 2) / 4, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_ylabel(name.replace("/", "\n").replace(", ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
-    plot.tight_layout()
-    plot.savefig(path, dpi=110)
-
-
 def _share_rounds(jobs: list[Job], work: Path, seed: int) -> None:
     """Gives the training from the start the rounds of the published way, whose prior it then trains anew."""
     folders = {job.method: job.folder(work, seed) for job in jobs}
@@ -281,7 +255,9 @@ def main() -> None:
     end = "_quick" if options.quick else ""
     place = common.ROOT / "experiments" / NAME
     (place / f"results{end}.json").write_text(json.dumps(found, indent=1) + "\n")
-    figure(shown, place / f"draws{end}.png")
+    order = sorted(shown, key=lambda name: (name.partition("/")[0], name.endswith("truth")))
+    lines = {name.replace("/", "\n").replace(", ", "\n"): shown[name] for name in order}
+    figures.strips(place / f"draws{end}.png", lines)
     report(found, options.quick)
 
 

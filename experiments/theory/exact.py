@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Law(NamedTuple):
+class Normal(NamedTuple):
     """N(mean [D], cov [D, D])."""
 
     mean: np.ndarray
@@ -30,7 +30,7 @@ class Channel(NamedTuple):
     noise_std: float
 
 
-def kl(p: Law, q: Law) -> float:
+def kl(p: Normal, q: Normal) -> float:
     """KL(p || q) of two Gaussians."""
     solved = np.linalg.solve(q.cov, p.cov)
     r = q.mean - p.mean
@@ -38,24 +38,24 @@ def kl(p: Law, q: Law) -> float:
     return 0.5 * float(np.trace(solved) - len(r) - log_det + r @ np.linalg.solve(q.cov, r))
 
 
-def observed(law: Law, a: np.ndarray, noise_std: float) -> Law:
-    """The law of y = a x + n."""
-    return Law(a @ law.mean, a @ law.cov @ a.T + noise_std**2 * np.eye(len(a)))
+def observed(law: Normal, a: np.ndarray, noise_std: float) -> Normal:
+    """The distribution of y = a x + n."""
+    return Normal(a @ law.mean, a @ law.cov @ a.T + noise_std**2 * np.eye(len(a)))
 
 
-def observation_kl(truth: Law, law: Law, channel: Channel) -> float:
+def observation_kl(truth: Normal, law: Normal, channel: Channel) -> float:
     """KL(P_Y || pi_Y): the operator is part of y, so it is the mean over operators."""
     noise = channel.noise_std
     return float(np.mean([kl(observed(truth, a, noise), observed(law, a, noise)) for a in channel.operators]))
 
 
-def posterior(law: Law, a: np.ndarray, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
+def posterior(law: Normal, a: np.ndarray, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
     """The gain [D, M] and covariance [D, D] of x given y: E[x | y] = mean + gain (y - a mean)."""
     gain = np.linalg.solve(observed(law, a, noise_std).cov, a @ law.cov).T
     return gain, law.cov - gain @ a @ law.cov
 
 
-def exact_round(law: Law, truth: Law, channel: Channel) -> Law:
+def exact_round(law: Normal, truth: Normal, channel: Channel) -> Normal:
     """Mean and covariance of E_{y ~ P_Y} pi^k(x | y)."""
     means, seconds = [], []
     for a in channel.operators:
@@ -65,10 +65,10 @@ def exact_round(law: Law, truth: Law, channel: Channel) -> Law:
         means.append(mean)
         seconds.append(cov + gain @ y.cov @ gain.T + np.outer(mean, mean))
     mean = np.mean(means, axis=0)
-    return Law(mean, np.mean(seconds, axis=0) - np.outer(mean, mean))
+    return Normal(mean, np.mean(seconds, axis=0) - np.outer(mean, mean))
 
 
-def course(start: Law, truth: Law, channel: Channel, rounds: int) -> list[Law]:
+def course(start: Normal, truth: Normal, channel: Channel, rounds: int) -> list[Normal]:
     """pi^0 to pi^rounds."""
     laws = [start]
     for _ in range(rounds):
@@ -76,7 +76,7 @@ def course(start: Law, truth: Law, channel: Channel, rounds: int) -> list[Law]:
     return laws
 
 
-def predicted_rate(truth: Law, channel: Channel) -> float:
+def predicted_rate(truth: Normal, channel: Channel) -> float:
     """By what KL(P_Y || pi_Y) is multiplied in a round near the truth: the square of the slowest direction's factor.
 
     The factors are the eigenvalues of the derivative of the round at its fixed point, which for EM is the share of the
@@ -85,13 +85,13 @@ def predicted_rate(truth: Law, channel: Channel) -> float:
     size = len(truth.mean)
     upper = np.triu_indices(size)
 
-    def flat(law: Law) -> np.ndarray:
+    def flat(law: Normal) -> np.ndarray:
         return np.concatenate([law.mean, law.cov[upper]])
 
-    def law_of(vector: np.ndarray) -> Law:
+    def law_of(vector: np.ndarray) -> Normal:
         cov = np.zeros((size, size))
         cov[upper] = vector[size:]
-        return Law(vector[:size], cov + cov.T - np.diag(np.diag(cov)))
+        return Normal(vector[:size], cov + cov.T - np.diag(np.diag(cov)))
 
     point, step = flat(truth), 1e-5
     columns = []

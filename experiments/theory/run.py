@@ -3,7 +3,7 @@
     python -m experiments.theory.run [--report]
 
 x ~ N(m, S) in R^3 is seen through one fixed 4 x 3 operator and noise. Each round trains a conditional network on the
-draws of the round before and draws anew, by the package's own M-step, E-step and sampler. With pi^k the Gaussian of the
+draws of the round before and draws again, by the package's own M-step, E-step and sampler. With pi^k the Gaussian of the
 draws' moments, a round:
 
     KL exact    KL(P_Y || pi_Y^k) of exact rounds, in closed form
@@ -43,15 +43,15 @@ from diffem_jax.samplers import schedules
 from diffem_jax.samplers.samplers import ddpm
 from diffem_jax.storage.reconstructions import index_stream
 from diffem_jax.types import Observation, example_keys, stream_key
-from experiments import common
+from experiments import common, figures
 from experiments.theory import exact
 
 HERE = Path(__file__).parent
 OPERATOR = ((1.0, 0.2, 0.0), (0.0, 1.0, 0.3), (0.1, 0.0, 1.0), (0.5, 0.5, 0.0))
 NOISE = 0.5
 CHANNEL = exact.Channel(np.array([OPERATOR]), NOISE)
-TRUTH = exact.Law(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
-START = exact.Law(np.zeros(3), 2.0 * np.eye(3))
+TRUTH = exact.Normal(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
+START = exact.Normal(np.zeros(3), 2.0 * np.eye(3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,16 +76,16 @@ class Row(NamedTuple):
     denoiser_error: float
 
 
-def as_gaussian(law: exact.Law) -> Gaussian:
-    """The law as the package writes it."""
+def as_gaussian(law: exact.Normal) -> Gaussian:
+    """The distribution as the package writes it."""
     root = np.linalg.cholesky(law.cov - 1e-4 * np.eye(3)).T
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), Gaussian(law.mean, np.full(3, 1e-4), root))
 
 
-def moments(x: np.ndarray) -> exact.Law:
+def moments(x: np.ndarray) -> exact.Normal:
     """The Gaussian of some draws."""
     x = np.asarray(x, np.float64)
-    return exact.Law(x.mean(0), np.cov(x.T))
+    return exact.Normal(x.mean(0), np.cov(x.T))
 
 
 def make_path_error(schedule, corruption, denoiser, times):
@@ -135,10 +135,10 @@ def network_course(
     truth = rng.multivariate_normal(TRUTH.mean, TRUTH.cov, count)
     y = truth @ np.asarray(OPERATOR).T + NOISE * rng.normal(size=(count, 4))
     observations = Observation(jnp.asarray(y, jnp.float32), ())
-    # P_Y is what was observed: the law that the draws are to explain.
+    # P_Y is what was observed: the distribution that the draws are to explain.
     seen = moments(y)
 
-    def divergence(law: exact.Law) -> float:
+    def divergence(law: exact.Normal) -> float:
         return exact.kl(seen, exact.observed(law, np.asarray(OPERATOR), NOISE))
 
     x = rng.multivariate_normal(START.mean, START.cov, count).astype(np.float32)
@@ -173,29 +173,21 @@ def table(rows: list[Row]) -> str:
 
 
 def figure(courses: dict[str, list[Row]], path: Path) -> None:
-    """KL of exact and network rounds, and the bound, for several lengths of training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, panels = plt.subplots(1, len(courses), figsize=(4.2 * len(courses), 3.4), sharey=True, constrained_layout=True)
-    for panel, (label, rows) in zip(np.atleast_1d(panels), courses.items(), strict=True):
-        numbers = [row.round for row in rows]
-        panel.semilogy(numbers, [row.exact for row in rows], "k--", lw=1, label="exact rounds (closed form)")
-        panel.semilogy(numbers, [row.kl for row in rows], "o-", color="#2166ac", label="network rounds")
-        panel.semilogy(
-            numbers[1:], [row.bound for row in rows[1:]], "^:", color="#b2182b", label="bound on the network's"
-        )
-        panel.semilogy(numbers[1:], [row.error for row in rows[1:]], "s:", color="#999999", label="score error")
-        panel.set_title(label, fontsize=10)
-        panel.set_xlabel("round")
-        panel.set_xticks(numbers)
-        panel.grid(alpha=0.3)
-    np.atleast_1d(panels)[0].set_ylabel("nats")
-    np.atleast_1d(panels)[0].legend(fontsize=8)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    """KL of exact and network rounds, the score error and the bound, for several lengths of training."""
+    kinds = {
+        "exact rounds (closed form)": "exact",
+        "network rounds": "kl",
+        "bound on the network's": "bound",
+        "score error": "error",
+    }
+    panels = []
+    for label, rows in courses.items():
+        lines = {
+            title: [[(row.round, value) for row in rows if np.isfinite(value := getattr(row, name))]]
+            for title, name in kinds.items()
+        }
+        panels.append(figures.Panel(lines, f"round ({label})", "nats", log_y=True))
+    figures.draw(path, panels)
 
 
 def measure(rounds: int, lengths: list[int], count: int) -> dict[str, Any]:
