@@ -39,34 +39,29 @@ def blocks(title: str, value: dict[str, Any]) -> list[str]:
     Lists of single rounds stay in the JSON file.
     """
     value = {key: inner for key, inner in value.items() if not key.endswith("rounds")}
-    own = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
-    out = [f"**{title}**"] if title and own else []
-    if own:
-        out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in own.items()])
-    flat = {key: inner for key, inner in value.items() if isinstance(inner, dict) and _is_flat(inner)}
-    if len(flat) > 1 and len({tuple(inner) for inner in flat.values()}) == 1:
-        heads = list(next(iter(flat.values())))
-        out += table(["", *(h.replace("_", " ") for h in heads)], [[k, *inner.values()] for k, inner in flat.items()])
-    else:
-        flat = {}
+    numbers = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
+    out = [f"**{title}**"] if title and numbers else []
+    if numbers:
+        out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in numbers.items()])
+    records = {key: inner for key, inner in value.items() if isinstance(inner, dict)}
+    alike = {(*inner, *map(type, inner.values())) for inner in records.values()}
+    if (
+        len(records) > 1
+        and len(alike) == 1
+        and not any(isinstance(v, dict | list) for r in records.values() for v in r.values())
+    ):
+        heads = [head.replace("_", " ") for head in next(iter(records.values()))]
+        out += table(["", *heads], [[key, *inner.values()] for key, inner in records.items()])
+        records = {}
     for key, inner in value.items():
         name = " / ".join(filter(None, (title, key.replace("_", " "))))
         if isinstance(inner, list):
-            out += ["", f"**{name}**", *_records(inner)]
-        elif isinstance(inner, dict) and key not in flat:
+            heads = list(dict.fromkeys(head for row in inner for head in row))
+            rows = [[row.get(head) for head in heads] for row in inner]
+            out += ["", f"**{name}**", *table([head.replace("_", " ") for head in heads], rows)]
+        elif key in records:
             out += ["", *blocks(name, inner)]
     return out
-
-
-def _is_flat(value: dict[str, Any]) -> bool:
-    return not any(isinstance(inner, dict | list) for inner in value.values())
-
-
-def _records(rows: list[Any]) -> list[str]:
-    if not rows or not isinstance(rows[0], dict):
-        return ["", ", ".join(map(show, rows))]
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    return table([h.replace("_", " ") for h in heads], [[row.get(head) for head in heads] for row in rows])
 
 
 def show(value: Any) -> str:

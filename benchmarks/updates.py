@@ -66,16 +66,16 @@ def posterior_mean(batch: int = 256, rank: int = 24) -> dict[str, float]:
     shape, one = (8, 8, 1), jnp.ones(())
     mask = PixelMask(shape=shape, rate=0.5, noise_std=0.01)
     keys = jax.random.split(stream_key(0, "updates"), 3)
-    law = Gaussian(jnp.zeros(shape), jnp.full(shape, 0.1), 0.3 * jax.random.normal(keys[0], (rank, *shape)))
+    gaussian = Gaussian(jnp.zeros(shape), jnp.full(shape, 0.1), 0.3 * jax.random.normal(keys[0], (rank, *shape)))
     x = jax.random.normal(keys[1], (batch, *shape))
     observed = jax.vmap(mask.sample)(jax.random.split(keys[2], batch), x)
 
     def together(x: Any, observed: Any) -> Any:
-        return jax.vmap(lambda x, o: condition_on_both(mask, law, x, one, one, o)[0])(x, observed)
+        return jax.vmap(lambda x, o: condition_on_both(mask, gaussian, x, one, one, o)[0])(x, observed)
 
     def in_turn(x: Any, observed: Any) -> Any:
         def mean(x: Any, o: Any) -> Any:
-            return condition_on_observation(mask, condition_on_noisy(law, x, one, one)[0], o).mean
+            return condition_on_observation(mask, condition_on_noisy(gaussian, x, one, one)[0], o).mean
 
         return jax.vmap(mean)(x, observed)
 

@@ -35,7 +35,7 @@ def show(path):
 # %% [markdown]
 # ## The configuration
 #
-# `--config=digits` of the command line, and the same in Python. Every field may be changed; `diffem_jax/config.py` says
+# `--config=digits` of the command line, and the same in Python. Every field may be changed; the documentation says
 # what each means. Here a prior p(x) is trained too, on the last reconstructions.
 
 # %%
@@ -68,7 +68,7 @@ show(plots.image_grid(file, observations.y, problem.truth[:10], labels=names))
 # ## EM
 #
 # Round 0 draws from a Gaussian that exact EM fitted to the observations. Each round trains the conditional denoiser on the
-# reconstructions, corrupted afresh, and then draws new reconstructions with it. PSNR and accuracy are of single posterior
+# reconstructions, corrupted again for every batch, and then draws new reconstructions with it. PSNR and accuracy are of single posterior
 # *draws*: the best a draw can do is not infinite, since the posterior has a width.
 
 # %%

@@ -2,7 +2,7 @@
 # # The method in two dimensions: watch EM move a distribution
 #
 # x lies on one of six clusters in the plane. Of each x we see one noisy projection y = a . x + n onto a random direction
-# a: a line on which x lies, never the point. From 8,192 such lines EM finds the clusters. Since the law of x is a mixture of
+# a: a line on which x lies, never the point. From 8,192 such lines EM finds the clusters. Since x has a mixture of
 # Gaussians here, the exact posterior p(x | y) is known and stands beside the network's.
 #
 # To open this notebook: `make colabs` runs it; `jupyter lab colabs/02_two_dimensions.ipynb` in a checkout shows it; or
@@ -30,12 +30,12 @@ COUNT, ROUNDS, UPDATES, BATCH, STEPS = (128, 1, 20, 32, 4) if QUICK else (8192, 
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# ## The hidden law and the observations
+# ## The hidden distribution and the observations
 
 # %%
 angles = jnp.arange(6) * (2 * jnp.pi / 6)
 means = 1.5 * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
-law = dx.Mixture(jnp.full(6, -jnp.log(6.0)), dx.Gaussian(means, jnp.full((6, 2), 0.02), jnp.zeros((6, 0, 2))))
+mixture = dx.Mixture(jnp.full(6, -jnp.log(6.0)), dx.Gaussian(means, jnp.full((6, 2), 0.02), jnp.zeros((6, 0, 2))))
 rng = np.random.default_rng(0)
 truth = (np.asarray(means)[rng.integers(0, 6, COUNT)] + np.sqrt(0.02) * rng.normal(size=(COUNT, 2))).astype(np.float32)
 
@@ -52,7 +52,7 @@ observations = jax.jit(jax.vmap(corruption.sample))(keys, truth)
 # %%
 start = dx.fit(dx.stream_key(0, "start"), corruption, observations, rank=2, iterations=3 if QUICK else 30).mixture
 exact_draw = jax.jit(
-    jax.vmap(lambda key, law, o: dx.sample_posterior(key, corruption, law, o), (0, None, 0)),
+    jax.vmap(lambda key, mixture, o: dx.sample_posterior(key, corruption, mixture, o), (0, None, 0)),
 )
 x = np.asarray(exact_draw(jax.random.split(dx.stream_key(0, "e_step", 0), COUNT), start, observations))
 
@@ -85,11 +85,11 @@ for number in range(1, ROUNDS + 1):
 # ## Round by round
 #
 # The distance to the hidden points (squared sliced Wasserstein) falls as the reconstructions condense into clusters. `best` is
-# the distance that exact posterior draws under the *true* law have: no method can be expected to do better.
+# the distance that exact posterior draws under the *true* mixture have: no method can be expected to do better.
 
 # %%
 distance = [sliced_wasserstein(points, truth, dx.stream_key(0, "distance")).value for points in course]
-best = exact_draw(jax.random.split(dx.stream_key(0, "best"), COUNT), law, observations)
+best = exact_draw(jax.random.split(dx.stream_key(0, "best"), COUNT), mixture, observations)
 floor = sliced_wasserstein(np.asarray(best), truth, dx.stream_key(0, "distance")).value
 print("rounds:", " ".join(f"{value:.4f}" for value in distance), "| best:", f"{floor:.4f}")
 
@@ -119,7 +119,7 @@ figure, axes = plt.subplots(2, 3, figsize=(7.2, 5.0), sharex=True, sharey=True)
 for column in range(3):
     one = jax.tree.map(lambda a, column=column: jnp.repeat(a[column][None], DRAWS, axis=0), observations)
     learnt = e_step(dx.stream_key(1, "learnt"), state.ema_params, one, jnp.arange(DRAWS))
-    exact = exact_draw(jax.random.split(dx.stream_key(1, "exact", column), DRAWS), law, one)
+    exact = exact_draw(jax.random.split(dx.stream_key(1, "exact", column), DRAWS), mixture, one)
     a, y = np.asarray(observations.operator[column][0]), float(observations.y[column][0])
     line = y * a + np.linspace(-4, 4, 2)[:, None] * np.array([-a[1], a[0]])
     for place, points, name in zip(axes[:, column], (learnt, exact), ("network", "exact"), strict=True):

@@ -57,12 +57,12 @@ def half_fresh(schedule, data_std=1.0, eta=0.5):
 # %% [markdown]
 # ## Quality against evaluations
 #
-# Distance of the draws to fresh draws of the law, squared sliced Wasserstein; the dotted line is the distance of two sets of exact draws.
+# Distance of the draws to fresh draws of the distribution, squared sliced Wasserstein; the dotted line is the distance of two sets of exact draws.
 
 # %%
 angles = jnp.arange(6) * (2 * jnp.pi / 6)
 means = 1.5 * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
-law = dx.Mixture(jnp.full(6, -jnp.log(6.0)), dx.Gaussian(means, jnp.full((6, 2), 0.02), jnp.zeros((6, 0, 2))))
+mixture = dx.Mixture(jnp.full(6, -jnp.log(6.0)), dx.Gaussian(means, jnp.full((6, 2), 0.02), jnp.zeros((6, 0, 2))))
 rng = np.random.default_rng(0)
 
 
@@ -74,7 +74,7 @@ def exact():
 
 truth = exact()
 schedule = dx.VarianceExploding(sigma_min=1e-2, sigma_max=40.0)
-denoise = dx.mixture_denoiser(schedule, law)
+denoise = dx.mixture_denoiser(schedule, mixture)
 keys = jax.random.split(dx.stream_key(0, "draws"), COUNT)
 makers = {name: SAMPLERS[name] for name in NAMES} | {"half_fresh": half_fresh}
 results = {}
@@ -96,7 +96,7 @@ figure, axes = plt.subplots(figsize=(5, 3.4))
 for name, errors in results.items():
     axes.loglog(BUDGETS, errors, marker="o", ms=3, lw=2.2 if name == "half_fresh" else 1, label=name)
 axes.axhline(floor, color="#888888", ls=":", lw=1)
-axes.set(xlabel="evaluations of the denoiser", ylabel="distance to the law")
+axes.set(xlabel="evaluations of the denoiser", ylabel="distance to the distribution")
 axes.legend(fontsize=7)
 figure.tight_layout()
 figure.savefig(folder / "samplers.png", dpi=90)

@@ -111,7 +111,7 @@ for picture in sorted((workdir / "samples").glob("round_*.png")):
 # %% [markdown]
 # ## What to expect of the whole config
 #
-# Seconds an update and a draw, from this run's own lines. The first round's seconds contain compilation (`compile_seconds`).
+# Seconds per update and per draw, from this run's own lines. The first round's seconds contain compilation (`compile_seconds`).
 # Multiplied by the counts of the published config they say how long *these* updates would take there; on a CPU, where network and data are
 # shrunken, that is no estimate of anything but the arithmetic of it.
 
@@ -123,26 +123,11 @@ per_update = last["m_step_seconds"] / config.m_step.steps
 count = len(ReconstructionStore(Workdir(workdir).reconstructions).round(last["round"]).open())
 per_draw = last["e_step_seconds"] / count / config.e_step.steps
 hours = full.rounds * (full.m_step.steps * per_update + full.data.num_examples * full.e_step.steps * per_draw) / 3600
-print(f"{1e3 * per_update:.1f} ms an update, {1e6 * per_draw:.0f} us a draw and sampler step on {DEVICES} devices")
+print(f"{1e3 * per_update:.1f} ms per update, {1e6 * per_draw:.0f} us per draw and sampler step on {DEVICES} devices")
 print(f"with these, {full.rounds} rounds of {full.m_step.steps} updates: {hours:.1f} h")
 
 # %% [markdown]
-# ## `jit` gives the same numbers
-#
-# The same run with `parallel = "jit"` (arrays sharded over a mesh). Noise is bit-equal; sums over
-# devices are taken in another order, and training magnifies that a little.
-
-# %%
-other = config.copy_and_resolve_references()
-other.parallel, other.rounds = "jit", 1
-run_em(other, workdir.with_name("jit"))
-records = [json.loads(line) for line in (workdir.with_name("jit") / "metrics.jsonl").read_text().splitlines()]
-first = next(record for record in records if record.get("kind") == "round" and record["round"] == 1)
-mine = rounds[0]
-print(f"PSNR after round 1: {mine['psnr']:.4f} dB by pmap, {first['psnr']:.4f} dB by jit")
-print(
-    f"seconds of the M-step: {mine['m_step_seconds']:.1f} by pmap, {first['m_step_seconds']:.1f} by jit, compilation included"
-)
+# `config.parallel = "jit"` (arrays sharded over a mesh) instead of `pmap` gives the same noise to the bit, and sums in another order.
 
 # %% [markdown]
 # ## Several hosts

@@ -37,7 +37,7 @@ from experiments import common, figures
 from experiments.common import Job, Row, fields
 
 NAME = "prior"
-SECOND, FROM_START, DROPOUTS = "second training", "second training from the start", (0.1,)
+SECOND, FROM_START, DROPOUT = "second training", "second training from the start", 0.1
 GUIDANCE = (1.0, 1.5, 2.0)
 DRAWS = {"digits": 1797, "patches": 512}
 BASES = {
@@ -75,10 +75,6 @@ QUICK = {
 QUICK_PRIOR = {"digits": 200, "patches": 20}
 
 
-def dropout_name(rate: float) -> str:
-    return f"one network, dropout {rate}"
-
-
 def jobs(quick: bool) -> list[Job]:
     """The published way and ours, on each set."""
     out = []
@@ -87,10 +83,8 @@ def jobs(quick: bool) -> list[Job]:
         steps = (QUICK_PRIOR if quick else PRIOR_STEPS)[group]
         out.append(Job(SECOND, (*flags, *fields(prior__steps=steps, prior__base="none")), group, evaluate=False))
         out.append(Job(FROM_START, (*flags, *fields(prior__steps=steps, prior__base="start")), group, evaluate=False))
-        out += [
-            Job(dropout_name(rate), (*flags, *fields(m_step__condition_dropout=rate)), group, evaluate=False)
-            for rate in DROPOUTS
-        ]
+        one = (*flags, *fields(m_step__condition_dropout=DROPOUT))
+        out.append(Job(f"one network, dropout {DROPOUT}", one, group, evaluate=False))
     return out
 
 
@@ -190,42 +184,36 @@ def _of_start(start: Mixture, count: int, seed: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), count)))
 
 
-COLUMNS = {
-    "digits": ("sliced Wasserstein", "Frechet distance", "precision", "recall", "confidence"),
-    "patches": ("sliced Wasserstein", "Frechet distance", "precision", "recall"),
-}
+QUALITIES = ("sliced Wasserstein", "Frechet distance", "precision", "recall", "confidence")
 TIMES = ("rounds, s", "second training, s", "sampling, s")
 
 
 def report(found: list[Row], quick: bool) -> None:
+    """Quality and seconds of the prior's draws, and PSNR of posterior draws by guidance weight."""
+
+    def table(rows: list[Row], names: tuple[str, ...], digits: int) -> str:
+        known = [name for name in names if any(name in row for row in rows)]
+        lines = [{**row, "what": name, "value": row.get(name)} for name in known for row in rows]
+        return common.table(lines, lambda row: row["value"], across="what", digits=digits)
+
     parts = []
-    for group, columns in COLUMNS.items():
-        mine = [row for row in found if row["group"] == group]
-        if not mine:
-            continue
-        heads = (*columns, *TIMES)
-        lines = [
+    for group in dict.fromkeys(row["group"] for row in found):
+        mine = sorted((row for row in found if row["group"] == group), key=lambda row: row["method"].startswith("("))
+        trained = [row for row in mine if "posterior" in row]
+        weights = [{**row, "what": p["weight"], "value": p["psnr"]} for row in trained for p in row["posterior"]]
+        parts += [
             f"### {group}, {common.seeds_of(mine)}",
-            f"| draws of p(x) | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}",
+            f"Draws of p(x):\n\n{table(mine, QUALITIES, 3)}",
+            f"Seconds:\n\n{table(trained, TIMES, 0)}",
+            "Draws of p(x | y), PSNR in dB by guidance weight:\n\n"
+            + common.table(weights, lambda row: row["value"], across="what", digits=2),
         ]
-        for method in sorted({row["method"]: 0 for row in mine}, key=lambda name: name.startswith("(")):
-            these = [row for row in mine if row["method"] == method]
-            cells = [common.spread((r.get(h) for r in these), 0 if h.endswith(", s") else 3) for h in heads]
-            lines[-1] += f"\n| {method} | {' | '.join(cells)} |"
-        lines.append("Draws of p(x | y), PSNR in dB by guidance weight:")
-        lines.append(f"| trained by | {' | '.join(map(str, GUIDANCE))} |\n|{'---|' * (len(GUIDANCE) + 1)}")
-        for method in dict.fromkeys(row["method"] for row in mine if "posterior" in row):
-            these = [row["posterior"] for row in mine if row["method"] == method]
-            cells = [common.spread((p["psnr"] for ps in these for p in ps if p["weight"] == w), 2) for w in GUIDANCE]
-            lines[-1] += f"\n| {method} | {' | '.join(cells)} |"
-        parts += lines
-    end = "_quick" if quick else ""
-    parts.append(f"![Draws of p(x)](draws{end}.png)")
+    parts.append(f"![Draws of p(x)](draws{'_quick' if quick else ''}.png)")
     common.write_readme(NAME, "\n\n".join(parts), quick)
 
 
 def _share_rounds(jobs: list[Job], work: Path, seed: int) -> None:
-    """Gives the training from the start the rounds of the published way, whose prior it then trains anew."""
+    """Gives the training from the start the rounds of the published way, whose prior it then trains again."""
     folders = {job.method: job.folder(work, seed) for job in jobs}
     source, target = folders.get(SECOND), folders.get(FROM_START)
     if source and target and (source / "trained.json").exists() and not target.exists():

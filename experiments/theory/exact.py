@@ -38,30 +38,30 @@ def kl(p: Normal, q: Normal) -> float:
     return 0.5 * float(np.trace(solved) - len(r) - log_det + r @ np.linalg.solve(q.cov, r))
 
 
-def observed(law: Normal, a: np.ndarray, noise_std: float) -> Normal:
+def observed(normal: Normal, a: np.ndarray, noise_std: float) -> Normal:
     """The distribution of y = a x + n."""
-    return Normal(a @ law.mean, a @ law.cov @ a.T + noise_std**2 * np.eye(len(a)))
+    return Normal(a @ normal.mean, a @ normal.cov @ a.T + noise_std**2 * np.eye(len(a)))
 
 
-def observation_kl(truth: Normal, law: Normal, channel: Channel) -> float:
+def observation_kl(truth: Normal, normal: Normal, channel: Channel) -> float:
     """KL(P_Y || pi_Y): the operator is part of y, so it is the mean over operators."""
     noise = channel.noise_std
-    return float(np.mean([kl(observed(truth, a, noise), observed(law, a, noise)) for a in channel.operators]))
+    return float(np.mean([kl(observed(truth, a, noise), observed(normal, a, noise)) for a in channel.operators]))
 
 
-def posterior(law: Normal, a: np.ndarray, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
+def posterior(normal: Normal, a: np.ndarray, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
     """The gain [D, M] and covariance [D, D] of x given y: E[x | y] = mean + gain (y - a mean)."""
-    gain = np.linalg.solve(observed(law, a, noise_std).cov, a @ law.cov).T
-    return gain, law.cov - gain @ a @ law.cov
+    gain = np.linalg.solve(observed(normal, a, noise_std).cov, a @ normal.cov).T
+    return gain, normal.cov - gain @ a @ normal.cov
 
 
-def exact_round(law: Normal, truth: Normal, channel: Channel) -> Normal:
+def exact_round(normal: Normal, truth: Normal, channel: Channel) -> Normal:
     """Mean and covariance of E_{y ~ P_Y} pi^k(x | y)."""
     means, seconds = [], []
     for a in channel.operators:
-        gain, cov = posterior(law, a, channel.noise_std)
+        gain, cov = posterior(normal, a, channel.noise_std)
         y = observed(truth, a, channel.noise_std)
-        mean = law.mean + gain @ (y.mean - a @ law.mean)
+        mean = normal.mean + gain @ (y.mean - a @ normal.mean)
         means.append(mean)
         seconds.append(cov + gain @ y.cov @ gain.T + np.outer(mean, mean))
     mean = np.mean(means, axis=0)
@@ -70,10 +70,10 @@ def exact_round(law: Normal, truth: Normal, channel: Channel) -> Normal:
 
 def course(start: Normal, truth: Normal, channel: Channel, rounds: int) -> list[Normal]:
     """pi^0 to pi^rounds."""
-    laws = [start]
+    normals = [start]
     for _ in range(rounds):
-        laws.append(exact_round(laws[-1], truth, channel))
-    return laws
+        normals.append(exact_round(normals[-1], truth, channel))
+    return normals
 
 
 def predicted_rate(truth: Normal, channel: Channel) -> float:
@@ -85,10 +85,10 @@ def predicted_rate(truth: Normal, channel: Channel) -> float:
     size = len(truth.mean)
     upper = np.triu_indices(size)
 
-    def flat(law: Normal) -> np.ndarray:
-        return np.concatenate([law.mean, law.cov[upper]])
+    def flat(normal: Normal) -> np.ndarray:
+        return np.concatenate([normal.mean, normal.cov[upper]])
 
-    def law_of(vector: np.ndarray) -> Normal:
+    def normal_of(vector: np.ndarray) -> Normal:
         cov = np.zeros((size, size))
         cov[upper] = vector[size:]
         return Normal(vector[:size], cov + cov.T - np.diag(np.diag(cov)))
@@ -96,6 +96,6 @@ def predicted_rate(truth: Normal, channel: Channel) -> float:
     point, step = flat(truth), 1e-5
     columns = []
     for direction in np.eye(len(point)):
-        ends = [flat(exact_round(law_of(point + sign * step * direction), truth, channel)) for sign in (1, -1)]
+        ends = [flat(exact_round(normal_of(point + sign * step * direction), truth, channel)) for sign in (1, -1)]
         columns.append((ends[0] - ends[1]) / (2 * step))
     return float(np.max(np.abs(np.linalg.eigvals(np.array(columns).T))) ** 2)

@@ -76,10 +76,10 @@ class Row(NamedTuple):
     denoiser_error: float
 
 
-def as_gaussian(law: exact.Normal) -> Gaussian:
+def as_gaussian(normal: exact.Normal) -> Gaussian:
     """The distribution as the package writes it."""
-    root = np.linalg.cholesky(law.cov - 1e-4 * np.eye(3)).T
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), Gaussian(law.mean, np.full(3, 1e-4), root))
+    root = np.linalg.cholesky(normal.cov - 1e-4 * np.eye(3)).T
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), Gaussian(normal.mean, np.full(3, 1e-4), root))
 
 
 def moments(x: np.ndarray) -> exact.Normal:
@@ -89,12 +89,12 @@ def moments(x: np.ndarray) -> exact.Normal:
 
 
 def make_path_error(schedule, corruption, denoiser, times):
-    """(key, params, law, observation) -> (the draw, its part of the path divergence, mean squared denoiser error)."""
+    """(key, params, normal, observation) -> (the draw, its part of the path divergence, mean squared denoiser error)."""
     sampler = ddpm(schedule)
 
-    def path(key, params, law, observation):
+    def path(key, params, normal, observation):
         ours = bind(denoiser, params, observation)
-        theirs = gaussian_denoiser(schedule, law, corruption, observation)
+        theirs = gaussian_denoiser(schedule, normal, corruption, observation)
         state = sampler.init(jax.random.fold_in(key, 0), times[0], (3,))
 
         def step(state, part):
@@ -126,9 +126,9 @@ def network_course(
     m_step = jax.jit(em.make_m_step(loss, optimizer, ema_decay=0.995))
     path = make_path_error(schedule, corruption, denoiser, schedules.log_uniform_grid(schedule, steps))
 
-    def e_step(key, params, law, observations):
+    def e_step(key, params, normal, observations):
         keys = example_keys(key, jnp.arange(count))
-        return jax.lax.map(lambda a: path(a[0], params, law, a[1]), (keys, observations), batch_size=2048)
+        return jax.lax.map(lambda a: path(a[0], params, normal, a[1]), (keys, observations), batch_size=2048)
 
     e_step = jax.jit(e_step)
     rng = np.random.default_rng(seed)
@@ -138,25 +138,27 @@ def network_course(
     # P_Y is what was observed: the distribution that the draws are to explain.
     seen = moments(y)
 
-    def divergence(law: exact.Normal) -> float:
-        return exact.kl(seen, exact.observed(law, np.asarray(OPERATOR), NOISE))
+    def divergence(normal: exact.Normal) -> float:
+        return exact.kl(seen, exact.observed(normal, np.asarray(OPERATOR), NOISE))
 
     x = rng.multivariate_normal(START.mean, START.cov, count).astype(np.float32)
-    law, params = moments(x), denoiser.init(stream_key(seed, "init"))
+    normal, params = moments(x), denoiser.init(stream_key(seed, "init"))
     wanted = [exact.observation_kl(TRUTH, each, CHANNEL) for each in exact.course(START, TRUTH, CHANNEL, rounds)]
-    rows = [Row(0, wanted[0], divergence(law), np.nan, np.nan, np.nan, np.nan)]
+    rows = [Row(0, wanted[0], divergence(normal), np.nan, np.nan, np.nan, np.nan)]
     slots = jnp.tile(jnp.arange(batch, dtype=jnp.int32), (updates, 1))
     for number in range(1, rounds + 1):
         batches = index_stream(seed, number, count, batch)
         chosen = np.stack([next(batches) for _ in range(updates)])
         state, _ = m_step(stream_key(seed, "m_step", number), em.make_state(params, optimizer), x[chosen], slots)
         params = state.params
-        draws, parts, off = e_step(stream_key(seed, "e_step", number), state.ema_params, as_gaussian(law), observations)
-        before, x = law, np.asarray(draws)
-        law = moments(x)
-        moved, error = exact.kl(law, before), float(np.mean(parts))
+        draws, parts, off = e_step(
+            stream_key(seed, "e_step", number), state.ema_params, as_gaussian(normal), observations
+        )
+        before, x = normal, np.asarray(draws)
+        normal = moments(x)
+        moved, error = exact.kl(normal, before), float(np.mean(parts))
         bound = rows[-1].kl - moved + error
-        rows.append(Row(number, wanted[number], divergence(law), moved, error, bound, float(np.sqrt(np.mean(off)))))
+        rows.append(Row(number, wanted[number], divergence(normal), moved, error, bound, float(np.sqrt(np.mean(off)))))
     return rows
 
 
