@@ -1,0 +1,234 @@
+"""What the host loop of the M-step loses: to a slow reader, to checkpoints of a large state, to compiling a second time; and fsdp.
+
+    python -m benchmarks.loop [reader] [checkpoint] [start] [fsdp]
+
+    reader      a reader that sleeps for 80% of a call's compute time, against one that returns at once
+    checkpoint  a state of 0.9 GB: what a rolling checkpoint adds to the loop, written behind and written in the loop
+    start       the same tiny run started twice: programs compiled and programs found on disk
+    fsdp        eight CPU devices: losses against 'jit', and the share of the state that a device holds
+
+Sides take turns; medians over the turns, wall-clock seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.common import write
+from diffem_jax import em
+from diffem_jax.config import default
+from diffem_jax.parallel import make_parallel
+from diffem_jax.run import m_step
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.types import stream_key
+
+TURNS = 5
+TINY = {
+    "data.num_examples": 200,
+    "network.features": "(16,)",
+    "rounds": 1,
+    "m_step.steps": 20,
+    "m_step.batch_size": 64,
+    "e_step.batch_size": 64,
+    "e_step.steps": 4,
+    "start.rank": 4,
+}
+COUNTING = """
+import atexit, jax
+from diffem_jax import main
+counts = {"misses": 0, "hits": 0}
+def note(event, **_):
+    for name in counts: counts[name] += event == f"/jax/compilation_cache/cache_{name}"
+jax.monitoring.register_event_listener(note)
+seconds = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, s, **_: seconds.append(s) if event == "/jax/core/compile/backend_compile_duration" else None)
+atexit.register(lambda: print("counted", counts["misses"], counts["hits"], sum(seconds)))
+main.run()
+"""
+
+
+def loss(params: Any, key: Any, x: Any) -> Any:
+    """Two dense layers that reconstruct noisy rows."""
+    hidden = jnp.tanh((x + 0.1 * jax.random.normal(key, x.shape)) @ params["in"])
+    return jnp.mean((hidden @ params["out"] - x) ** 2)
+
+
+def train(width: int, rows: int, batch: int, steps: int, dispatch: int, every: int, pause: float) -> float:
+    """Seconds of a training by the loop of the package."""
+    parallel, optimizer = make_parallel("jit", jax.devices()[:1]), optax.adam(1e-4)
+    mapped = MAPPED.setdefault((width, rows), parallel.map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9)))
+    x = np.random.default_rng(0).normal(size=(dispatch, batch, rows)).astype(np.float32)
+
+    def batches(first: int, updates: int, own: slice) -> Any:
+        while True:
+            time.sleep(pause)
+            yield x[:updates]
+
+    def begin() -> Any:
+        kernel = jnp.full((rows, width), 1e-2)
+        return em.make_state({"in": kernel, "out": kernel.T}, optimizer)
+
+    with tempfile.TemporaryDirectory() as folder:
+        training = m_step.Training(
+            label="benchmark",
+            number=1,
+            first_step=0,
+            steps=steps,
+            dispatch=dispatch,
+            batch_size=batch,
+            every=every,
+            m_step=mapped,
+            batches=batches,
+            folder=Path(folder),
+            record={},
+        )
+        state = begin()
+        began = time.monotonic()
+        with contextlib.redirect_stdout(None):
+            m_step.train(
+                training, parallel, stream_key(0, "m_step", 1), lambda: state, StopRequest(), lambda line: None
+            )
+        return time.monotonic() - began
+
+
+MAPPED: dict[tuple[int, int], Callable[..., Any]] = {}
+
+
+def reader() -> dict[str, float]:
+    """The loop with a slow reader against one that costs nothing."""
+
+    def run(pause: float) -> float:
+        return train(width=1024, rows=256, batch=64, steps=400, dispatch=20, every=10**6, pause=pause)
+
+    run(0.0)
+    pause = 0.8 * statistics.median(run(0.0) for _ in range(3)) / 20
+    pairs = [(run(0.0), run(pause)) for _ in range(TURNS)]
+    return {
+        "call_seconds": pause / 0.8,
+        "fast_reader_seconds": statistics.median(a for a, _ in pairs),
+        "slow_reader_seconds": statistics.median(b for _, b in pairs),
+        "lost": statistics.median(b / a - 1 for a, b in pairs),
+    }
+
+
+class InTheLoop(m_step.Background):
+    """A writer that is waited for."""
+
+    def start(self, job: Callable[[], Any]) -> None:
+        """Runs the job now."""
+        job()
+
+
+def checkpoint() -> dict[str, float]:
+    """What one checkpoint of 0.9 GB adds to the loop, and that as a share of the default interval of updates."""
+    width, rows, steps = 2**14, 1720, 24
+
+    def run(every: int) -> float:
+        return train(width, rows, batch=8, steps=steps, dispatch=2, every=every, pause=0.0)
+
+    run(10**6)
+    none, behind, within = [], [], []
+    for _ in range(TURNS):
+        none.append(run(10**6))
+        behind.append(run(steps // 3))
+        with mock.patch.object(m_step, "Background", InTheLoop):
+            within.append(run(steps // 3))
+    update, interval = statistics.median(none) / steps, default().checkpoint.every_steps
+    # every = steps / 3 writes two: none after the last update, which the round's own checkpoint holds
+    extra = {
+        name: statistics.median(b / 2 - a / 2 for a, b in zip(none, times, strict=True))
+        for name, times in (("behind", behind), ("in_the_loop", within))
+    }
+    return {
+        "state_gb": 4 * 4 * 2 * rows * width / 1e9,
+        "update_seconds": update,
+        "interval": interval,
+        **{f"checkpoint_seconds_{name}": seconds for name, seconds in extra.items()},
+        **{f"lost_{name}": seconds / (interval * update) for name, seconds in extra.items()},
+    }
+
+
+def start() -> dict[str, Any]:
+    """Programs that a first and a second start compile."""
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        names = {k: v for k, v in os.environ.items() if "JAX" not in k}
+        environment = {**names, "DIFFEM_DATA_DIR": folder, "JAX_PLATFORMS": "cpu"}
+        for name in ("first", "second"):
+            flags = [f"--config.{field}={value}" for field, value in TINY.items()]
+            command = [sys.executable, "-c", COUNTING, "--config=digits", *flags, f"--workdir={folder}/{name}"]
+            began = time.monotonic()
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(done.stderr[-2000:])
+            misses, hits, seconds = done.stdout.split("counted ")[1].split()
+            result[name] = {
+                "compiled": int(misses),
+                "found": int(hits),
+                "compile_seconds": float(seconds),
+                "seconds": time.monotonic() - began,
+            }
+    return result
+
+
+def fsdp() -> dict[str, float]:
+    """Differences from 'jit' on eight CPU devices, and the largest share of the state on one."""
+    code = (
+        "import jax; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 8)\n"
+        "import json; from benchmarks.loop import on_devices; print('found', json.dumps(on_devices()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return json.loads(done.stdout.split("found ")[1])
+
+
+def on_devices() -> dict[str, float]:
+    """Ten updates of a network of 8 MB by both ways."""
+    found = {}
+    for way in ("jit", "fsdp"):
+        parallel, optimizer = make_parallel(way), optax.adam(1e-3)
+        step = parallel.map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9))
+        keys = jax.random.split(jax.random.key(0))
+        params = {"in": jax.random.normal(keys[0], (64, 2048)) / 8, "out": jax.random.normal(keys[1], (2048, 64)) / 45}
+        state = parallel.place(em.make_state(params, optimizer))
+        leaves = jax.tree.leaves(state)
+        share = sum(a.addressable_data(0).nbytes for a in leaves) / sum(a.nbytes for a in leaves)
+        x = np.random.default_rng(0).normal(size=(10, 64, 64)).astype(np.float32)
+        slots = np.tile(np.arange(64, dtype=np.int32), (10, 1))
+        state, info = step(parallel.replicate(jax.random.key(1)), state, parallel.shard(x, 1), parallel.shard(slots, 1))
+        found[way] = share, np.asarray(info["loss"])
+    (whole, expected), (share, losses) = found["jit"], found["fsdp"]
+    return {
+        "devices": jax.device_count(),
+        "share_jit": whole,
+        "share_fsdp": share,
+        "largest_relative_difference_of_losses": float(np.max(np.abs(losses / expected - 1))),
+    }
+
+
+def main() -> None:
+    parts = {"reader": reader, "checkpoint": checkpoint, "start": start, "fsdp": fsdp}
+    device = {"device": jax.devices()[0].device_kind}
+    write("loop", device | {name: parts[name]() for name in sys.argv[1:] or parts})
+
+
+if __name__ == "__main__":
+    main()
