@@ -25,6 +25,12 @@ NAMES = {
     "sinkhorn": ("Sinkhorn divergence", "lower is better"),
     "sliced_wasserstein": ("Sliced Wasserstein distance", "lower is better"),
     "observation_distance": ("Distance of the observations", "lower is better"),
+    "held_out": ("Error on held-back measurements", "lower is better"),
+    "held_out_coverage_90": ("90% intervals, held-back measurements", "0.90 is right"),
+    "held_out_tarp_90": ("90% regions, held-back measurements", "0.90 is right"),
+    "coverage_90": ("90% intervals, x", "0.90 is right"),
+    "tarp_90": ("90% regions, x", "0.90 is right"),
+    "crps": ("CRPS", "lower is better"),
 }
 
 
