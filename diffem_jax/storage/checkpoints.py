@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,10 +84,18 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax's threads from logging the traceback of an error that is raised here anyway."""
-    before = logging.get_verbosity()
+    before, hook = logging.get_verbosity(), sys.excepthook
+
+    def drop_late(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # Other writes of the checkpoint fail a moment later, when nobody waits for them any more.
+        if str(error) != "Event loop is closed":
+            hook(kind, error, trace)
+
     logging.set_verbosity(logging.FATAL)
+    sys.excepthook = drop_late
     try:
         yield
+        sys.excepthook = hook
     finally:
         logging.set_verbosity(before)
 
