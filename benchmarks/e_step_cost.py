@@ -85,7 +85,7 @@ def table(method: str, problem: Any, draws: dict[Any, Any], quality: Callable[..
     rows = []
     for (name, evaluations), draw in draws.items():
         cost = 1e3 * seconds[name, evaluations] / len(draw())
-        row = {"method": method, "sampler": name, "evaluations": evaluations, "milliseconds_a_draw": cost}
+        row = {"method": method, "sampler": name, "evaluations": evaluations, "milliseconds_per_draw": cost}
         rows.append({**row, **quality(problem, draw)})
         print(rows[-1], flush=True)
     return rows
@@ -114,7 +114,7 @@ def unet_ratio() -> dict[str, float]:
     return {
         "seconds_ratio": seconds["em_mmps"] / seconds["diffem"],
         "flops_ratio": flops["em_mmps"] / flops["diffem"],
-        "milliseconds_a_step_conditional": 1e3 * seconds["diffem"] / rows / 8,
+        "milliseconds_per_step_conditional": 1e3 * seconds["diffem"] / rows / 8,
     }
 
 

@@ -1,9 +1,9 @@
-"""Several noise levels an example in one update, at the same number of network evaluations an update.
+"""Several noise levels per example in one update, at the same number of network evaluations per update.
 
     python -m benchmarks.noise_levels
 
 Digits (pixels erased with rate 0.75), base 'start_moments', whose preparation of an observation is worth sharing: 512
-network evaluations an update as 512 examples of 1 level, 256 of 2 or 128 of 4. Processor seconds of 25 updates (medians of
+network evaluations per update as 512 examples of 1 level, 256 of 2 or 128 of 4. Processor seconds of 25 updates (medians of
 three), and the loss of fresh examples after 200 updates on draws of the start, of which the standard error is given too.
 """
 
@@ -73,8 +73,8 @@ def main() -> None:
     table = [
         {
             "levels": levels,
-            "examples an update": EVALUATIONS // levels,
-            "milliseconds an update": 1e3 * seconds[str(levels)] / DISPATCH,
+            "examples per update": EVALUATIONS // levels,
+            "milliseconds per update": 1e3 * seconds[str(levels)] / DISPATCH,
             "loss": float(values.mean()),
             "standard error": float(values.std() / np.sqrt(len(values))),
             "standard error of the difference from 1 level": float((values - losses[1]).std() / np.sqrt(len(values))),

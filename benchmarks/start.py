@@ -126,7 +126,7 @@ def patches_start() -> dict[str, Any]:
         fitted = starts.fit(stream_key(0, "start"), corruption, problem.observations, iterations=passes, **options)
         seconds = time.perf_counter() - began
         each = judge(fitted.mixture) / np.prod(problem.setup.shape)
-        rows.append({"passes": passes, "seconds": seconds, "log_likelihood_a_coordinate": float(each)})
+        rows.append({"passes": passes, "seconds": seconds, "log_likelihood_per_coordinate": float(each)})
         print(rows[-1], flush=True)
     return {"table": rows}
 

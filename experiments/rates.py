@@ -33,7 +33,7 @@ def jobs(base: Sequence[str], rates: Sequence[float]) -> list[Job]:
 
 
 MEASURES = {
-    "psnr": "PSNR of one reconstruction an observation, dB (a restoration is a mean, not a draw: its PSNR is no fair rival)",
+    "psnr": "PSNR of one reconstruction per observation, dB (a restoration is a mean, not a draw: its PSNR is no fair rival)",
     "accuracy": "Accuracy of a classifier of clean images on the reconstructions",
     "sliced_wasserstein_unpaired": "Sliced Wasserstein distance to truths of other examples (unpaired)",
     "coverage_90": "Share of truths in central 90% intervals of 8 draws (calibrated: 0.9)",

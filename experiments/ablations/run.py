@@ -75,7 +75,7 @@ COLUMNS = {
 
 
 def report(rows: list[Row], quick: bool) -> None:
-    """One table a question, and figures of the rounds."""
+    """One table per question, and figures of the rounds."""
     parts = [f"Last round, {common.seeds_of(rows)}."]
     for group in dict.fromkeys(row["group"] for row in rows):
         lines = [

@@ -69,7 +69,7 @@ def mean(rows: list[Row], metric: str) -> float | None:
 
 
 def report(rows: list[Row], quick: bool) -> None:
-    """A table a set: a line a measure, the best in bold."""
+    """A table per set: a line per measure, the best in bold."""
     parts = [f"Last round, {common.seeds_of(rows)}; the best value of a line is bold."]
     for group in dict.fromkeys(row["group"] for row in rows):
         by = {method: [r for r in rows if r["group"] == group and r["method"] == method] for method in METHODS}
@@ -108,7 +108,7 @@ def report(rows: list[Row], quick: bool) -> None:
 
 
 def panels(rows: list[Row]) -> list[figures.Panel]:
-    """A line of plots a set: PSNR of every round, CRPS and coverage of the evaluated one, against seconds."""
+    """A line of plots per set: PSNR of every round, CRPS and coverage of the evaluated one, against seconds."""
     out = []
     for group in dict.fromkeys(row["group"] for row in rows):
         here = [row for row in rows if row["group"] == group]

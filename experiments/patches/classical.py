@@ -119,7 +119,7 @@ def compare(variant: str, folder: Path) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """A table a variant: what this package answers, then the classical methods."""
+    """A table per variant: what this package answers, then the classical methods."""
     lines = []
     for variant, result in sorted(results.items()):
         lines += [f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training", ""]

@@ -4,7 +4,7 @@
 
 'second training' is the published way (config.prior.steps), 'second training from the start' has the fitted start as base
 (config.prior.base) and goes on from the same rounds; 'one network' drops the observation with a probability in
-the M-step (config.m_step.condition_dropout) and needs nothing else. Both train the same number of updates a round on the
+the M-step (config.m_step.condition_dropout) and needs nothing else. Both train the same number of updates per round on the
 same data; draws of p(x) are compared with the hidden truths, and draws of p(x | y), also guided, with their own truth.
 """
 

@@ -77,7 +77,7 @@ def verdict(row: Row, rule: str) -> dict[str, float]:
 
 
 def report(rows: list[Row], quick: bool) -> None:
-    """A table a rule and one figure."""
+    """A table per rule and one figure."""
     parts = []
     for rule in RULES:
         lines = [

@@ -198,8 +198,8 @@ def measure(rounds: int, lengths: list[int], count: int) -> dict[str, Any]:
     for updates in lengths:
         rows = [row._asdict() for row in network_course(rounds, updates, count)]
         finite = [{k: v if np.isfinite(v) else None for k, v in row.items()} for row in rows]
-        courses[f"{updates} updates a round"] = finite
-        print(f"{updates} updates a round: {time.monotonic() - began:.0f} s so far", flush=True)
+        courses[f"{updates} updates per round"] = finite
+        print(f"{updates} updates per round: {time.monotonic() - began:.0f} s so far", flush=True)
     predicted = exact.predicted_rate(TRUTH, CHANNEL)
     return {"predicted_factor": predicted, "seconds": time.monotonic() - began, "count": count, "courses": courses}
 
@@ -208,7 +208,7 @@ def tables(results: dict[str, Any]) -> str:
     """The part of the README that is made from the results."""
     parts = [
         f"{results['count']:,} observations, {results['seconds']:.0f} s. "
-        f"Predicted factor of KL a round near the truth: {results['predicted_factor']:.3f}."
+        f"Predicted factor of KL per round near the truth: {results['predicted_factor']:.3f}."
     ]
     parts += [f"{label}\n\n{table(rows)}" for label, rows in courses_of(results).items()]
     return "\n\n".join([*parts, "![KL of exact rounds and of a network's, the score error and the bound](theory.png)"])
