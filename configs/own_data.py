@@ -1,44 +1,44 @@
-"""Your own observations, without any clean data: an .npz with 'y' and, for masks, 'mask'.
+"""Your own observations, without any clean data: an .npz with 'y' and, for masks, 'mask', or a folder of images.
 
     diffem --config=own_data --config.data.path=obs.npz --workdir=runs/mine
-    diffem --config=own_data:images --config.data.path=obs.npz --workdir=runs/mine     # a U-Net, for larger images
+    diffem --config=own_data --config.data.path=obs.npz --config.corruption.name=gaussian_blur --config.corruption.std=1.5 --workdir=runs/blur
+    diffem --config=own_data:images --config.data.path=obs.npz --workdir=runs/mine     # a U-Net for an accelerator
     diffem --config=own_data:paper --config.data.path=obs.npz --workdir=runs/mine      # that U-Net, the published way
     diffem --config=own_data:table --config.data.path=obs.npz --workdir=runs/mine      # a table, as of configs/tables.py
 
 ``y`` has shape [N, H, W, C] (or [N, D]) with values in [-2, 2], ``mask`` [N, H, W, 1] (or [N, D]) with 1 where y was
-seen. Set config.corruption to what made the data; 'table' has groups of columns that are missing together
-(docs/own_data.md). Hardware: two CPU cores for small images with the MLP, an accelerator
-for 'images' and 'paper', which nobody here has run at full size. What to expect depends on the data; of digits with half of
-the pixels erased, the numbers of configs/digits.py.
+seen. Set config.corruption to what made the data (docs/own_data.md); 'table' has groups of columns that are missing together.
+What is 'auto' follows from the data and the corruption: network, preconditioning, start and sizes; the first lines of a run
+say what was chosen. Variants: auto (the default), small (the MLP), images, paper, table. Hardware: two CPU cores for small
+images, an accelerator for 'images' and 'paper', which nobody here has run at full size. What to expect depends on the data; of
+digits with half of the pixels erased, the numbers of configs/digits.py.
 """
 
 from ml_collections import ConfigDict
 
-from diffem_jax.config import default
+from diffem_jax.config import AUTO, AUTOMATIC, default, put
 
-VARIANTS = ("small", "images", "paper", "table")
+VARIANTS = ("auto", "small", "images", "paper", "table")
 
 
-def get_config(variant: str = "small") -> ConfigDict:
-    """'small' (an MLP), 'images' (a U-Net), 'paper' (the U-Net with the paper's settings) or 'table'."""
+def get_config(variant: str = "auto") -> ConfigDict:
+    """One of ``VARIANTS``."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = default()
-    with c.unlocked():
-        c.rounds = 8 if variant == "small" else 5
+    with c.unlocked(), c.ignore_type():
         c.data.name = "observations"
-        c.corruption = ConfigDict(
-            {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01, "noise_std_max": 0.0, "per_channel": False}
-        )
+        c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01})
         c.m_step.operators = "data"
         c.start.rank = 24
         c.start.num_examples = 8192
         c.e_step.steps = 16
         c.e_step.batch_size = 512
-        if variant == "small":
-            # As for digits, where this width and batch are the best in equal time.
-            c.network = ConfigDict({"name": "mlp", "features": (256, 256, 256), "embedding": 64, "normalize": True})
-            c.m_step.batch_size = 256
+        c.rounds = 5
+        if variant in ("auto", "small"):
+            for name in AUTOMATIC:
+                put(c, name, AUTO)
+            c.network.name = AUTO if variant == "auto" else "mlp"
         elif variant == "table":
             c.rounds = 2
             c.corruption = ConfigDict({"name": "group_mask", "rate": 0.3, "noise_std": 0.01, "groups": ()})

@@ -22,6 +22,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffem_jax import denoisers, em
+from diffem_jax.build.auto import choose
 from diffem_jax.build.parts import (
     make_corruption,
     make_network,
@@ -80,12 +81,13 @@ class Model(NamedTuple):
     takes_operators: bool = False
 
 
-def make_setup(config: ConfigDict, shape: tuple[int, ...]) -> Setup:
-    """Looks up everything that needs no data.
+def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Setup:
+    """Looks up everything that needs no data, but for the number of observations (0: many) where fields are 'auto'.
 
     Raises:
         UserError: an unknown name or a field that its class refuses.
     """
+    config = choose(config, shape, count, make_corruption("corruption", config.corruption, shape))
     corruption = make_corruption("corruption", config.corruption, shape)
     changed = len(config.data_corruption) > 0
     data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax import data
+from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config import restore
 from diffem_jax.errors import UserError
@@ -97,7 +98,7 @@ def load_problem(config: ConfigDict) -> Problem:
         crop=d.crop or None,
         cache_dir=d.cache_dir or None,
     )
-    setup = make_setup(config, dataset.shape)
+    setup = make_setup(config, dataset.shape, len(dataset.x))
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
 
@@ -107,10 +108,10 @@ def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem
     Raises:
         UserError: the file is missing, damaged, or does not fit the corruption.
     """
-    shape = tuple(config.data.shape) or None
-    if shape is None:
-        shape = data.observation_shape(path, config.data.cache_dir or None)
-    setup = make_setup(config, shape)
+    arrays = data.array_shapes(path, config.data.cache_dir or None)
+    config = auto.fit_to_file(config, arrays)
+    shape, held = tuple(config.data.shape) or arrays["y"][1:], arrays["y"][0]
+    setup = make_setup(config, shape, min(count or held, held))
     observations = data.load_observations(path, shape, setup.corruption, config.data.cache_dir or None)
     check_operators(setup, observations, path)
     if count is not None:

@@ -1,10 +1,12 @@
 """The configuration: one table of fields, from which defaults, checks, flags, help, messages and documentation come."""
 
 from diffem_jax.config.checks import class_fields, flatten, known_fields, lookup, nearest, validate
-from diffem_jax.config.fields import FIELDS, RETIRED, RULES, TRAINING_RULES, Field
-from diffem_jax.config.values import default, differences, frozen, override, restore
+from diffem_jax.config.fields import AUTO, AUTOMATIC, FIELDS, RETIRED, RULES, TRAINING_RULES, Field
+from diffem_jax.config.values import default, differences, frozen, override, put, restore
 
 __all__ = [
+    "AUTO",
+    "AUTOMATIC",
     "FIELDS",
     "RETIRED",
     "RULES",
@@ -19,6 +21,7 @@ __all__ = [
     "lookup",
     "nearest",
     "override",
+    "put",
     "restore",
     "validate",
 ]

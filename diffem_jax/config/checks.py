@@ -14,7 +14,19 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffem_jax.config.fields import CLASSES, FIELDS, LIMITS, NOT_FIELDS, OWN, RETIRED, RULES, TRAINING_RULES, Field
+from diffem_jax.config.fields import (
+    AUTO,
+    AUTOMATIC,
+    CLASSES,
+    FIELDS,
+    LIMITS,
+    NOT_FIELDS,
+    OWN,
+    RETIRED,
+    RULES,
+    TRAINING_RULES,
+    Field,
+)
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
 
@@ -64,6 +76,8 @@ def class_fields(section: str, name: str) -> dict[str, Field]:
     Raises:
         UserError: there is no such class.
     """
+    if name == AUTO:
+        return {key: field for choice in CLASSES[section] for key, field in class_fields(section, choice).items()}
     factory = lookup(f"{section}.name", name, CLASSES[section])
     try:
         parameters = list(inspect.signature(factory).parameters.values())
@@ -130,6 +144,8 @@ def check(field: Field, value: Any) -> None:
         UserError: the field, the value and what was expected.
     """
     name = field.name
+    if isinstance(value, str) and value == AUTO and name in AUTOMATIC:
+        return
     if not fits(value, field.kind):
         words = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
         expected = f"{words.get(field.kind, 'a tuple')}, such as the default {field.default!r}"
@@ -164,7 +180,8 @@ def validate(config: ConfigDict, training: bool = False) -> None:
     for name in FIELDS:
         if name not in given:
             raise UserError(f"config.{name}: missing; start a config file from diffem_jax.config.default()")
-    for holds, message in RULES + (TRAINING_RULES if training else ()):
+    # What is 'auto' is validated once it is chosen.
+    for holds, message in () if AUTO in given.values() else RULES + (TRAINING_RULES if training else ()):
         if not holds(config):
             raise UserError(message.format(c=config))
 

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffem_jax.config.checks import check, fits, flatten, known_fields, unknown, validate
-from diffem_jax.config.fields import CLASSES, FIELDS, FREE_FIELDS, RETIRED, TABLE, Field
+from diffem_jax.config.fields import AUTO, AUTOMATIC, CLASSES, FIELDS, FREE_FIELDS, RETIRED, TABLE, Field
 from diffem_jax.errors import UserError
 
 
@@ -19,11 +19,11 @@ def default() -> ConfigDict:
     """Every field with its default; a config file changes what it needs."""
     config = ConfigDict({"data_corruption": {}})
     for field in TABLE:
-        _put(config, field.name, field.default)
+        put(config, field.name, field.default)
     return config.lock()
 
 
-def _put(config: ConfigDict, name: str, value: Any) -> None:
+def put(config: ConfigDict, name: str, value: Any) -> None:
     """Sets a field, in a new section where there is none yet."""
     *sections, key = name.split(".")
     for section in sections:
@@ -54,13 +54,13 @@ def override(config: ConfigDict, flags: Iterable[tuple[str, str]]) -> None:
             if name not in known and f"{name.partition('.')[0]}.*" not in known:
                 raise unknown(name, known)
             field = known.get(name) or Field(name, None, Any, "")
-            value = parse(field.kind, text)
+            value = AUTO if text == AUTO and name in AUTOMATIC else parse(field.kind, text)
             check(field, value)
             section, _, key = name.rpartition(".")
             if key == "name" and section in CLASSES and config[section].get("name") != value:
                 kept = {k: v for k, v in config[section].items() if f"{section}.{k}" in FIELDS}
                 config[section] = ConfigDict(kept)
-            _put(config, name, value)
+            put(config, name, value)
 
 
 def parse(kind: Any, text: str) -> Any:
@@ -88,7 +88,7 @@ def restore(stored: Mapping[str, Any]) -> ConfigDict:
         for name, value in stored.items():
             if name not in RETIRED or value != RETIRED[name]:
                 try:
-                    _put(config, name, frozen(value))
+                    put(config, name, frozen(value))
                 except (TypeError, AttributeError, ValueError):
                     raise unknown(name, FIELDS) from None
     validate(config)

@@ -1,6 +1,6 @@
 """Data: sources of clean examples, a user's own observations, the store of reconstructions and batch indices."""
 
-from diffem_jax.data.observations import load_observations, observation_shape, save_observations
+from diffem_jax.data.observations import array_shapes, load_observations, save_observations
 from diffem_jax.data.sources import SOURCES, Dataset, load
 from diffem_jax.data.tables import Column, Table, encode_table, load_table
 from diffem_jax.storage.files import cache_folder
@@ -17,6 +17,7 @@ __all__ = [
     "RowReader",
     "Rows",
     "Table",
+    "array_shapes",
     "cache_folder",
     "encode_table",
     "first",
@@ -24,6 +25,5 @@ __all__ = [
     "load",
     "load_observations",
     "load_table",
-    "observation_shape",
     "save_observations",
 ]

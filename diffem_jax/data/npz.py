@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -85,6 +86,19 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
             raise UserError(f"{where}: shape {shape} of {dtype} does not fit its {info.file_size} bytes; save it again")
         data = member.read()
     return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+
+
+def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an .npz, from their headers alone; {} for another file, without what cannot be read."""
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with contextlib.suppress(UserError), archive.open(info) as member:
+                    found[info.filename.removesuffix(".npy")] = _header(member, info.filename)[0]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+        return {}
+    return found
 
 
 def existing(path: str | os.PathLike[str], what: str) -> Path:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.data import images, operators
+from diffem_jax.data import images, npz, operators
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, write_arrays
@@ -31,14 +31,18 @@ KNOWN = ("mask", "operator", "noise_std")
 """Arrays that say something of how y was made: refused where the corruption has no use for them."""
 
 
-def observation_shape(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> tuple[int, ...]:
-    """The shape of one y in a file or folder, with nothing else checked.
+def array_shapes(
+    path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them, with nothing else checked.
 
     Raises:
         UserError: no such file, or no 'y' [N, ...] in it.
     """
     where = existing(path, "an .npz file with 'y', or a folder of images")
-    return tuple(_read_y(where, cache_dir)[0].shape[1:])
+    y, found = _read_y(where, cache_dir)
+    arrays = npz.array_shapes(where) if where.is_file() else {name: array.shape for name, array in found.items()}
+    return {**arrays, "y": y.shape}
 
 
 def load_observations(

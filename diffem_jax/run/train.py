@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffem_jax import em
-from diffem_jax.build import plugged
+from diffem_jax.build import auto, plugged
 from diffem_jax.build.engine import make_engine
 from diffem_jax.build.parts import make_sampler
 from diffem_jax.build.problem import Problem, load_problem
@@ -62,6 +62,7 @@ def run_em(
     speak: Say = say if lead else lambda line: None
     with StopRequest() as stop:
         problem = load_problem(config)
+        chosen, config = auto.explain(config, problem.setup.config), problem.setup.config
         parameters = preflight(problem, folder)
         measure = make_measures(problem)
         folder.compare_config(config, override)
@@ -70,7 +71,7 @@ def run_em(
             if lead:
                 folder.check_config(config, override)
             barrier("config")
-            for line in [*console.beginning(problem, folder, parameters), *_width_warnings(config)]:
+            for line in [*console.beginning(problem, folder, parameters), *chosen, *_width_warnings(config)]:
                 speak(line)
             try:
                 with stop.deferred(), open_writers(folder, config, lead) as writers:

@@ -1,0 +1,198 @@
+"""What follows from the data and the corruption where a config says 'auto', or nothing: the shape of x, network, method, sizes.
+
+Everything here is a pure function of the config and of shapes; a run says in its first lines what was chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffem_jax.build.parts import make_corruption
+from diffem_jax.config import AUTO, class_fields, flatten, put, validate
+from diffem_jax.corruptions import Mask
+from diffem_jax.errors import UserError
+from diffem_jax.networks import NETWORKS
+from diffem_jax.types import Corruption
+
+Shape = tuple[int, ...]
+SMALL_IMAGE = 12 * 12
+"""Images of more pixels than this take a convolutional network."""
+FEW = 1000
+"""Of fewer observations than this, several draws of each are trained on, in fewer updates."""
+
+
+def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption) -> ConfigDict:
+    """A configuration without any 'auto'.
+
+    Args:
+        config: left as it is.
+        shape: the shape of x.
+        count: the number of observations; 0 where it is not known.
+        corruption: the corruption of the config.
+
+    Raises:
+        UserError: the chosen values do not fit the others.
+    """
+    given = flatten(config)
+    if AUTO not in given.values():
+        return config
+    network = _network(config, shape)
+    chosen = ConfigDict(config)
+    with chosen.unlocked(), chosen.ignore_type():
+        for name, value in recommended(shape, count, corruption, network).items():
+            section = name.partition(".")[0]
+            if given.get(name) == AUTO or (section in ("network", "corruption") and name not in given):
+                put(chosen, name, value)
+    validate(chosen)
+    return chosen.lock()
+
+
+def _network(config: ConfigDict, shape: Shape) -> str:
+    """The network that a config names; for 'auto' that which has the fields that are set, or else by the shape of x."""
+    if config.network.name != AUTO:
+        return str(config.network.name)
+    own = {f"network.{key}" for key in config.network} - {"network.name"}
+    fitting = [name for name in NETWORKS if own <= class_fields("network", name).keys()]
+    usual = "unet" if len(shape) > 2 and math.prod(shape[:-1]) > SMALL_IMAGE else "mlp"
+    return usual if usual in fitting or not fitting else fitting[0]
+
+
+def recommended(shape: Shape, count: int, corruption: Corruption, network: str) -> dict[str, Any]:
+    """Field -> value for data of a shape, a number of observations, a corruption and a network."""
+    few, count = 0 < count < FEW, count or 2**20
+    batch = 2 ** min(6 if network == "unet" else 8, int(math.log2(max(count, 1))))
+    found: dict[str, Any] = {
+        "network.name": network,
+        "denoiser.preconditioning": "posterior" if corruption.is_linear else "edm",
+        "denoiser.base": "start",
+        "start.rank": min(24, math.prod(shape), max(2, count // 8)),
+        "start.iterations": 40,
+        "rounds": 8,
+        # With so few steps draws of ddpm are too narrow.
+        "e_step.sampler": "dpmpp_2m_sde",
+        "e_step.steps": 16,
+        "e_step.draws": min(8, -(-FEW // count)) if few else 1,
+        "m_step.steps": 400 if few else 1000,
+        "m_step.batch_size": batch,
+        "m_step.learning_rate": 1e-3,
+        "m_step.loss_weight": "snr",
+        "m_step.time_law_beta": ((3.0, 3.0),),
+        "m_step.updates_per_dispatch": 50,
+    }
+    if network == "mlp":
+        found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}
+    if network == "unet":
+        # As many levels as the sides can be halved, at most three, down to eight pixels.
+        levels = 1 + sum(all(side % 2**k == 0 and side // 2**k >= 8 for side in shape[:-1]) for k in (1, 2))
+        found |= {
+            "network.channels": (32, 64, 96)[:levels],
+            "network.blocks": 1,
+            "network.heads": (),
+            "network.embedding": 64,
+            "network.dropout": 0.0,
+            "start.iterations": 12,
+            "rounds": 3,
+            "m_step.steps": 400 if few else 800,
+            "m_step.learning_rate": 2e-3,
+        }
+        if corruption.is_linear:
+            # The network corrects the start's posterior mean, of masks the interpolation beside it.
+            found |= {
+                "denoiser.base": "start_moments",
+                "m_step.loss_weight": "base",
+                "m_step.time_law_beta": ((4.0, 2.5),),
+            }
+        if isinstance(corruption, Mask):
+            found |= {"corruption.fill_iterations": 20, "corruption.fill_order": 2}
+    return found
+
+
+def fit_to_file(config: ConfigDict, arrays: Mapping[str, Shape]) -> ConfigDict:
+    """A configuration whose corruption makes what a file holds: the shape of x, and numbers of measurements or coils.
+
+    Only what the config leaves open is set, and only where x has another shape than y.
+
+    Args:
+        config: left as it is.
+        arrays: the shapes of the arrays of a file, 'y' [N, *Y] and the operators.
+    """
+    y, given = arrays["y"][1:], dict(config.corruption)
+    shapes = [tuple(config.data.shape)] if len(config.data.shape) else list(_shapes(y, arrays))
+    for shape in shapes:
+        for more in _options(config, y, shape):
+            if _makes({**given, **more}, shape, arrays):
+                if not more and shape == y:
+                    return config
+                fitted = ConfigDict(config)
+                with fitted.unlocked(), fitted.ignore_type():
+                    for key, value in more.items():
+                        put(fitted, f"corruption.{key}", value)
+                    fitted.data.shape = () if shape == y else shape
+                return fitted.lock()
+    return config
+
+
+def _shapes(y: Shape, arrays: Mapping[str, Shape]) -> Iterator[Shape]:
+    """Shapes that x may have, the likeliest first."""
+    if y[-1:] == (1,):
+        yield (*y[:-1], 3)  # grey of colour
+    yield y
+    for name, shape in arrays.items():
+        if name != "y":
+            yield from (shape[1:], shape[2:])  # an operator of the size of x, or a matrix of its columns
+    for factor in range(2, 9):
+        yield (*(factor * side for side in y[:-1]), y[-1]) if len(y) > 1 else (factor * y[0],)
+        yield (*(side // factor for side in y[:-1]), y[-1]) if len(y) > 1 else (y[0] // factor,)
+    for channels in {y[-1] // 2, 2}:  # Fourier coefficients, real and imaginary part apart
+        yield (*y[:-1], channels)
+        yield (*y[:-2], channels)
+
+
+def _options(config: ConfigDict, y: Shape, shape: Shape) -> Iterator[dict[str, Any]]:
+    """Fields of the corruption that the shape of y may decide, where nobody set them."""
+    yield {}
+    known = class_fields("corruption", config.corruption.name)
+    guesses = {"measurements": y[-1], "coils": y[-2] if len(y) > 1 else 0, "ratio": y[-1] / max(1, math.prod(shape))}
+    for key, value in guesses.items():
+        if f"corruption.{key}" in known and key not in config.corruption:
+            yield {key: value}
+
+
+def _makes(section: Mapping[str, Any], shape: Shape, arrays: Mapping[str, Shape]) -> bool:
+    """Whether a corruption yields arrays of these shapes of x of a shape."""
+    if not shape or min(shape) < 1:
+        return False
+    try:
+        corruption = make_corruption("corruption", section, shape)
+        made = jax.eval_shape(corruption.sample, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (UserError, ValueError, TypeError, IndexError, ZeroDivisionError):
+        return False
+    leaves = zip(corruption.operator_names(), jax.tree.leaves(made.operator), strict=True)
+    return made.y.shape == arrays["y"][1:] and all(
+        leaf.shape in (arrays[name], arrays[name][1:]) for name, leaf in leaves if name in arrays
+    )
+
+
+def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:
+    """Lines that say what a run chose by itself, and how to choose otherwise."""
+    before, after = flatten(given), flatten(chosen)
+    changed = {name: value for name, value in after.items() if before.get(name) != value}
+    if not changed:
+        return []
+    reasons = {
+        "data.shape": "by the shape of y",
+        "network.name": "by the shape of x",
+        "denoiser.preconditioning": "as the corruption is linear"
+        if after["denoiser.preconditioning"] == "posterior"
+        else "as the corruption is not linear",
+        "start.rank": "by the number of observations",
+    }
+    parts = [f"{name}={value}" + (f" ({reasons[name]})" if name in reasons else "") for name, value in changed.items()]
+    first = next(iter(changed))
+    return [f"chosen      {', '.join(parts)}; each is a flag, as in --config.{first}=..."]
