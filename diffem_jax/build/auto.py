@@ -43,7 +43,7 @@ def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption)
     if AUTO not in given.values():
         return config
     network = _network(config, shape)
-    chosen = ConfigDict(config)
+    chosen = config.copy_and_resolve_references()
     with chosen.unlocked(), chosen.ignore_type():
         for name, value in recommended(shape, count, corruption, network).items():
             section = name.partition(".")[0]
@@ -129,7 +129,7 @@ def fit_to_file(config: ConfigDict, arrays: Mapping[str, Shape]) -> ConfigDict:
             if _makes({**given, **more}, shape, arrays):
                 if not more and shape == y:
                     return config
-                fitted = ConfigDict(config)
+                fitted = config.copy_and_resolve_references()
                 with fitted.unlocked(), fitted.ignore_type():
                     for key, value in more.items():
                         put(fitted, f"corruption.{key}", value)
@@ -185,14 +185,14 @@ def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:
     changed = {name: value for name, value in after.items() if before.get(name) != value}
     if not changed:
         return []
+    linear = "linear" if after["denoiser.preconditioning"] == "posterior" else "not linear"
     reasons = {
         "data.shape": "by the shape of y",
         "network.name": "by the shape of x",
-        "denoiser.preconditioning": "as the corruption is linear"
-        if after["denoiser.preconditioning"] == "posterior"
-        else "as the corruption is not linear",
-        "start.rank": "by the number of observations",
+        "denoiser.preconditioning": f"as {after['corruption.name']} is {linear}",
     }
-    parts = [f"{name}={value}" + (f" ({reasons[name]})" if name in reasons else "") for name, value in changed.items()]
-    first = next(iter(changed))
-    return [f"chosen      {', '.join(parts)}; each is a flag, as in --config.{first}=..."]
+    first = [f"{name} {changed[name]} ({reason})" for name, reason in reasons.items() if name in changed]
+    rest = [f"{name} {value}" for name, value in changed.items() if name not in reasons]
+    lines = [f"chosen      {', '.join(first)}"] if first else []
+    lines += [f"{' ' if first else 'chosen':<11} {', '.join(rest)}"] if rest else []
+    return [*lines, f"            each by its flag, as in --config.{next(iter(changed))}=VALUE"]
