@@ -16,7 +16,7 @@ digits with half of the pixels erased, the numbers of configs/digits.py.
 
 from ml_collections import ConfigDict
 
-from diffem_jax.config import AUTO, AUTOMATIC, default, put
+from diffem_jax.config import default, leave_open
 
 VARIANTS = ("auto", "small", "images", "paper", "table")
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "auto") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = default()
-    with c.unlocked(), c.ignore_type():
+    with c.unlocked():
         c.data.name = "observations"
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01})
         c.m_step.operators = "data"
@@ -36,9 +36,8 @@ def get_config(variant: str = "auto") -> ConfigDict:
         c.e_step.batch_size = 512
         c.rounds = 5
         if variant in ("auto", "small"):
-            for name in AUTOMATIC:
-                put(c, name, AUTO)
-            c.network.name = AUTO if variant == "auto" else "mlp"
+            leave_open(c)
+            c.network.name = "auto" if variant == "auto" else "mlp"
         elif variant == "table":
             c.rounds = 2
             c.corruption = ConfigDict({"name": "group_mask", "rate": 0.3, "noise_std": 0.01, "groups": ()})

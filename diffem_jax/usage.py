@@ -137,7 +137,7 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in files if path.stem != "__init__"}
 
 
-def load_config(name: str | None, fields: Sequence[tuple[str, str]]) -> ConfigDict:
+def load_config(name: str | None, fields: Sequence[tuple[str, str]] = ()) -> ConfigDict:
     """The config of a file, or of a name that ships with the package, FILE:VARIANT for a variant, with fields set by flags.
 
     Raises:

@@ -74,9 +74,10 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str) 
         "start.rank": min(24, math.prod(shape), max(2, count // 8)),
         "start.iterations": 40,
         "rounds": 8,
-        # With so few steps draws of ddpm are too narrow.
-        "e_step.sampler": "dpmpp_2m_sde",
-        "e_step.steps": 16,
+        # Without a closed form nothing says how wide the draws of few steps must be.
+        "e_step.sampler": "analytic_2m" if corruption.is_linear else "dpmpp_2m_sde",
+        "e_step.time_grid": "tangent" if corruption.is_linear else "log_uniform",
+        "e_step.steps": 16 if corruption.is_linear else 32,
         "e_step.draws": min(8, -(-FEW // count)) if few else 1,
         "m_step.steps": 400 if few else 1000,
         "m_step.batch_size": batch,

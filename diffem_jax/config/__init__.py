@@ -2,7 +2,7 @@
 
 from diffem_jax.config.checks import class_fields, flatten, known_fields, lookup, nearest, validate
 from diffem_jax.config.fields import AUTO, AUTOMATIC, FIELDS, RETIRED, RULES, TRAINING_RULES, Field
-from diffem_jax.config.values import default, differences, frozen, override, put, restore
+from diffem_jax.config.values import default, differences, frozen, leave_open, override, put, restore
 
 __all__ = [
     "AUTO",
@@ -18,6 +18,7 @@ __all__ = [
     "flatten",
     "frozen",
     "known_fields",
+    "leave_open",
     "lookup",
     "nearest",
     "override",

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from diffem_jax.config.checks import check, fits, flatten, known_fields, unknown, validate
 from diffem_jax.config.fields import AUTO, AUTOMATIC, CLASSES, FIELDS, FREE_FIELDS, RETIRED, TABLE, Field
@@ -36,6 +36,13 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
 def frozen(value: Any) -> Any:
     """A value with its lists as tuples."""
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def leave_open(config: ConfigDict, names: Iterable[str] = AUTOMATIC) -> None:
+    """Sets fields to 'auto', which follow from the data and the corruption; a value of their own type may replace it."""
+    with config.unlocked(), config.ignore_type():
+        for name in names:
+            put(config, name, FieldReference(AUTO, field_type=object))
 
 
 def override(config: ConfigDict, flags: Iterable[tuple[str, str]]) -> None:
