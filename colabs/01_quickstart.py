@@ -10,7 +10,6 @@
 
 # %%
 import os
-import runpy
 import tempfile
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from IPython.display import Image, display
 
 from diffem_jax import run_em
 from diffem_jax.build.problem import load_problem
-from diffem_jax.commands import find_config
 from diffem_jax.report import plots
 from diffem_jax.run import sample as draw
 from diffem_jax.storage.workdir import Workdir
+from diffem_jax.usage import load_config
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 workdir = Path(tempfile.mkdtemp()) / "digits"
@@ -39,8 +38,7 @@ def show(path):
 # what each means. Here a prior p(x) is trained too, on the last reconstructions.
 
 # %%
-_, path = find_config(["--config=digits"])[0].split("=")
-config = runpy.run_path(path)["get_config"]()
+config = load_config("digits")
 config.m_step.steps = 600
 config.prior.steps = 1000
 if QUICK:

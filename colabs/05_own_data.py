@@ -10,7 +10,6 @@
 
 # %%
 import os
-import runpy
 import tempfile
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sklearn.datasets import load_digits
 import diffem_jax as dx
 from diffem_jax import commands, data, metrics, run_em
 from diffem_jax.report import plots
+from diffem_jax.usage import load_config
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 folder = Path(tempfile.mkdtemp())
@@ -67,14 +67,13 @@ print(f"{len(observations.y)} images, {np.mean(np.asarray(observations.operator)
 # without clean data is `observation_distance`: how far reconstructions, corrupted again, are from what was observed.
 
 # %%
-_, path = commands.find_config(["--config=own_data"])[0].split("=")
-config = runpy.run_path(path)["get_config"]()
+config = load_config("own_data:small")
 config.data.path = str(file)
 config.rounds = 3
 config.m_step.steps = 400
 if QUICK:
     config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
-    config.network.features = (16,)
+    config.network = {"name": "mlp", "features": (16,)}
     config.e_step.steps, config.e_step.batch_size = 4, 64
     config.start.iterations, config.start.rank = 2, 1
     config.denoiser.base = "isotropic"

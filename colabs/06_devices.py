@@ -14,7 +14,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -27,9 +26,9 @@ from IPython.display import Image, display
 jax.config.update("jax_num_cpu_devices", 2)
 
 from diffem_jax import run_em
-from diffem_jax.commands import find_config
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
+from diffem_jax.usage import load_config
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
 FULL = os.environ.get("DIFFEM_COLAB_FULL") == "1"
@@ -71,8 +70,7 @@ if ACCELERATOR:
 # alone, so the number of devices changes nothing but round-off.
 
 # %%
-_, path = find_config(["--config=cifar10"])[0].split("=")
-config = runpy.run_path(path)["get_config"]("mask75")
+config = load_config("cifar10:mask75")
 full = config.copy_and_resolve_references()
 with config.unlocked():
     config.checkpoint.every_steps = 500
