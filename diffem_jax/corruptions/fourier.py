@@ -230,5 +230,7 @@ class MulticoilFourier(_CartesianFourier):
         return jnp.zeros((*self.spatial, 1)), self.draw_maps(jnp.zeros(()))
 
     def condition(self, observation: Observation) -> Array:
-        """The combined zero-filled image and the mask, [*spatial, C + 1]."""
-        return jnp.concatenate([self.adjoint(*observation), observation.operator[0].astype(jnp.float32)], -1)
+        """The combined zero-filled image, the mask and the sensitivities, [*spatial, C + 1 + 2 coils]."""
+        mask, maps = observation.operator
+        maps = maps.reshape(*self.spatial, -1)
+        return jnp.concatenate([self.adjoint(*observation), mask.astype(jnp.float32), maps], -1)

@@ -149,3 +149,9 @@ class CompressedSensing(Spectral):
     def null_operator(self) -> tuple[Array, Array]:
         """Signs of 0."""
         return jnp.zeros(self.shape), jnp.arange(self.measurements)
+
+    def condition(self, observation: Observation) -> Array:
+        """A^T y, the signs, and which entries of the transform are kept, [*spatial, 3 C] or [3 D]."""
+        signs, indices = observation.operator
+        kept = jnp.zeros(self.size).at[indices].set(1.0).reshape(self.shape)
+        return jnp.concatenate([self.adjoint(*observation), signs, kept], -1)
