@@ -16,7 +16,7 @@ from typing import Any
 from diffem_jax.config import default, flatten
 from diffem_jax.errors import UserError
 from diffem_jax.report import plots
-from diffem_jax.report.facts import Facts, note_environment, read_facts, versions
+from diffem_jax.report.facts import Facts, is_measure, note_environment, read_facts, versions
 from diffem_jax.report.template import (
     Point,
     chart,
@@ -172,11 +172,9 @@ def _spread(facts: Facts) -> str:
     data = read_png(facts.workdir.samples / "spread.png")
     if not data:
         return ""
-    alt = (
-        "Several draws for one observation: the observation, draws, their mean, their standard deviation, and the truth"
-    )
+    alt = "Several draws per observation: the observation, draws, their mean, their standard deviation, and the truth"
     return (
-        '<section><div class="bar"><h2>Several draws for one observation</h2></div>'
+        '<section><div class="bar"><h2>Several draws per observation</h2></div>'
         f"<figure>{picture(data, alt)}<figcaption>Each column is one observation. Where the draws differ, the observation "
         "leaves the answer open; the standard deviation shows where.</figcaption></figure></section>"
     )
@@ -246,7 +244,8 @@ def _kept(facts: Facts, rule: str, stops: list[dict[str, Any]]) -> str:
 
 
 def _event(title: str, record: dict[str, Any]) -> str:
-    rest = {k: v for k, v in record.items() if k not in ("kind", "round", "reason") and not k.endswith("_se")}
+    numbers = {k: v for k, v in record.items() if k not in ("kind", "reason") and not k.endswith("_se")}
+    rest = {k: v for k, v in numbers.items() if number(v) is None or is_measure(k)}
     values = []
     for name, value in rest.items():
         measured = number(value)

@@ -119,12 +119,12 @@ def test_spread_stops_and_other_pictures(tmp_path):
     rounds = [record(k, observation_distance=[0.4, 0.1, 0.2][k]) for k in range(3)]
     workdir = make_run(tmp_path / "run", [*rounds, *more], **{"stop.rule": "observation_distance", "rounds": 9})
     before = words(written(workdir))
-    assert "Several draws for one observation" not in before and "Other pictures" not in before
+    assert "Several draws per observation" not in before and "Other pictures" not in before
     shutil.copy(workdir.samples / "round_00000.png", workdir.samples / "spread.png")
     shutil.copy(workdir.samples / "round_00000.png", workdir.samples / "prior_draws.png")
     text = written(workdir)
     seen = words(text)
-    assert "Several draws for one observation" in seen and "prior draws" in seen and len(images(text)) == 5
+    assert "Several draws per observation" in seen and "prior draws" in seen and len(images(text)) == 5
     assert "The run stopped after round 2 of 9" in seen and "Stop, round 2: no longer falling" in seen
     assert "Measured afterwards, round 2: ssim 0.750 ± 0.010" in seen
     assert "least at round 1: 0.1" in seen

@@ -1,0 +1,123 @@
+"""One training: rows read ahead, checkpoints written behind, and the same bits wherever it is interrupted."""
+
+import itertools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffem_jax import em
+from diffem_jax.errors import Preempted, UserError
+from diffem_jax.parallel import make_parallel
+from diffem_jax.run import m_step
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.storage import checkpoints
+
+PARALLEL, OPTIMIZER, BATCH, DISPATCH, STEPS = make_parallel("jit"), optax.sgd(0.1), 4, 2, 20
+STEP = PARALLEL.map_m_step(
+    em.make_m_step(
+        lambda w, key, x: jnp.sum((w + 0.1 * jax.random.normal(key, x.shape) - x) ** 2), OPTIMIZER, ema_decay=0.9
+    )
+)
+
+
+def batches(first, updates, own):
+    for number in itertools.count(first // updates):
+        yield np.random.default_rng(number).normal(size=(updates, BATCH, 3)).astype(np.float32)
+
+
+def train(folder, read=batches, stop=None, note=lambda done, losses: None):
+    training = m_step.Training(
+        label="M-step 1",
+        number=1,
+        first_step=0,
+        steps=STEPS,
+        dispatch=DISPATCH,
+        batch_size=BATCH,
+        every=4,
+        m_step=STEP,
+        batches=read,
+        folder=folder,
+        record={"round": 1},
+        note=note,
+    )
+    state = em.make_state(jnp.zeros(3), OPTIMIZER)
+    with jax.numpy_dtype_promotion("standard"):
+        return m_step.train(
+            training, PARALLEL, jax.random.key(0), lambda: state, stop or StopRequest(), lambda line: None
+        )
+
+
+def bits(trained):
+    state, mean = trained
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], mean
+
+
+class StopAfter(StopRequest):
+    """A signal that comes at the n-th time of asking."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.left = times
+
+    def requested(self):
+        self.left -= 1
+        if self.left == 0:
+            self._signal = 15
+        return super().requested()
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_stopped_training_goes_on_with_the_same_bits(tmp_path, calls):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Preempted):
+        train(tmp_path / "stopped", stop=StopAfter(calls))
+    newest = checkpoints.latest(tmp_path / "stopped")
+    assert newest is not None and checkpoints.metadata(newest)["done"] == calls * DISPATCH
+    assert bits(train(tmp_path / "stopped")) == bits(whole)
+
+
+def test_a_failed_write_ends_the_training_at_its_next_look(tmp_path, monkeypatch):
+    failed, seen = threading.Event(), []
+
+    def full(path, tree, metadata):
+        failed.set()
+        raise UserError(f"{path}: the checkpoint could not be written")
+
+    def note(done, losses):
+        # From the first checkpoint on, a call takes as long as its failure.
+        if done > 4:
+            failed.wait(10)
+        seen.append(done)
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.raises(UserError, match="update_000000004: the checkpoint could not be written"):
+        train(tmp_path, note=note)
+    assert max(seen) <= 8 < STEPS
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_what_a_reader_raises_ends_the_training_there(tmp_path, at):
+    def read(first, updates, own):
+        yield from itertools.islice(batches(first, updates, own), at)
+        raise OSError("the disk is gone")
+
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path, read=read, note=lambda done, losses: seen.append(done))
+    assert max(seen, default=0) <= at * DISPATCH
+
+
+def test_no_more_rows_are_read_than_are_trained_on(tmp_path):
+    asked = []
+
+    def read(first, updates, own):
+        for rows in batches(first, updates, own):
+            asked.append(1)
+            yield rows
+
+    train(tmp_path, read=read)
+    assert len(asked) == STEPS // DISPATCH
