@@ -40,9 +40,11 @@ def array_shapes(
         UserError: no such file, or no 'y' [N, ...] in it.
     """
     where = existing(path, "an .npz file with 'y', or a folder of images")
+    arrays = npz.array_shapes(where) if where.is_file() else {}
+    if len(arrays.get("y", ())) > 1:
+        return arrays
     y, found = _read_y(where, cache_dir)
-    arrays = npz.array_shapes(where) if where.is_file() else {name: array.shape for name, array in found.items()}
-    return {**arrays, "y": y.shape}
+    return {"y": y.shape, **{name: tuple(array.shape) for name, array in found.items()}}
 
 
 def load_observations(

@@ -1,6 +1,9 @@
 """What is 'auto': chosen from shapes and the corruption, and every corruption trains on a file by flags alone."""
 
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +20,37 @@ from diffem_jax.data import save_observations
 from diffem_jax.data.observations import array_shapes
 from diffem_jax.storage.workdir import Workdir
 
-OPTIONS = {
-    "block_mask": {"block": 4},
-    "box_mask": {"box": (4, 4)},
-    "outpainting": {"box": (5, 5)},
-    "gaussian_blur": {"std": 1.0},
-    "motion_blur": {"length": 4.0},
-    "projection": {"measurements": 24},
-    "compressed_sensing": {"ratio": 0.4},
-    "multicoil_fourier": {"coils": 2},
-    "phase": {"offset": 2.0},
+PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text()
+COMMANDS = {
+    next(word.partition("=")[2] for word in words if "corruption.name=" in word): words
+    for words in (
+        shlex.split(line) for line in re.findall(r"^diffem (--config=own_data .*corruption\.name=.*)$", PAGE, re.M)
+    )
 }
-"""Fields that made the files below; those of ``FOLLOWS`` need no flag."""
-FOLLOWS = ("measurements", "ratio", "coils")
+"""The command of each corruption, as docs/own_data.md shows it."""
+FOLLOWS = {"projection": {"measurements": 24}, "compressed_sensing": {"ratio": 0.4}, "multicoil_fourier": {"coils": 2}}
+"""Fields that follow from the file, so that they need no flag."""
+
+
+def fields(name):
+    """The fields that the command of a corruption sets."""
+    c = own_data.get_config()
+    override(
+        c,
+        [
+            (word[9:].partition("=")[0], word.partition("=")[2])
+            for word in COMMANDS[name]
+            if word.startswith("--config.")
+        ],
+    )
+    return {key: c.corruption[key] for key in c.corruption if key != "name"}
+
+
+def corruption_of(name, shape):
+    """What makes the file of a corruption."""
+    return CORRUPTIONS[name](shape=shape, **{**fields(name), **FOLLOWS.get(name, {})})
+
+
 TINY = (
     "--config.rounds=2", "--config.m_step.steps=2", "--config.m_step.updates_per_dispatch=1", "--config.e_step.steps=2",
     "--config.e_step.draws=1", "--config.start.iterations=1", "--config.start.rank=2", "--config.eval.metrics=()",
@@ -53,6 +74,10 @@ def config(*flags):
 
 def chosen(shape, count, *flags, corruption=None):
     return choose(config(*flags), shape, count, corruption or PixelMask(shape=shape, noise_std=0.1))
+
+
+def test_page_has_a_command_for_every_corruption():
+    assert list(COMMANDS) == list(CORRUPTIONS)
 
 
 def test_nothing_is_left_open_and_the_given_config_stays_as_it_is():
@@ -103,9 +128,9 @@ def test_fields_that_are_set_choose_the_network_that_has_them():
 
 
 def test_corruption_decides_the_preconditioning():
-    for name, kind in CORRUPTIONS.items():
+    for name in CORRUPTIONS:
         shape = (16, 16, 3)
-        corruption = kind(shape=shape, **OPTIONS.get(name, {}))
+        corruption = corruption_of(name, shape)
         found = recommended(shape, 0, corruption, "unet")
         assert (found["denoiser.preconditioning"] == "posterior") == corruption.is_linear
         assert (found["m_step.loss_weight"] == "base") == corruption.is_linear
@@ -137,15 +162,16 @@ def test_shape_of_x_follows_from_the_file(name, shape, tmp_path):
     """But for a projection, whose matrix has lost the shape of an image."""
     if name == "grayscale":
         shape = (*shape[:2], 3)
-    path = write(tmp_path / "x.npz", CORRUPTIONS[name](shape=shape, **OPTIONS.get(name, {})), 3)
-    flags = [f"corruption.{key}={value}" for key, value in OPTIONS.get(name, {}).items() if key not in FOLLOWS]
-    given = config(f"corruption.name={name}", *flags)
+    path = write(tmp_path / "x.npz", corruption_of(name, shape), 3)
+    given = config(
+        f"corruption.name={name}",
+        *(f"corruption.{key}={value}" for key, value in fields(name).items() if key not in FOLLOWS.get(name, {})),
+    )
     found, arrays = fit_to_file(given, array_shapes(path)), array_shapes(path)
     expected = (int(np.prod(shape)),) if name == "projection" else shape
     assert (tuple(found.data.shape) or arrays["y"][1:]) == expected
-    for key in FOLLOWS:
-        if key in OPTIONS.get(name, {}):
-            assert found.corruption[key] == pytest.approx(OPTIONS[name][key], rel=0.02)
+    for key, value in FOLLOWS.get(name, {}).items():
+        assert found.corruption[key] == pytest.approx(value, rel=0.02)
     assert "measurements" not in given.corruption and not len(given.data.shape)
     if name == "projection":
         told = fit_to_file(config(f"corruption.name={name}", f"data.shape={shape}"), arrays)
@@ -170,14 +196,12 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_corruption_trains_by_flags_alone(name, tmp_path, quick):
-    shape = (8, 8, 3) if name == "grayscale" else (8, 8, 1)
-    path = write(tmp_path / "x.npz", CORRUPTIONS[name](shape=shape, **OPTIONS.get(name, {})))
-    flags = [f"--config.corruption.{key}={value}" for key, value in OPTIONS.get(name, {}).items() if key not in FOLLOWS]
-    flags += [f"--config.corruption.name={name}", "--config.network.features=(8,)"]
-    ended = command("--config=own_data", f"--config.data.path={path}", *flags, *TINY, f"--workdir={tmp_path / 'run'}")
+def test_every_corruption_trains_by_the_command_of_its_page(name, tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / f"{name}.npz", corruption_of(name, (8, 8, 3) if name == "grayscale" else (8, 8, 1)))
+    ended = command(*COMMANDS[name], *TINY, "--config.network.features=(8,)")
     assert ended.code == 0, ended
-    records = Workdir(tmp_path / "run").records()
+    records = Workdir(f"runs/{name}").records()
     assert [r["round"] for r in records if r["kind"] == "round"] == [0, 1, 2]
     assert "chosen" in ended.out and f"as {name} is" in ended.out
 
