@@ -13,7 +13,7 @@ from diffem_jax.metrics.base import Estimate, mean_estimate
 from diffem_jax.metrics.features import Manifolds, frechet_distance, kernel_distance, precision_recall_density_coverage
 from diffem_jax.metrics.paired import accuracy, from_uint8, psnr, psnr_per_example, ssim, to_uint8, train_classifier
 from diffem_jax.metrics.perceptual import EXTRACTORS, fidelity, lpips
-from diffem_jax.metrics.posterior import LEVELS, coverage, crps, spread, tarp
+from diffem_jax.metrics.posterior import LEVELS, coverage, coverage_shares, crps, spread, tarp, tarp_shares
 from diffem_jax.metrics.scores import observation_score, observation_scores, paired_difference
 from diffem_jax.metrics.transport import (
     observation_distance,
@@ -31,6 +31,7 @@ __all__ = [
     "Manifolds",
     "accuracy",
     "coverage",
+    "coverage_shares",
     "crps",
     "fidelity",
     "frechet_distance",
@@ -53,6 +54,7 @@ __all__ = [
     "spread",
     "ssim",
     "tarp",
+    "tarp_shares",
     "to_uint8",
     "train_classifier",
 ]

@@ -51,9 +51,13 @@ def coverage(draws: ArrayLike, truth: ArrayLike, levels: Sequence[float] = LEVEL
         Samples: observations.
     """
     draws, truth = _check(draws, truth, 1)
+    return tuple(mean_estimate(coverage_shares(draws, truth, level).mean(axis=1)) for level in levels)
+
+
+def coverage_shares(draws: np.ndarray, truth: np.ndarray, level: float) -> np.ndarray:
+    """Of each entry, the probability that its central interval holds the truth under randomised ranks, like ``truth``."""
     less, equal = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
-    shares = (_share(less, equal, len(draws), (1 - level) / 2, (1 + level) / 2) for level in levels)
-    return tuple(mean_estimate(share.mean(axis=1)) for share in shares)
+    return _share(less, equal, len(draws), (1 - level) / 2, (1 + level) / 2)
 
 
 def tarp(
@@ -84,11 +88,17 @@ def tarp(
     if references is None:
         low, high = draws.min(axis=(0, 1)), draws.max(axis=(0, 1))
         references = low + (high - low) * np.asarray(jax.random.uniform(key, truth.shape))
-    point = np.asarray(references, np.float32).reshape(truth.shape)
-    distance = np.square(draws - point).sum(axis=-1)
-    truth_distance = np.square(truth - point).sum(axis=-1)
+    points = np.asarray(references, np.float32).reshape(truth.shape)
+    return tuple(mean_estimate(tarp_shares(draws, truth, points, level)) for level in levels)
+
+
+def tarp_shares(draws: np.ndarray, truth: np.ndarray, points: np.ndarray, level: float) -> np.ndarray:
+    """Of each example, the probability under randomised ranks that the truth is among the ``level`` nearest to its point, [N]."""
+    flat = (*draws.shape[:2], -1)
+    distance = np.square(draws - points).reshape(flat).sum(axis=-1)
+    truth_distance = np.square(truth - points).reshape(flat[1:]).sum(axis=-1)
     less, equal = (distance < truth_distance).sum(axis=0), (distance == truth_distance).sum(axis=0)
-    return tuple(mean_estimate(_share(less, equal, len(draws), 0.0, level)) for level in levels)
+    return _share(less, equal, len(draws), 0.0, level)
 
 
 def crps(draws: ArrayLike, truth: ArrayLike) -> Estimate:

@@ -105,7 +105,7 @@ def read_calibration(records: list[dict[str, Any]]) -> Calibration | None:
             if value is not None:
                 found.setdefault(name, {})[int(level) / 100] = value
         levels = sorted(set().union(*found.values()))
-        if record.get("kind") in ("round", "evaluation") and len(levels) > 1:
+        if record.get("kind") in ("round", "evaluation", "calibration") and len(levels) > 1:
             shown = {
                 CALIBRATION[name]: [found[name].get(v, float("nan")) for v in levels]
                 for name in CALIBRATION

@@ -127,7 +127,8 @@ def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[
     estimates = {"posterior_spread": metrics.spread(x)}
     record: dict[str, float] = {}
     if held_out.possible(problem.setup.corruption):
-        record |= held_out.make(problem, parallel)(step, params)
+        record |= held_out.make_score(problem, parallel)(step, params)
+        record |= held_out.make_calibration(problem, parallel)(step, params)
     if problem.truth is not None:
         truth = np.asarray(problem.truth[:count])
         levels = metrics.LEVELS

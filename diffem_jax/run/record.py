@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
+
 from diffem_jax.errors import UserError
-from diffem_jax.parallel import process_count, process_index
+from diffem_jax.parallel import agree, process_count, process_index
 from diffem_jax.report import page
 from diffem_jax.report.console import round_line
-from diffem_jax.run import pictures, stopping
+from diffem_jax.run import held_out, pictures, stopping
 from diffem_jax.run.context import Record, Run, drawn_with, picture_path
 from diffem_jax.storage import checkpoints
 from diffem_jax.types import EMState
@@ -53,8 +55,28 @@ def end(run: Run, number: int, state: EMState) -> None:
         run.say(f"stop: {found['reason']}")
     if number and not (run.workdir.samples / "spread.png").exists():
         spread(run, number, state)
+    calibrate(run, number, state)
     if process_index() == 0:
         page.write(run.workdir)
+
+
+def calibrate(run: Run, number: int, state: EMState) -> None:
+    """Says once per run of rounds how often the last round's intervals hold measurements that were held back."""
+    problem, before = run.problem, run.workdir.records()
+    known = any(r.get("kind") == "calibration" and r.get("round") == number for r in before)
+    if (
+        not number
+        or problem.num_examples < 16
+        or not held_out.possible(problem.setup.corruption)
+        or agree(np.array(known))
+    ):
+        return
+    step, params = drawn_with(run, number, state)
+    record = held_out.make_calibration(problem, run.engine.parallel)(step, params)
+    if process_index() == 0:
+        run.workdir.log({"kind": "calibration", "round": number, **record})
+        for line in held_out.calibration_lines(record):
+            run.say(line)
 
 
 def spread(run: Run, number: int, state: EMState) -> None:

@@ -180,7 +180,7 @@ def make_run(
         start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))),
         params=warm.adopt(problem, folder, shapes, say),
         measure=measure,
-        held_out=held_out.make(problem, parallel) if config.stop.rule == held_out.NAME else None,
+        held_out=held_out.make_score(problem, parallel) if config.stop.rule == held_out.NAME else None,
         stop=stop,
         say=say,
         writers=writers or Writers(folder, config, lead=False),

@@ -129,7 +129,7 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
         SimpleNamespace(config=config, corruption=corruption), jax.tree.map(np.asarray, observed), x, None
     )
     mapped = make_parallel(parallel)
-    measure = held_out.make(problem, mapped)
+    measure, calibrate = held_out.make_score(problem, mapped), held_out.make_calibration(problem, mapped)
 
     def step(key, how, observations, indices):
         def one(k, o):
@@ -150,6 +150,19 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
     for how, other in found.items():
         assert other["held_out"] > exact["held_out"] + exact["held_out_se"], (how, other, exact)
     assert measure(compiled, np.array((1, 0, 0), np.float32)) == exact
+    calibrated, narrow, wide = (calibrate(compiled, np.array((how, 0, 0), np.float32)) for how in (1, 0.3, 1.8))
+    for kind in ("coverage", "tarp"):
+        for level in (50, 80, 90, 95):
+            field = f"held_out_{kind}_{level}"
+            # Of 256 observations: four standard errors.
+            assert abs(calibrated[field] - level / 100) < 4 * np.sqrt(level / 100 * (1 - level / 100) / 256), field
+    assert narrow["held_out_coverage_90"] < 0.8 and wide["held_out_coverage_80"] > 0.88
+    (fine,) = held_out.calibration_lines(calibrated)
+    assert "90% intervals hold" in fine
+    assert (
+        "too narrow" in held_out.calibration_lines(narrow)[1]
+        and "e_step.draws" in held_out.calibration_lines(narrow)[1]
+    )
 
 
 def test_the_rule_of_held_out_measurements_needs_some_that_can_be_held_back(tmp_path):
