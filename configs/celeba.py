@@ -41,6 +41,8 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         )
         c.data.shape = (64, 64, 3)
         c.denoiser.preconditioning = "edm"
+        # Draws of DDPM keep noise of sigma_min, which must lie below that of the measurements.
+        c.schedule.sigma_min = 3e-4
         c.start.rank = 1024
         c.start.num_examples = 20_000
         c.e_step.sampler = "ddpm"

@@ -22,9 +22,9 @@ CORRUPTIONS = {
     "mask75": {"name": "pixel_mask", "rate": 0.75, "noise_std": 1e-3},
     "mask90": {"name": "pixel_mask", "rate": 0.9, "noise_std": 1e-3},
     "blur": {"name": "gaussian_blur", "std": 2.0, "noise_std": 1e-3},
-    "jpeg20": {"name": "jpeg", "quality": 20, "noise_std": 0.0},
-    "jpeg50": {"name": "jpeg", "quality": 50, "noise_std": 0.0},
-    "jpeg70": {"name": "jpeg", "quality": 70, "noise_std": 0.0},
+    "jpeg20": {"name": "jpeg", "quality": 20, "chroma_subsampling": True, "noise_std": 0.0},
+    "jpeg50": {"name": "jpeg", "quality": 50, "chroma_subsampling": True, "noise_std": 0.0},
+    "jpeg70": {"name": "jpeg", "quality": 70, "chroma_subsampling": True, "noise_std": 0.0},
     "noisy": {"name": "pixel_mask", "rate": 0.5, "noise_std": 0.2},
 }
 
@@ -53,6 +53,8 @@ def get_config(variant: str = "mask75") -> ConfigDict:
             }
         )
         c.denoiser.preconditioning = "edm"
+        # Draws of DDPM keep noise of sigma_min, which must lie below that of the measurements.
+        c.schedule.sigma_min = 3e-4
         c.start.rank = 64
         c.start.num_examples = 20_000
         c.e_step.sampler = "ddpm"

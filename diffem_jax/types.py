@@ -106,6 +106,10 @@ class LinearCorruption(Corruption, Protocol):
     def has_diagonal_gram(self) -> bool:
         """Whether A diag(v) A^T is diagonal."""
 
+    @property
+    def needs_noise(self) -> bool:
+        """Whether solves need a noise_std > 0."""
+
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """A^T y, an array of ``shape``."""
 

@@ -18,7 +18,7 @@ from diffem_jax.denoisers import losses
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import accelerated
 from diffem_jax.samplers import schedules
-from diffem_jax.types import Corruption, Sampler, Schedule, TimeLaw
+from diffem_jax.types import Corruption, LinearCorruption, Sampler, Schedule, TimeLaw
 
 
 def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) -> Any:
@@ -64,6 +64,28 @@ def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corrupt
         wrapped = {"of": corruption, "noise_std": corruption.noise_std, "noise_std_max": largest}
         corruption = construct(field, {"name": "varying_noise", **wrapped}, corruptions.CORRUPTIONS, shape=shape)
     return corruption
+
+
+def check_noise(config: ConfigDict, corruption: Corruption) -> None:
+    """What training needs of the noise of a linear corruption.
+
+    Raises:
+        UserError: there is none where solves need some, or draws would carry as much noise as the measurements.
+    """
+    noise, least = corruption.noise_std, config.schedule.sigma_min
+    if not corruption.is_linear:
+        return
+    if noise == 0 and cast(LinearCorruption, corruption).needs_noise:
+        raise UserError(
+            f"config.corruption.noise_std: 0; expected more than 0 for {config.corruption.name!r}, whose solves divide by the "
+            "noise; give the measurements' own, or --config.corruption.noise_std=0.001 where there is hardly any"
+        )
+    if config.e_step.sampler != "analytic_2m" and 0 < noise < 3 * least:
+        raise UserError(
+            f"config.schedule.sigma_min: {least}; expected at most a third of corruption.noise_std = {noise} with "
+            f"e_step.sampler {config.e_step.sampler!r}, whose draws keep noise of sigma_min on top of what was measured; "
+            f"set --config.schedule.sigma_min={noise / 3:.1g} or --config.e_step.sampler=analytic_2m"
+        )
 
 
 def _misfit(field: str, name: str, expected: str, found: Any) -> UserError:

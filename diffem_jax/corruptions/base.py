@@ -154,6 +154,11 @@ class Linear(AdditiveNoise):
         """True."""
         return True
 
+    @property
+    def needs_noise(self) -> bool:
+        """Whether A A^T itself may have no inverse, so that solves need a noise_std > 0."""
+        return True
+
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """A^T y."""
         transpose = jax.linear_transpose(lambda x: self.forward(x, operator), jnp.zeros(self.shape))
@@ -237,6 +242,11 @@ class DiagonalGram(Linear):
     def has_diagonal_gram(self) -> bool:
         """True."""
         return True
+
+    @property
+    def needs_noise(self) -> bool:
+        """False: every measured entry of y has a variance of its own."""
+        return False
 
     def _total(self, operator: PyTree, v: Array) -> Array:
         total = self.gram_diagonal(operator, jnp.broadcast_to(v, self.shape)) + self.noise_level(operator) ** 2

@@ -68,13 +68,33 @@ class _CartesianFourier(Linear):
         z = jnp.fft.ifftshift(z, self._axes)
         return jnp.fft.fftshift(jnp.fft.ifftn(z, axes=self._axes, norm="ortho"), self._axes)
 
+    @property
+    def can_hold_out(self) -> bool:
+        """True: with fewer lines it is still such a mask."""
+        return True
+
+    @property
+    def _centre(self) -> slice:
+        """The lines that are always measured."""
+        n = self.spatial[-1]
+        count = max(1, round(self.center_fraction * n))
+        first = n // 2 - count // 2
+        return slice(first, first + count)
+
+    def _hide_lines(self, key: Key, mask: Array, share: float) -> Array:
+        """The mask without a share of the lines beyond the centre; opposite ones, whose values tell of each other, together."""
+        n = self.spatial[-1]
+        opposite = (2 * (n // 2) - np.arange(n)) % n
+        hidden = jax.random.bernoulli(key, share, (n,))
+        hidden = hidden[np.minimum(np.arange(n), opposite)].at[self._centre].set(False)
+        hidden = hidden & hidden[opposite]
+        return jnp.where(hidden[:, None], jnp.zeros_like(mask), mask)
+
     def draw_mask(self, key: Key) -> Array:
         """A mask [*spatial, 1]: the lines around the centre and, drawn uniformly, N / acceleration lines in all."""
-        n = self.spatial[-1]
-        center = max(1, round(self.center_fraction * n))
-        lines = max(center, round(n / self.acceleration))
-        first = n // 2 - center // 2
-        scores = jax.random.uniform(key, (n,)).at[first : first + center].set(2.0)
+        n, centre = self.spatial[-1], self._centre
+        lines = max(centre.stop - centre.start, round(n / self.acceleration))
+        scores = jax.random.uniform(key, (n,)).at[centre].set(2.0)
         chosen = jnp.zeros(n).at[jnp.argsort(-scores)[:lines]].set(1.0)
         return jnp.broadcast_to(chosen[:, None], (*self.spatial, 1))
 
@@ -99,9 +119,9 @@ class FourierMask(_CartesianFourier, Spectral):
         return self.draw_mask(key)
 
     @property
-    def can_hold_out(self) -> bool:
-        """True: with fewer lines it is still such a mask."""
-        return True
+    def needs_noise(self) -> bool:
+        """Whether opposite frequencies of a real image may both be measured, and are then one number seen twice."""
+        return not self.complex_image
 
     def operator_names(self) -> list[str]:
         """'mask'."""
@@ -117,9 +137,11 @@ class FourierMask(_CartesianFourier, Spectral):
         return jnp.broadcast_to(operator, self.y_shape) > 0
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its measured lines hidden as well, and where those are, of the shape of y."""
-        hidden = jax.random.bernoulli(key, share, (self.spatial[-1], 1))
-        operator = jnp.where(hidden, jnp.zeros_like(observation.operator), observation.operator)
+        """The observation with a share of its measured lines hidden as well, and where those are, of the shape of y.
+
+        The lines around the centre stay, as in every mask that is drawn; a line and the opposite one are hidden together.
+        """
+        operator = self._hide_lines(key, observation.operator, share)
         left = self.observed(operator)
         return Observation(jnp.where(left, observation.y, 0.0), operator), self.observed(observation.operator) & ~left
 
@@ -224,6 +246,13 @@ class MulticoilFourier(_CartesianFourier):
         """The zero-filled images of the coils, combined by the conjugate sensitivities."""
         z = self._unspectrum(to_complex(jnp.where(self.observed(operator), y, 0.0)))
         return self._unimage(jnp.sum(jnp.conj(to_complex(operator[1])) * z, -2))
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """As for one coil, the same lines of all coils."""
+        mask, maps = observation.operator
+        operator = self._hide_lines(key, mask, share), maps
+        left = self.observed(operator)
+        return Observation(jnp.where(left, observation.y, 0.0), operator), self.observed((mask, maps)) & ~left
 
     def null_operator(self) -> PyTree:
         """The mask that measures nothing."""

@@ -91,7 +91,7 @@ class CompressedSensing(Spectral):
     """y = S C D x + n: random signs D, an orthonormal cosine transform C over all axes, M of its entries S.
 
     The rows are orthonormal, A A^T = I, and nothing of size M x D is ever formed. The operator is (signs of the shape
-    of x, indices [M] of the entries kept); signs of 0 mean that nothing was observed.
+    of x, indices [M] of the entries kept); an index of D, beyond them all, is a measurement that was not made.
 
     Attributes:
         ratio: M / D, the share of measurements, in (0, 1].
@@ -122,36 +122,54 @@ class CompressedSensing(Spectral):
         """'signs' and 'indices'."""
         return ["signs", "indices"]
 
+    @property
+    def needs_noise(self) -> bool:
+        """False: A A^T = I."""
+        return False
+
+    @property
+    def can_hold_out(self) -> bool:
+        """True: with fewer entries it is still such a measurement."""
+        return True
+
+    def observed(self, operator: tuple[Array, Array]) -> Array:
+        """The measurements that were made, [M]."""
+        return operator[1] < self.size
+
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
         """A x, [M]."""
         signs, indices = operator
-        return jax.scipy.fft.dctn(signs * x, norm="ortho").reshape(-1)[indices]
+        return jax.scipy.fft.dctn(signs * x, norm="ortho").reshape(-1).at[indices].get(mode="fill", fill_value=0.0)
 
     def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
         """A^T y, of the shape of x."""
         signs, indices = operator
-        spread = jnp.zeros(self.size, y.dtype).at[indices].set(y)
+        spread = jnp.zeros(self.size, y.dtype).at[indices].set(y, mode="drop")
         return signs * jax.scipy.fft.idctn(spread.reshape(self.shape), norm="ortho")
-
-    def _total(self, operator: tuple[Array, Array], v: Array) -> Array:
-        return v * jnp.mean(operator[0] ** 2) + self.noise_level(operator) ** 2
 
     def gram_power(self, r: Array, operator: tuple[Array, Array], v: Array, power: float) -> Array:
         """(v + noise_std^2)^power r, as the rows are orthonormal."""
-        return self._total(operator, v) ** power * r
+        return jnp.where(self.observed(operator), (v + self.noise_level(operator) ** 2) ** power * r, 0.0)
 
     def log_det_gram(self, operator: tuple[Array, Array], v: Array) -> Array:
         """M log(v + noise_std^2) for a scalar v; dense for a v of ``shape``."""
         if jnp.ndim(v) > 0:
             return super().log_det_gram(operator, v)
-        return self.measurements * jnp.log(self._total(operator, v))
+        return jnp.sum(self.observed(operator), dtype=v.dtype) * jnp.log(v + self.noise_level(operator) ** 2)
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        """The observation with a share of its measurements left out, and which those are, [M]."""
+        y, (signs, indices) = observation
+        held = jax.random.bernoulli(key, share, indices.shape) & self.observed(observation.operator)
+        left = signs, jnp.where(held, self.size, indices)
+        return Observation(jnp.where(self.observed(left), y, 0.0), left), held
 
     def null_operator(self) -> tuple[Array, Array]:
-        """Signs of 0."""
-        return jnp.zeros(self.shape), jnp.arange(self.measurements)
+        """No measurement was made."""
+        return jnp.ones(self.shape), jnp.full((self.measurements,), self.size)
 
     def condition(self, observation: Observation) -> Array:
-        """A^T y, the signs, and which entries of the transform are kept, [*spatial, 3 C] or [3 D]."""
+        """The back-projection A^T y, the signs, and which entries of the cosine transform were measured; 3 C channels."""
         signs, indices = observation.operator
-        kept = jnp.zeros(self.size).at[indices].set(1.0).reshape(self.shape)
-        return jnp.concatenate([self.adjoint(*observation), signs, kept], -1)
+        measured = jnp.zeros(self.size).at[indices].set(1.0, mode="drop").reshape(self.shape)
+        return jnp.concatenate([self.adjoint(observation.y, observation.operator), signs, measured], -1)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from diffem_jax import em
 from diffem_jax.build import auto, plugged
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.parts import make_sampler
+from diffem_jax.build.parts import check_noise, make_sampler
 from diffem_jax.build.problem import Problem, load_problem
 from diffem_jax.build.width import LEAST, MOST, draw_width
 from diffem_jax.errors import NonFinite, Preempted, UserError, first_line
@@ -101,6 +101,7 @@ def preflight(problem: Problem, folder: Workdir) -> Any:
             f"config.e_step.draws: {config.e_step.draws} of each of {problem.num_examples} observations; expected fewer than "
             "2^31 draws in all; lower it"
         )
+    check_noise(config, setup.corruption)
     make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
     if engine.model.trains_on == "truth" and problem.truth is None:

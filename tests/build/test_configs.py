@@ -393,7 +393,7 @@ def test_published_settings_can_be_read_off():
     for name in ("cifar10", "celeba"):
         for variant in VARIANTS[name]:
             c = load(name, variant)
-            assert (c.schedule.name, c.schedule.sigma_min, c.schedule.sigma_max) == ("ve", 1e-3, 100.0)
+            assert (c.schedule.name, c.schedule.sigma_min, c.schedule.sigma_max) == ("ve", 3e-4, 100.0)
             assert (c.m_step.time_law, c.m_step.time_law_beta) == ("beta", ((3.0, 3.0),))
             assert (c.denoiser.preconditioning, c.m_step.loss_weight) == ("edm", "snr")
     c = load("manifold", "paper")

@@ -307,6 +307,18 @@ def test_fourier_mask_keeps_the_centre_and_the_number_of_lines():
     assert jnp.abs(y).sum() == pytest.approx(float(jnp.abs(y[4, 16, 0])), rel=1e-4)
 
 
+def test_lines_held_out_are_not_told_by_their_opposites():
+    """Of a real image a line and its mirror image hold the same numbers; the centre is always there."""
+    corruption = CORRUPTIONS["fourier_mask"](shape=(8, 32, 1), acceleration=2.0, center_fraction=0.125)
+    observation, taken = corruption.sample(jax.random.key(0), jnp.ones((8, 32, 1))), 0
+    for seed in range(20):
+        left, held = corruption.hold_out(jax.random.key(seed), observation, 0.3)
+        assert not (held & corruption._mirror(corruption.observed(left.operator))).any()
+        assert (left.operator[:, 14:18] == 1).all()
+        taken += int(held.sum())
+    assert taken > 0
+
+
 def test_multicoil_maps_have_unit_energy_and_full_sampling_inverts():
     corruption = CORRUPTIONS["multicoil_fourier"](shape=(8, 8, 2), complex_image=True)
     _, maps = corruption.draw_operator(jax.random.key(0))
