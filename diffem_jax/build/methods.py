@@ -316,5 +316,4 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
             tuple(m.augment), setup.shape, shift=m.augment_shift, hue=m.augment_hue, saturation=m.augment_saturation
         ),
         operators=m.operators,
-        levels=m.noise_levels,
     )

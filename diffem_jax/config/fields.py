@@ -109,7 +109,6 @@ TABLE = (
     Field("m_step.time_law_beta", ((3.0, 3.0),), PAIRS, "of 'beta': pairs (a, b), an even mixture of Beta(a, b)"),
     Field("m_step.time_law_log_normal", (-1.2, 1.2), tuple[float, float], "mean and standard deviation of log(sigma / alpha)"),
     Field("m_step.loss_weight", "snr", (*LOSS_WEIGHTS, "base"), "weight of the loss at t; base: by what the denoiser's base leaves open"),
-    Field("m_step.noise_levels", 1, (1, 10_000), "noise levels per example in one update, of the same x and y'"),
     Field("m_step.condition_dropout", 0.0, (0, 0.99), "share of examples trained without y'; above 0 the prior is trained too"),
     Field("m_step.operators", "law", ("law", "data"), "operators of the fresh y': as the corruption draws them, or the observations'"),
     Field("m_step.augment", (), NAMES, "any of flip, shift, hue, saturation"),
@@ -170,6 +169,7 @@ RETIRED: dict[str, Any] = {
     "e_step.parts": 1,
     "e_step.burn_in": 0,
     "e_step.picard": 0,
+    "m_step.noise_levels": 1,
 }
 """Fields of earlier versions, with the value under which they changed nothing: a stored run may still have that one."""
 
@@ -226,10 +226,6 @@ TRAINING_RULES: tuple[Rule, ...] = (
     (
         lambda c: c.e_step.guidance == 1 or c.method in ("diffem", "oracle"),
         "config.e_step.guidance: {c.e_step.guidance} with method {c.method!r}, which does not use it; expected 1; set it",
-    ),
-    (
-        lambda c: c.m_step.noise_levels == 1 or c.method != "ambient",
-        "config.m_step.noise_levels: {c.m_step.noise_levels} with method {c.method!r}, which does not use it; expected 1; set it",
     ),
     (
         lambda c: c.e_step.guidance == 1 or c.m_step.condition_dropout > 0,

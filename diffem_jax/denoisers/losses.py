@@ -110,7 +110,6 @@ def denoising_loss(
     data_std: float = 1.0,
     augment: Callable[[Key, Array], Array] | None = None,
     operators: str = "law",
-    levels: int = 1,
 ) -> Callable[[PyTree, Key, PyTree], Array]:
     """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
 
@@ -125,7 +124,6 @@ def denoising_loss(
         data_std: the data's standard deviation.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
         operators: 'law' draws the operator of y' as the corruption does; with 'data' it is given beside x.
-        levels: how many t and z of the same x and y' are averaged.
 
     Returns:
         (params, key, x [*X]) -> loss []; for operators 'data' (params, key, (x, operator)) -> loss [].
@@ -164,15 +162,10 @@ def denoising_loss(
         context = observe(keys[0], x, operator)
         seen = jax.random.bernoulli(keys[3], 1 - condition_dropout)
 
-        def at_level(time_key: Key, noise_key: Key, dropout_key: Key) -> Array:
-            t = time_law.sample(time_key)
-            alpha, sigma = schedule(t)
-            x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
-            error = jnp.mean((denoise(params, context, seen, x_t, t, dropout_key) - x) ** 2)
-            return error * (1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std))
-
-        if levels == 1:
-            return at_level(keys[1], keys[2], keys[4])
-        return jnp.mean(jax.vmap(at_level)(*(jax.random.split(keys[i], levels) for i in (1, 2, 4))))
+        t = time_law.sample(keys[1])
+        alpha, sigma = schedule(t)
+        x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)
+        error = jnp.mean((denoise(params, context, seen, x_t, t, keys[4]) - x) ** 2)
+        return error * (1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std))
 
     return loss
