@@ -192,6 +192,7 @@ def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
         (["--config.m_step.accumulate=3"], "accumulate"),
         (["--config.e_step.guidance=2.0"], "m_step.condition_dropout"),
         (["--config.method=em_mmps", "--config.e_step.guidance=2.0"], "does not use it"),
+        (["--config.method=ambient", "--config.m_step.augment=('flip',)"], "m_step.augment"),
         (["--config.start.name=checkpoint"], "start.name"),
         (["--config.data.name=observations"], "data.path"),
         (["--config.data.name=folder"], "data.path"),

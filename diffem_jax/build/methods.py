@@ -127,10 +127,12 @@ def diffem(setup: Setup, start: Mixture) -> Model:
     denoiser = conditional_denoiser(setup, start)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
-        if not config.e_step.consistency:
+        denoise, steps = (
+            denoisers.bind(denoiser, params, observation, config.e_step.guidance),
+            config.e_step.consistency,
+        )
+        if not steps:
             return denoise
-        steps = config.e_step.consistency
         return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
     return Model(
@@ -156,10 +158,8 @@ def em_mmps(setup: Setup, start: Mixture) -> Model:
             "solve; change one of them"
         )
     moments = guidance.single_gaussian(start) if options.covariance.startswith("cov") else None
-    return guided(
-        setup,
-        partial(guidance.mmps, iterations=options.iterations, covariance=options.covariance, moments=moments),
-    )
+    given = {"iterations": options.iterations, "covariance": options.covariance, "moments": moments}
+    return guided(setup, partial(guidance.mmps, **given))
 
 
 def em_pigdm(setup: Setup, start: Mixture) -> Model:
@@ -276,11 +276,7 @@ def sampled_prior(setup: Setup, denoiser: denoisers.Denoiser) -> Prior:
     """Draws of p(x) by a denoiser without an observation."""
 
     def prior(sampler: Sampler, times: Array) -> em.Draw:
-        def draw(key: Array, params: PyTree, observation: Observation) -> Array:
-            del observation
-            return sample(key, sampler, denoisers.bind(denoiser, params), times, setup.shape)
-
-        return draw
+        return lambda key, params, _: sample(key, sampler, denoisers.bind(denoiser, params), times, setup.shape)
 
     return prior
 

@@ -66,22 +66,25 @@ def edm_denoiser(
 
 def gaussian_denoiser(
     schedule: Schedule,
-    law: Gaussian,
+    prior: Gaussian,
     corruption: LinearCorruption | None = None,
     observation: Observation | None = None,
 ) -> DenoiseFn:
     """The exact denoiser E[x | x_t] or E[x | x_t, y] for Gaussian x."""
-    lifted = jax.tree.map(lambda leaf: leaf[None], law)
+    lifted = jax.tree.map(lambda leaf: leaf[None], prior)
     return mixture_denoiser(schedule, Mixture(jnp.zeros((1,)), lifted), corruption, observation)
 
 
 def mixture_denoiser(
-    schedule: Schedule, law: Mixture, corruption: LinearCorruption | None = None, observation: Observation | None = None
+    schedule: Schedule,
+    prior: Mixture,
+    corruption: LinearCorruption | None = None,
+    observation: Observation | None = None,
 ) -> DenoiseFn:
     """The exact denoiser E[x | x_t] or E[x | x_t, y] for x from a mixture of Gaussians."""
 
     def denoise(x_t: Array, t: Array) -> Array:
         alpha, sigma = schedule(t)
-        return mixture_posterior_mean(corruption, law, x_t, alpha, sigma, observation)
+        return mixture_posterior_mean(corruption, prior, x_t, alpha, sigma, observation)
 
     return denoise

@@ -8,8 +8,9 @@ as x-hat = (x_t + sigma_t^2 score) / alpha_t (Tweedie's formula). With q = N(A x
 
     (sigma_t^2 / alpha_t) grad log q(y | x_t) = (sigma_t^2 / alpha_t) J^T A^T C^-1 (y - A x-hat),   J = d x-hat / d x_t.
 
-A transform of your own is a function (denoise, schedule, corruption, observation, ...) -> denoise; a covariance
-heuristic for ``mmps`` is a line in ``COVARIANCES``.
+Each is called with ``denoise`` (x_t, t) -> E[x | x_t], its noise ``schedule``, the ``corruption`` and the ``observation``, y
+and its operator, and returns (x_t, t) -> an estimate of E[x | x_t, y]; so is one of your own. A covariance heuristic for
+``mmps`` is a line in ``COVARIANCES``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _cov_t(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -
 
 
 def _zeros(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """V = 0: y is taken to depend on x-hat and the noise alone."""
+    """V = 0: y is taken to depend on x-hat and the noise alone, of which there must be some."""
     del pull, alpha, sigma, moments
     return jnp.zeros_like
 
@@ -73,23 +74,19 @@ def mmps(
     """Moment matching: q(y | x_t) = N(A x-hat, A V A^T + noise_std^2 I) with V a guess of Cov[x | x_t].
 
     The denoiser is evaluated and linearised once per call; conjugate gradients solve the linear system of this one
-    example, with one vector-Jacobian product per iteration for 'jacobian' and none for the other heuristics, and one more
-    product carries the solution back to x_t. For 'jacobian' and an exact denoiser the result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
-    only nearly a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
+    example, with one vector-Jacobian product per iteration for 'jacobian' and none for the others, and one more product
+    carries the solution back to x_t. For 'jacobian' and an exact denoiser the result is
+    x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is only nearly
+    a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
 
     Args:
-        denoise: (x_t, t) -> E[x | x_t].
+        denoise: of the prior.
         schedule: its noise schedule.
         corruption: a linear corruption.
         observation: y and its operator.
-        iterations: conjugate-gradient iterations, at least 1; published: 1 to 5.
-        covariance: a name in ``COVARIANCES``: 'jacobian' V = (sigma^2 / alpha) J^T, 'cov_x'
-            V = (cov_x^-1 + (alpha / sigma)^2 I)^-1, 'cov_t' V = (sigma / alpha)^2 I, 'zeros' V = 0, for which there must be
-            noise in y.
+        iterations: conjugate-gradient iterations at most, at least 1; published: 1 to 5.
+        covariance: a name in ``COVARIANCES``, V.
         moments: the Gaussian with the data's covariance, which 'cov_x' needs.
-
-    Returns:
-        (x_t, t) -> an estimate of E[x | x_t, y].
 
     Source: Rozet et al. 2024, arXiv 2405.13712, section 4.2.
     """
@@ -115,21 +112,10 @@ def pigdm(
     *,
     data_std: float = 1.0,
 ) -> DenoiseFn:
-    """Pseudo-inverse guidance: q(y | x_t) = N(A x-hat, r^2 A A^T + noise_std^2 I) with a fixed r_t.
+    """Pseudo-inverse guidance: q(y | x_t) = N(A x-hat, v A A^T + noise_std^2 I), 1 / v = 1 / data_std^2 + (alpha / sigma)^2.
 
-    1 / r^2 = 1 / data_std^2 + (alpha / sigma)^2, which for data_std = 1 and alpha = 1 is the published
-    r^2 = sigma^2 / (1 + sigma^2). The system is solved by the corruption's own ``solve_gram``. Exact where
-    x ~ N(mu, data_std^2 I).
-
-    Args:
-        denoise: (x_t, t) -> E[x | x_t].
-        schedule: its noise schedule.
-        corruption: a linear corruption.
-        observation: y and its operator.
-        data_std: the data's standard deviation, > 0.
-
-    Returns:
-        (x_t, t) -> an estimate of E[x | x_t, y].
+    For data_std = 1 and alpha = 1 that is the published v = sigma^2 / (1 + sigma^2). The corruption's own ``solve_gram`` solves
+    the system. Exact where x ~ N(mu, data_std^2 I), data_std > 0.
 
     Source: Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems" (ICLR), section 3.
     """
@@ -143,29 +129,14 @@ def pigdm(
 
 
 def dps(
-    denoise: DenoiseFn,
-    schedule: Schedule,
-    corruption: Corruption,
-    observation: Observation,
-    *,
-    step: float = 1.0,
+    denoise: DenoiseFn, schedule: Schedule, corruption: Corruption, observation: Observation, *, step: float = 1.0
 ) -> DenoiseFn:
-    """Diffusion posterior sampling: grad log q(y | x_t) = -step grad |y - A(x-hat)|, for any differentiable A.
+    """Diffusion posterior sampling: grad log q(y | x_t) = -step grad |y - A(x-hat)|, step >= 0, for any differentiable A.
 
     The published algorithm moves x by -step grad |y - A(x-hat)| after every sampling step, whatever its length; here
     the same gradient enters as a score, so that any sampler and any number of steps can be used, and steps published
     for the former do not carry over. For a linear A x-hat moves by step Cov[x | x_t] A^T r / |r|, r = y - A x-hat: the
     same length for few and for many observed entries, so that more of them want a larger step.
-
-    Args:
-        denoise: (x_t, t) -> E[x | x_t].
-        schedule: its noise schedule.
-        corruption: any corruption with a differentiable ``forward``, linear or not.
-        observation: y and its operator.
-        step: the guidance strength, >= 0; 0 leaves the prior.
-
-    Returns:
-        (x_t, t) -> a guided x-hat.
 
     Source: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
     """
@@ -196,16 +167,9 @@ def consistent(
     made for a denoiser that has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as
     phase retrieval: clipping has none where it clips, and the steps need not converge through JPEG's rounding.
 
-    Args:
-        denoise: (x_t, t) -> E[x | x_t, y].
-        schedule: unused; here so that all transforms are called alike.
-        corruption: any corruption with a derivative.
-        observation: y and its operator.
-        iterations: steps per evaluation.
-
     Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
     """
-    del schedule
+    del schedule  # all transforms are called alike
     operator = observation.operator
     measured = corruption.observed(operator)
 
@@ -232,17 +196,11 @@ def single_gaussian(mixture: Mixture) -> Gaussian:
     The rank is K (R + 1) for K > 1 components of rank R: their own factors and the spread of their means.
     """
     weights = jnp.exp(mixture.log_weights)
-    mean = expand(weights, mixture.components.mean)
-    variance = expand(weights, mixture.components.variance)
-
-    def scale(weight: Array, factor: Array) -> Array:
-        return jnp.sqrt(weight) * factor
-
-    factor = jax.vmap(scale)(weights, mixture.components.factor)
-    factor = factor.reshape(-1, *mean.shape)
+    mean, variance = expand(weights, mixture.components.mean), expand(weights, mixture.components.variance)
+    scale = jax.vmap(lambda weight, factor: jnp.sqrt(weight) * factor)
+    factor = scale(weights, mixture.components.factor).reshape(-1, *mean.shape)
     if len(weights) > 1:
-        spread = jax.vmap(scale)(weights, mixture.components.mean - mean[None])
-        factor = jnp.concatenate([factor, spread])
+        factor = jnp.concatenate([factor, scale(weights, mixture.components.mean - mean[None])])
     return Gaussian(mean, variance, factor)
 
 
@@ -257,8 +215,8 @@ def _gaussian_likelihood(
     """x-hat + (sigma^2 / alpha) J^T A^T w, w = solve(y - A x-hat, pull, alpha, sigma); ``bounded`` to twice the residual."""
 
     def posterior(x_t: Array, t: Array) -> Array:
-        x_hat, vjp = jax.vjp(lambda x: denoise(x, t), x_t)
         alpha, sigma = schedule(t)
+        x_hat, vjp = jax.vjp(lambda x: denoise(x, t), x_t)
 
         def pull(u: Array) -> Array:
             return (sigma**2 / alpha) * vjp(u)[0]
@@ -279,7 +237,7 @@ def _gaussian_likelihood(
 
 
 def misfit(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
-    """The misfit y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
+    """Y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     r = observation.y - corruption.forward(x_hat, observation.operator)
     seen = corruption.observed(observation.operator)
     return r if seen is True else jnp.where(seen, r, 0.0)

@@ -161,7 +161,6 @@ def denoising_loss(
             x = augment(keys[5], x)
         context = observe(keys[0], x, operator)
         seen = jax.random.bernoulli(keys[3], 1 - condition_dropout)
-
         t = time_law.sample(keys[1])
         alpha, sigma = schedule(t)
         x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)

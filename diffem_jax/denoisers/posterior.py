@@ -247,15 +247,16 @@ def left_open(start: Mixture) -> Callable[[Array], Array]:
     The average of l sigma^2 / (l + sigma^2) over the eigenvalues l of a component's covariance, its diagonal taken as
     its mean, and the same of the variance between the components' means, which noise of their distance hides.
     """
-    law, weights = start.components, jnp.exp(start.log_weights)
-    count, rank = law.factor.shape[:2]
-    size = law.mean[0].size
-    factor = law.factor.reshape(count, rank, size)
-    own = jnp.mean(law.variance.reshape(count, -1), axis=1)
+    parts, weights = start.components, jnp.exp(start.log_weights)
+    count, rank = parts.factor.shape[:2]
+    size = parts.mean[0].size
+    factor = parts.factor.reshape(count, rank, size)
+    own = jnp.mean(parts.variance.reshape(count, -1), axis=1)
     shared = jnp.linalg.eigvalsh(factor @ jnp.swapaxes(factor, 1, 2)) + own[:, None]
     within = own + jnp.sum(factor**2, axis=(1, 2)) / size
     between = jnp.maximum(overall_moments(start)[1] - weights @ within, 0.0)
 
+    @full_precision
     def average(ratio: Array) -> Array:
         inside = jnp.sum(combined(shared, ratio), axis=1) + (size - rank) * combined(own, ratio)
         # x_t itself is off by sigma, so that nothing leaves more open.

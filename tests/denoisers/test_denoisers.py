@@ -316,10 +316,10 @@ def test_without_an_observation_the_first_denoisers_are_the_start(prior):
             alpha, sigma = schedule(t)
             noisy = alpha * x + sigma * jax.random.normal(jax.random.key(4), x.shape)
             left = np.mean((jax.jit(jax.vmap(truth, (0, None)))(noisy, t) - x) ** 2)
-            told = denoiser.variance(t, None)
-            np.testing.assert_allclose(told, left_open(law)(sigma / alpha), rtol=1e-5)
+            found = denoiser.variance(t, None)
+            np.testing.assert_allclose(found, left_open(law)(sigma / alpha), rtol=1e-5)
             # Of a mixture it is an estimate, too large where noise hides some of which component it was.
-            np.testing.assert_allclose(told, left, rtol=0.05 if prior == "gaussian" else 0.8)
+            np.testing.assert_allclose(found, left, rtol=0.05 if prior == "gaussian" else 0.8)
 
 
 def independent():
