@@ -39,6 +39,7 @@ from diffem_jax.run.termination import StopRequest
 from diffem_jax.types import stream_key
 
 TURNS = 5
+CALL_SECONDS = 0.1
 TINY = {
     "data.num_examples": 200,
     "network.features": "(16,)",
@@ -70,61 +71,61 @@ def loss(params: Any, key: Any, x: Any) -> Any:
     return jnp.mean((hidden @ params["out"] - x) ** 2)
 
 
-def train(width: int, rows: int, batch: int, steps: int, dispatch: int, every: int, pause: float) -> float:
-    """Seconds of a training by the loop of the package."""
-    parallel, optimizer = make_parallel("jit", jax.devices()[:1]), optax.adam(1e-4)
-    mapped = MAPPED.setdefault((width, rows), parallel.map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9)))
-    x = np.random.default_rng(0).normal(size=(dispatch, batch, rows)).astype(np.float32)
+def train(mapped: Any, state: Any, x: np.ndarray, calls: int, every: int = 10**6, pause: float = 0.0) -> float:
+    """Seconds of a training by the loop of the package: ``calls`` calls on the rows x [S, B, D], read in ``pause`` seconds."""
+    parallel = make_parallel("jit", jax.devices()[:1])
 
     def batches(first: int, updates: int, own: slice) -> Any:
         while True:
             time.sleep(pause)
-            yield x[:updates]
-
-    def begin() -> Any:
-        kernel = jnp.full((rows, width), 1e-2)
-        return em.make_state({"in": kernel, "out": kernel.T}, optimizer)
+            yield x
 
     with tempfile.TemporaryDirectory() as folder:
         training = m_step.Training(
             label="benchmark",
             number=1,
             first_step=0,
-            steps=steps,
-            dispatch=dispatch,
-            batch_size=batch,
+            steps=calls * len(x),
+            dispatch=len(x),
+            batch_size=x.shape[1],
             every=every,
             m_step=mapped,
             batches=batches,
             folder=Path(folder),
             record={},
         )
-        state = begin()
+        key, stop = stream_key(0, "m_step", 1), StopRequest()
         began = time.monotonic()
         with contextlib.redirect_stdout(None):
-            m_step.train(
-                training, parallel, stream_key(0, "m_step", 1), lambda: state, StopRequest(), lambda line: None
-            )
+            m_step.train(training, parallel, key, lambda: state, stop, lambda line: None)
         return time.monotonic() - began
 
 
-MAPPED: dict[tuple[int, int], Callable[..., Any]] = {}
-
-
 def reader() -> dict[str, float]:
-    """The loop with a slow reader against one that costs nothing."""
+    """The loop with a slow reader against one that costs nothing; a call computes for a fixed time, whoever else does."""
+    calls, x, state = 60, np.ones((1, 8, 4), np.float32), em.make_state(jnp.zeros(3), optax.sgd(0.1))
 
-    def run(pause: float) -> float:
-        return train(width=1024, rows=256, batch=64, steps=400, dispatch=20, every=10**6, pause=pause)
+    def compute(value: Any) -> Any:
+        time.sleep(CALL_SECONDS)
+        return value
 
-    run(0.0)
-    pause = 0.8 * statistics.median(run(0.0) for _ in range(3)) / 20
-    pairs = [(run(0.0), run(pause)) for _ in range(TURNS)]
+    def step(key: Any, state: Any, x: Any, slots: Any) -> Any:
+        done = jax.pure_callback(compute, jax.ShapeDtypeStruct((), jnp.float32), state.params[0] + x.sum())
+        after = state._replace(params=state.params + 1e-9 * done)
+        return after, {"loss": done[None], "gradient_norm": done[None]}
+
+    mapped = make_parallel("jit", jax.devices()[:1]).map_m_step(step)
+    train(mapped, state, x, calls=2)
+    fast, slow = [], []
+    for _ in range(TURNS):
+        fast.append(train(mapped, state, x, calls))
+        slow.append(train(mapped, state, x, calls, pause=0.8 * CALL_SECONDS))
     return {
-        "call_seconds": pause / 0.8,
-        "fast_reader_seconds": statistics.median(a for a, _ in pairs),
-        "slow_reader_seconds": statistics.median(b for _, b in pairs),
-        "lost": statistics.median(b / a - 1 for a, b in pairs),
+        "calls": calls,
+        "call_seconds": CALL_SECONDS,
+        "fast_reader_seconds": statistics.median(fast),
+        "slow_reader_seconds": statistics.median(slow),
+        "lost": statistics.median(b / a - 1 for a, b in zip(fast, slow, strict=True)),
     }
 
 
@@ -138,14 +139,20 @@ class InTheLoop(m_step.Background):
 
 def checkpoint() -> dict[str, float]:
     """What one checkpoint of 0.9 GB adds to the loop, and that as a share of the default interval of updates."""
-    width, rows, steps = 2**14, 1720, 24
+    width, rows, calls = 2**14, 1720, 12
+    optimizer = optax.adam(1e-4)
+    mapped = make_parallel("jit", jax.devices()[:1]).map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9))
+    kernel = jnp.full((rows, width), 1e-2)
+    state = em.make_state({"in": kernel, "out": kernel.T}, optimizer)
+    x = np.random.default_rng(0).normal(size=(2, 8, rows)).astype(np.float32)
+    steps = calls * len(x)
 
     def run(every: int) -> float:
-        return train(width, rows, batch=8, steps=steps, dispatch=2, every=every, pause=0.0)
+        return train(mapped, state, x, calls, every)
 
     run(10**6)
     none, behind, within = [], [], []
-    for _ in range(TURNS):
+    for _ in range(3):
         none.append(run(10**6))
         behind.append(run(steps // 3))
         with mock.patch.object(m_step, "Background", InTheLoop):

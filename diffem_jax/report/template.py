@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 340.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 34.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 10.0, 10.0, 34.0
 MOST_PICTURES = 40
 MOST_BYTES = 12 * 2**20  # of pictures in a page
 CROWDED = 60  # more points than this and only the marked one is drawn as a dot
