@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from diffem_jax.errors import NonFinite
-from diffem_jax.parallel import Parallel, barrier, on_host, process_count, process_index, snapshot
+from diffem_jax.parallel import Parallel, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints
@@ -81,7 +81,8 @@ def train(
     """Does what is left of a training, from its rolling checkpoint if there is one; returns the state and the mean loss.
 
     Each process reads and places its own part of every batch. While a call runs, the next one's rows are read and placed by
-    one thread, and the last rolling checkpoint is written by another, whose failure ends the training at the next call.
+    one thread, and (of a single process) the last rolling checkpoint is written by another, whose failure ends the training
+    at the next call.
 
     Args:
         training: what to do.
@@ -122,10 +123,11 @@ def train(
             if (course.done - saved >= training.every and course.done < training.steps) or stopping:
                 course = _read_losses(training, course, pending, progress)
                 pending, saved = None, course.done
-                writer.start(functools.partial(_save_rolling, training, snapshot(state), course))
+                save = functools.partial(_save_rolling, training, snapshot(state), course)
+                # Several processes write together, for which Orbax speaks to all devices: not beside an update.
+                writer.start(save) if process_count() == 1 else save()
                 if stopping:
                     writer.wait()
-                    barrier("saved")
                     stop.check()
         course = _read_losses(training, course, pending, progress)
     host = jax.tree.map(on_host, state)
@@ -149,10 +151,8 @@ def _resume(training: Training, begin: Callable[[], EMState], say: Callable[[str
 
 
 def _save_rolling(training: Training, state: EMState, course: Course) -> None:
-    """Writes a state on the host; of several processes the first one does, while the others go on."""
+    """Writes a state that is on the host."""
     _check_state(training, state, course.done)
-    if process_index() != 0:
-        return
     path = training.folder / f"round_{training.number:05d}_update_{course.done:09d}"
     record = {"done": course.done, "loss_sum": course.total, "loss_count": course.counted}
     checkpoints.write(path, state._asdict(), training.record | record)

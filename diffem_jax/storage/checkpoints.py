@@ -47,31 +47,28 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
     Raises:
         UserError: the file system refused (full, read-only, too large); earlier checkpoints are untouched.
     """
-    host = jax.tree.map(on_host, tree)
-    if process_index() == 0:
-        write(path, host, metadata)
-    barrier("saved")
+    write(path, jax.tree.map(on_host, tree), metadata)
 
 
 def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """``save`` of arrays on the host by this process alone, which need not be its main thread.
+    """``save`` of arrays on the host. Of a single process any thread may call it; several wait for each other here.
 
     Raises:
         UserError: as ``save`` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    me = process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=path.name
-    )
+    lead = process_index() == 0
     try:
-        _checksums(path).unlink(missing_ok=True)
+        if lead:
+            _checksums(path).unlink(missing_ok=True)
         sweep(path.parent)
-        with _quiet(), ocp.Context(multiprocessing_options=alone):
+        with _quiet():
             ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
-        write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
+        if lead:
+            write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
+        barrier("saved")
     except (OSError, ValueError) as error:
-        for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+        for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*") if lead else ():
             shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(error, ValueError) and not _is_storage_error(error):
             raise
