@@ -1,6 +1,4 @@
-"""EM with conditional diffusion models as two pure functions.
-
-A round:
+"""EM with conditional diffusion models as two pure functions; a round.
 
     observations y_i ───────► E-step  x_i ~ reverse diffusion with d(. | y_i)
                                 │                 ▲
@@ -8,10 +6,8 @@ A round:
                                 ▼                 │
     p(y | x) ───────────────► M-step  fit d(x_t, t | y') to x_i,  y' ~ p(y | x_i) drawn afresh for every batch
 
-    E-step   ``samplers.sample`` runs the sampler, ``denoisers`` give d
-    M-step   ``denoisers.losses`` is the loss, ``corruptions`` draw y'
-
-Nothing here knows a device, a file or a config: ``parallel`` maps these functions and ``run.rounds`` calls them.
+``samplers.sample`` is the loop over steps, ``denoisers`` give d and the loss, ``corruptions`` draw y'; ``parallel`` maps these
+functions over devices and ``run.rounds`` calls them.
 
 Source: Hosseintabar, Chen, Daras, Torralba and Daskalakis 2025, arXiv 2510.12691, algorithm 1.
 """
@@ -39,12 +35,8 @@ def make_e_step(
 ) -> EStep:
     """The E-step: (key, params, observations [B], indices [B]) -> x [B, *X], one posterior draw per observation.
 
-    Args:
-        bind: (params, observation) -> d, the denoiser of one observation: the conditional network for DiffEM, an
-            unconditional one under guidance for EM-MMPS.
-        sampler: any ``Sampler``.
-        times: [N + 1], decreasing.
-        shape: the shape of x.
+    ``bind`` is (params, observation) -> d, the denoiser of one observation: the conditional network for DiffEM, an
+    unconditional one under guidance for EM-MMPS; ``times`` [N + 1] decrease, ``shape`` is that of x.
     """
     return map_examples(lambda key, params, y: sample(key, sampler, bind(params, y), times, shape))
 
@@ -78,13 +70,10 @@ def make_update(
 ) -> MStep:
     """One update: (key, state, x [B, *X], slots [B]) -> (state, {"loss": [], "gradient_norm": []}).
 
-    Args:
-        loss: (params, key, x) -> loss of one example; x may be a tree of arrays.
-        optimizer: an optax transformation; clipping, schedules and weight decay live in it.
-        ema_decay: decay of the parameters' moving average, in [0, 1).
-        ema_warmup: use min(ema_decay, (1 + n) / (10 + n)) at update n, so that the average forgets the start.
-        mean: average of a tree over what else shares the batch (other devices); the identity on one.
-        gradient: how the gradient of a batch is taken.
+    ``loss`` is (params, key, x) -> loss of one example, x perhaps a tree; clipping, schedules and weight decay live in
+    ``optimizer``. The parameters' moving average has the decay ``ema_decay``, with ``ema_warmup`` at most (1 + n) / (10 + n) at
+    update n, so that it forgets the start. ``mean`` averages a tree over other devices that share the batch, and ``gradient``
+    is how the gradient of a batch is taken.
     """
     loss_and_gradient = gradient(loss)
 
