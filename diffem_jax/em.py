@@ -43,11 +43,8 @@ def make_e_step(
 
 def map_examples(draw: Draw) -> EStep:
     """One example's draw over a batch; its randomness is (key, index), so batches and devices do not change a draw."""
-
-    def e_step(key: Key, params: PyTree, observations: Observation, indices: Array) -> Array:
-        return jax.vmap(draw, in_axes=(0, None, 0))(example_keys(key, indices), params, observations)
-
-    return e_step
+    many = jax.vmap(draw, in_axes=(0, None, 0))
+    return lambda key, params, observations, indices: many(example_keys(key, indices), params, observations)
 
 
 def batch_gradient(loss: Loss) -> Gradient:
@@ -98,5 +95,5 @@ def make_m_step(loss: Loss, optimizer: optax.GradientTransformation, **options: 
 
 def make_state(params: PyTree, optimizer: optax.GradientTransformation) -> EMState:
     """The state before the first update; every leaf owns its buffer, since the state is donated to each update."""
-    step, round_ = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return EMState(params, jax.tree.map(jnp.array, params), optimizer.init(params), step, round_)
+    step, number = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return EMState(params, jax.tree.map(jnp.array, params), optimizer.init(params), step, number)
