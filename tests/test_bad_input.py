@@ -89,14 +89,14 @@ def _config_file(tmp_path, body):
         ("stray", "stray"),
     ],
 )
-def test_a_wrong_flag_is_named(tmp_path, flag, suggestion):
+def test_wrong_flag_is_named(tmp_path, flag, suggestion):
     refused(_train(tmp_path, flag), suggestion)
 
 
 @pytest.mark.parametrize(
     "name", [n for n in FIELDS if n.split(".")[0] not in ("corruption", "data_corruption", "network")]
 )
-def test_a_mistyped_field_is_told_with_the_nearest_name(tmp_path, name):
+def test_misspelled_field_suggests_nearest_name(tmp_path, name):
     wrong = name[:-1] + ("q" if name[-1] != "q" else "z") if len(name.split(".")[-1]) > 3 else name + "q"
     refused(_train(tmp_path, f"--config.{wrong}=1"), wrong, "did you mean")
 
@@ -111,7 +111,7 @@ def test_a_mistyped_field_is_told_with_the_nearest_name(tmp_path, name):
         ("../digits", ("../digits",)),
     ],
 )
-def test_an_unknown_config_is_told(tmp_path, config, words):
+def test_unknown_config_is_named(tmp_path, config, words):
     refused(_train(tmp_path, config=config), *words)
 
 
@@ -131,7 +131,7 @@ def test_an_unknown_config_is_told(tmp_path, config, words):
         ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'rounds': 1})\n", "missing"),
     ],
 )
-def test_a_broken_config_file_is_told(tmp_path, text, word):
+def test_broken_config_file_is_refused_with_the_reason(tmp_path, text, word):
     path = tmp_path / "broken.py"
     path.write_text(text)
     refused(_train(tmp_path, config=str(path)), word)
@@ -147,12 +147,12 @@ def test_config_and_workdir_must_be_given(tmp_path):
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_a_value_of_another_type_on_the_command_line(tmp_path, name):
+def test_value_of_another_type_on_the_command_line(tmp_path, name):
     refused(_train(tmp_path, f"--config.{name}=x!"), name.split(".")[-1])
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_value_of_another_type_in_a_file(tmp_path, name):
+def test_value_of_another_type_in_a_file(tmp_path, name):
     value = {str: 3, bool: "yes", int: 1.5, float: "1", list: "psnr"}[type(FIELDS[name])]
     path = _config_file(tmp_path, f"c.{name} = {value!r}")
     refused(_train(tmp_path, config=str(path)), f"config.{name}")
@@ -166,7 +166,7 @@ def test_none_in_a_file(tmp_path, name):
 
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("end", [0, 1])
-def test_a_number_out_of_range(tmp_path, name, end):
+def test_number_out_of_range(tmp_path, name, end):
     low, high = RANGES[name]
     value = (low - 1 if low == 0 or isinstance(FIELDS[name], int) else low / 10, high * 10 + 1)[end]
     value = int(value) if isinstance(FIELDS[name], int) else float(value)
@@ -180,7 +180,7 @@ def test_numbers_that_are_not_finite(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_an_unknown_choice_is_told_with_the_nearest(tmp_path, name):
+def test_unknown_choice_suggests_nearest(tmp_path, name):
     right = CHOICES[name][0]
     refused(_train(tmp_path, f"--config.{name}={right}x"), f"config.{name}", right)
 
@@ -474,7 +474,7 @@ def test_images_that_do_not_decode(tmp_path, monkeypatch, case, name):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and str(path) not in before]
 
 
-def test_a_missing_file_and_more_examples_than_it_holds(tmp_path):
+def test_missing_file_and_more_examples_than_it_holds(tmp_path):
     refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")
     _good(tmp_path / "obs.npz")
     refused(_own(tmp_path, tmp_path / "obs.npz", "--config.data.num_examples=7"), "num_examples")
@@ -484,7 +484,7 @@ def test_a_missing_file_and_more_examples_than_it_holds(tmp_path):
     refused(_own(tmp_path, tmp_path / "obs.npz", "--config.eval.metrics=('psnr',)"), "psnr")
 
 
-def test_an_object_array_is_never_unpickled(tmp_path):
+def test_object_array_is_never_unpickled(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
@@ -511,7 +511,7 @@ def test_any_bytes_are_refused(tmp_path, data):
 @FAST
 @given(at=st.integers(0, 10_000), flip=st.integers(1, 255), length=st.integers(1, 64))
 def test_garbled_headers_never_end_in_a_traceback(tmp_path, at, flip, length):
-    """Either refused, or still readable: then the broken mask count is what is told."""
+    """Either refused, or still readable: then the wrong number of masks is refused."""
     path = tmp_path / "obs.npz"
     _savez(path, y=Y, mask=MASK[:-1])
     data = bytearray(path.read_bytes())
@@ -527,7 +527,7 @@ def test_garbled_headers_never_end_in_a_traceback(tmp_path, at, flip, length):
     shape=st.lists(st.integers(0, 9), max_size=5).map(tuple).filter(lambda s: s[1:] != (8, 8, 1) or s[0] != N),
     dtype=st.sampled_from(["f2", "f4", "f8", "u1", "i4", "?", "c8", "U2"]),
 )
-def test_any_wrong_shape_is_told(tmp_path, shape, dtype):
+def test_any_wrong_shape_is_refused(tmp_path, shape, dtype):
     path = tmp_path / "obs.npz"
     _savez(path, y=np.zeros(shape, dtype), mask=MASK)
     refused(_own(tmp_path, path), str(path))
@@ -535,7 +535,7 @@ def test_any_wrong_shape_is_told(tmp_path, shape, dtype):
 
 @FAST
 @given(name=st.sampled_from(TYPED), text=st.text("abcxyz_!%()[]{}'\"", min_size=1, max_size=8))
-def test_any_text_for_a_number_is_told(tmp_path, name, text):
+def test_any_text_for_a_number_is_refused(tmp_path, name, text):
     if text in ("()", "[]", "{}", "''", '""'):
         return
     refused(_train(tmp_path, f"--config.{name}={text}"), name.split(".")[-1])
@@ -574,14 +574,14 @@ def test_another_config_in_a_used_folder_names_the_field(tmp_path, started, chan
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "\x00\x01", '{"rounds": "x"}', '{"nothing.at.all": 1}'])
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])
-def test_a_garbled_config_of_a_run(tmp_path, started, text, mode):
+def test_garbled_config_of_a_run(tmp_path, started, text, mode):
     (started / "config.json").write_text(text)
     before = snapshot(tmp_path)
     refused(command(f"--workdir={started}", f"--mode={mode}", f"--output={tmp_path / 'o.npz'}"), "config.json")
     assert snapshot(tmp_path) == before
 
 
-def test_a_workdir_that_is_a_file_or_below_one(tmp_path):
+def test_workdir_that_is_a_file_or_below_one(tmp_path):
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
         before = snapshot(tmp_path)
@@ -608,7 +608,7 @@ def test_modes_in_an_empty_or_untrained_folder(tmp_path, started, mode):
     assert snapshot(tmp_path) == before
 
 
-def test_an_output_that_cannot_be_written_is_told_before_any_compute(tmp_path, started):
+def test_output_that_cannot_be_written_is_refused_before_any_compute(tmp_path, started):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.npz").mkdir()
     before = snapshot(tmp_path)
@@ -624,7 +624,7 @@ def test_an_output_that_cannot_be_written_is_told_before_any_compute(tmp_path, s
 
 
 @pytest.mark.parametrize("argv", [["--config=digit"], ["--config=digits", "--config.rounds=x"]])
-def test_a_real_process_ends_the_same_way(tmp_path, argv):
+def test_real_process_ends_the_same_way(tmp_path, argv):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run(
         [sys.executable, "-m", "diffem_jax.main", f"--workdir={tmp_path / 'run'}", *argv],

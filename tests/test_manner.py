@@ -17,7 +17,7 @@ from diffem_jax.report import console as announce
 from diffem_jax.report import console as progress
 from diffem_jax.storage.workdir import Workdir
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "command_line.md"
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
@@ -41,17 +41,16 @@ def test_help_names_every_flag_and_no_other():
     assert len(defined) > 10 and named == defined
 
 
-def test_the_long_help_lists_all_flags_and_is_no_error():
+def test_long_help_lists_all_flags_and_exits_with_0():
     ended = command("--helpfull")
     assert ended.code == 0 and "--sample_seed" in ended.out and len(ended.out.splitlines()) > 60
 
 
 @pytest.mark.parametrize("code", ["0", "2", "130", "143", "75", "1"])
-def test_exit_codes_are_told(code):
-    told = usage.HELP.partition("Exit codes:")[2]
-    assert re.search(rf"\b{code} ", told)
-    assert re.search(rf"\b{code} ", README.read_text().partition("Exit codes:")[2])
-    assert f"\n| {code} | " in (README.parent / "docs" / "command_line.md").read_text()
+def test_exit_codes_are_documented(code):
+    text = usage.HELP.partition("Exit codes:")[2]
+    assert re.search(rf"\b{code} ", text)
+    assert f"\n| {code} | " in PAGE.read_text()
 
 
 class Terminal(io.StringIO):
@@ -95,7 +94,7 @@ def test_errors_through_a_pipe_have_no_colour(monkeypatch):
         ("--flagfile=none.txt", ("--flagfile", "none.txt")),
     ],
 )
-def test_a_slip_of_the_pen_is_answered_in_plain_words(tmp_path, argument, words):
+def test_typing_errors_are_answered_in_plain_words(tmp_path, argument, words):
     ended = command("--config=digits", f"--workdir={tmp_path / 'run'}", argument)
     assert ended.code == 2 and len(ended.err.splitlines()) == 1 and not (tmp_path / "run").exists()
     for word in words:
@@ -149,7 +148,7 @@ def estimated(c, seconds_an_update, updates, dispatch=10):
     return estimate, said
 
 
-def test_the_first_estimate_follows_the_rate_that_was_measured():
+def test_first_estimate_follows_the_measured_rate():
     # One second an update: 300 updates less the 30 done, and 3 rounds of 500 draws in 6 steps at a third of an update's
     # work an example: 300 more.
     _, said = estimated(config(), 1.0, 40)
@@ -162,7 +161,7 @@ def test_the_first_estimate_follows_the_rate_that_was_measured():
     assert said == []  # too short to be worth a guess
 
 
-def test_after_a_round_the_estimate_is_what_rounds_took():
+def test_estimate_after_a_round_is_what_rounds_took():
     estimate, said = estimated(config(prior=50), 0.0, 20)
     estimate.round(0, {"e_step_seconds": 9.0})
     assert said == []
@@ -173,7 +172,7 @@ def test_after_a_round_the_estimate_is_what_rounds_took():
     assert said == []
 
 
-def test_a_round_that_was_resumed_gives_no_estimate():
+def test_resumed_round_gives_no_estimate():
     said = []
     estimate = announce.Estimate(config(), 500, said.append, clock=lambda: 0.0)
     estimate.updates(1, 60, 10)
@@ -183,7 +182,7 @@ def test_a_round_that_was_resumed_gives_no_estimate():
     assert said == ["estimate: about 30 s left"]
 
 
-def test_the_rate_of_a_log_leaves_compilation_out(monkeypatch, capsys):
+def test_logged_rate_leaves_compilation_out(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     bar = progress.Progress("M-step 1", 100, "updates", every=10.0)
@@ -194,11 +193,11 @@ def test_the_rate_of_a_log_leaves_compilation_out(monkeypatch, capsys):
     ):
         now[0] += seconds
         bar.advance(10)
-        told = capsys.readouterr().out
-        assert told.endswith(line) and bool(told) == bool(line)
+        printed = capsys.readouterr().out
+        assert printed.endswith(line) and bool(printed) == bool(line)
 
 
-def test_the_last_lines_say_what_was_reached_and_what_to_type(tmp_path):
+def test_last_lines_say_what_was_reached_and_what_to_type(tmp_path):
     workdir = Workdir(tmp_path / "a run's folder")
     workdir.create()
     rounds = [
@@ -216,7 +215,7 @@ def test_the_last_lines_say_what_was_reached_and_what_to_type(tmp_path):
     assert len(announce.ending(workdir, prior=False)) == 3
 
 
-def test_the_first_lines_say_what_will_be_done(tmp_path):
+def test_first_lines_say_what_will_be_done(tmp_path):
     import jax
     import numpy as np
 
@@ -229,7 +228,7 @@ def test_the_first_lines_say_what_will_be_done(tmp_path):
     problem = load_problem(c)
     shapes = {"a": jax.ShapeDtypeStruct((1000, 3), np.float32), "b": jax.ShapeDtypeStruct((5,), np.float32)}
     text = "\n".join(announce.beginning(problem, Workdir(tmp_path / "my run"), shapes))
-    told = (
+    words = (
         "40 observations of digits",
         "8x8x1",
         "pixel_mask",
@@ -238,12 +237,12 @@ def test_the_first_lines_say_what_will_be_done(tmp_path):
         "3,005 parameters",
         "rounds      7, ",
     )
-    for word in (*told, "1,234 updates", "ddpm in 32 steps", "prior       99", "my run", "2 x cpu"):
+    for word in (*words, "1,234 updates", "analytic_2m in 32 steps", "prior       99", "my run", "2 x cpu"):
         assert word in text, (word, text)
 
 
 @pytest.mark.slow
-def test_a_run_in_a_folder_with_spaces_from_another_one(tmp_path, monkeypatch):
+def test_run_in_a_folder_with_spaces(tmp_path, monkeypatch):
     from faults.harness import arguments
 
     here = tmp_path / "some where"

@@ -6,6 +6,7 @@ Everything here is a pure function of the config and of shapes; a run says in it
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffem_jax.build.parts import make_corruption
-from diffem_jax.config import AUTO, class_fields, flatten, put, validate
+from diffem_jax.config import AUTO, class_fields, flatten, frozen, put, validate
 from diffem_jax.corruptions import Mask
 from diffem_jax.errors import UserError
 from diffem_jax.networks import NETWORKS
@@ -193,7 +194,7 @@ def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:
         "denoiser.preconditioning": f"as {after['corruption.name']} is {linear}",
     }
     first = [f"{name} {changed[name]} ({reason})" for name, reason in reasons.items() if name in changed]
-    rest = [f"{name} {value}" for name, value in changed.items() if name not in reasons]
-    lines = [f"chosen      {', '.join(first)}"] if first else []
-    lines += [f"{' ' if first else 'chosen':<11} {', '.join(rest)}"] if rest else []
-    return [*lines, f"            each by its flag, as in --config.{next(iter(changed))}=VALUE"]
+    rest = [f"{name} {frozen(value)}" for name, value in changed.items() if name not in reasons]
+    flag = f"each is a flag, as in --config.{(first + rest)[0].partition(' ')[0]}=VALUE"
+    indent = " " * 12
+    return textwrap.fill(f"{'chosen':<12}{', '.join(first + rest)}; {flag}", 110, subsequent_indent=indent).split("\n")

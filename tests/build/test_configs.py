@@ -128,19 +128,19 @@ def test_config_is_valid_and_its_parts_fit_at_full_size(name, variant):
 
 
 @pytest.mark.parametrize(
-    ("section", "size", "accumulate", "told"),
+    ("section", "size", "accumulate", "words"),
     [("e_step", 301, 1, "devices, 2"), ("m_step", 255, 1, "devices, 2"), ("m_step", 256, 256, "accumulate, 2 x 256")],
 )
-def test_a_batch_that_the_devices_do_not_divide_is_refused(section, size, accumulate, told):
+def test_batch_that_the_devices_do_not_divide_is_refused(section, size, accumulate, words):
     config = load("digits", "mask50")
     config[section].batch_size, config.m_step.accumulate = size, accumulate
     setup = make_setup(config, (8, 8, 1))
-    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{told}; change it$"):
+    with pytest.raises(UserError, match=rf"config\.{section}\.batch_size: {size}; .*{words}; change it$"):
         make_engine(setup, make_parallel("jit")._replace(num_devices=2), standard_normal(setup.shape))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
+def test_learning_rate_starts_again_in_each_round(schedule):
     """Also where the optimiser is carried over, whose count goes on."""
     m_step = default().m_step
     m_step.optimizer, m_step.learning_rate_schedule, m_step.warmup_steps = "sgd", schedule, 1
@@ -153,7 +153,7 @@ def test_the_learning_rate_takes_its_course_anew_in_each_round(schedule):
     assert rates[4] < rates[1] or schedule == "constant"
 
 
-def test_what_is_assumed_and_what_made_the_data_are_two_entries():
+def test_assumed_and_true_corruption_are_two_sections():
     """Equal unless the second is given; the data then follow it, and the method knows nothing of it."""
     config = load("digits", "mask50")
     setup = make_setup(config, (8, 8, 1))
@@ -171,7 +171,7 @@ def test_what_is_assumed_and_what_made_the_data_are_two_entries():
 
 
 @pytest.mark.parametrize(("name", "variant"), [("patches", "mask50"), ("digits", "mask50")])
-def test_every_run_may_train_a_prior_beside_its_posterior(name, variant):
+def test_every_run_can_train_a_prior(name, variant):
     """Also one whose loss is weighted by the base of its denoiser, which a prior has not."""
     setup = make_setup(load(name, variant), shape_of(name, variant))
     model = prior_model(setup, standard_normal(setup.shape))
@@ -205,7 +205,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("method", "sampler"), PAIRS)
-def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
+def test_steps_of_every_method_and_sampler_lower_for_accelerators(method, sampler):
     """On small digits. The prior's steps are those of the unconditional methods."""
     assert {kind[0] for kind in PAIRS} == set(METHODS) == set(FIELDS["method"].choices) - {"module:name"}
     assert {kind[1] for kind in PAIRS} == set(SAMPLERS)
@@ -214,7 +214,7 @@ def test_the_steps_of_every_method_and_sampler_lower_for_accelerators(method, sa
     lower(config, (8, 8, 1))
 
 
-def test_the_steps_of_the_start_lower_for_accelerators():
+def test_steps_of_the_start_lower_for_accelerators():
     """An iteration of its fit, and the draws of round 0."""
     shape = (8, 8, 1)
     corruption = make_setup(load("digits", "mask50"), shape).corruption
@@ -283,7 +283,7 @@ SMALL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), KINDS)
-def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tmp_path):
+def test_small_version_trains_a_round_through_the_command(name, variant, tmp_path):
     """Corruption, preconditioning, sampler, law of t, augmentation, schedule as the config has them; all else small."""
     config, full = load(name, variant), shape_of(name, variant)
     fields: dict[str, object] = dict(SMALL)
@@ -310,16 +310,16 @@ def test_a_shrunken_version_trains_a_round_through_the_command(name, variant, tm
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_every_variant_is_tested_and_told(name):
+def test_every_variant_is_tested_and_documented(name):
     """Those that a config has, each by its name in the docstring, with a command, its hardware and what to expect of it."""
     module = importlib.import_module(f"configs.{name}")
     places = ("VARIANTS", "CORRUPTIONS", "PUBLISHED", "RATES")
     found = [variant for place in places for variant in getattr(module, place, ())]
     assert set(found) <= set(VARIANTS[name]) and len(VARIANTS[name]) == len(set(VARIANTS[name]))
-    told = " ".join(module.__doc__.split())
-    assert f"diffem --config={name}" in told and "Hardware: " in told
-    assert re.search(r"[Ee]xpect|[Nn]obody", told), "the number to expect, or that nobody has run it"
-    assert all(variant in told or variant.removesuffix("_paper") in told for variant in found)
+    text = " ".join(module.__doc__.split())
+    assert f"diffem --config={name}" in text and "Hardware: " in text
+    assert re.search(r"[Ee]xpect|[Nn]obody", text), "the number to expect, or that nobody has run it"
+    assert all(variant in text or variant.removesuffix("_paper") in text for variant in found)
 
 
 def test_every_config_is_tested():
@@ -327,12 +327,12 @@ def test_every_config_is_tested():
     assert names == set(VARIANTS) == set(SHAPES)
 
 
-def test_a_warm_start_as_published_can_be_read_off():
+def test_published_warm_start():
     """32 rounds of EM-MMPS, then 10 of DiffEM: arXiv 2510.12691, CIFAR-10."""
-    told = importlib.import_module("configs.cifar10").__doc__
+    text = importlib.import_module("configs.cifar10").__doc__
     mmps, warm = (
         dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
-        for line in told.splitlines()
+        for line in text.splitlines()
         if "cifar10:mask75 --" in line and ("mmps" in line)
     )
     assert mmps == {"method": "em_mmps", "rounds": "32"} and warm["rounds"] == "10"
@@ -351,7 +351,7 @@ def test_unknown_variant_is_named(name):
         load(name, "nonsense")
 
 
-def test_paper_settings_of_the_manifold_can_be_read_off():
+def test_published_settings_of_the_manifold():
     config = load("manifold", "paper")
     assert (config.rounds, config.data.num_examples, config.m_step.steps) == (32, 65_536, 65_536)
     assert (config.e_step.sampler, config.e_step.steps) == ("pc", 4096)
@@ -360,7 +360,7 @@ def test_paper_settings_of_the_manifold_can_be_read_off():
     assert np.allclose((config.schedule.sigma_min, config.schedule.sigma_max), (1e-3, 10.0))
 
 
-def test_published_settings_can_be_read_off():
+def test_published_settings_of_images():
     """Every field of the published tables: arXiv 2510.12691, appendix."""
     for variant in VARIANTS["cifar10"]:
         c = load("cifar10", variant)
