@@ -134,7 +134,7 @@ def sample(
         problem, x = draw.posterior_draws(folder, observations, num_samples, seed, round)
     else:
         x = draw.prior_draws(folder, num_samples, seed, round)
-    image = draw.write_draws(target, x, problem)
+    image = draw.write_draws(target, x, problem, folder)
     _say(
         f"wrote {target}: x of shape {x.shape}"
         + (", its mean and std" if problem is not None else "")

@@ -121,7 +121,8 @@ class Pretrained:
                 "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
             )
         params = self._parts["prior" if own else "posterior"]
-        return draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
+        draws = draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
+        return draws / np.float32(self.config.data.scale)
 
     def _draws(
         self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int
@@ -129,11 +130,14 @@ class Pretrained:
         where = "observations"
         if isinstance(observations, str | os.PathLike):
             where = str(observations)
-            observations = load_observations(where, self.shape, self.corruption)
+            d = self.config.data
+            observations = load_observations(where, self.shape, self.corruption, d.cache_dir or None, d.scale, d.alpha)
+        elif self.config.data.scale != 1:
+            observations = observations._replace(y=np.asarray(observations.y) * np.float32(self.config.data.scale))
         check_operators(self.setup, observations, where)
         batch = self.config.e_step.batch_size
         drawing = make_drawing(step, self._parallel, params, observations, attempt_keys(seed, "sample"), batch)
-        return draw_samples(drawing, len(observations.y), num_samples, quiet=True)
+        return draw_samples(drawing, len(observations.y), num_samples, quiet=True) / np.float32(self.config.data.scale)
 
     @functools.cached_property
     def _parallel(self) -> Parallel:

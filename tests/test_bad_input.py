@@ -305,7 +305,7 @@ BAD_ARRAYS = {
     "inf seen": {"y": _with(Y, SEEN, np.inf), "mask": MASK},
     "minus inf": {"y": _with(Y, SEEN, -np.inf), "mask": MASK},
     "no y": {"x": Y, "mask": MASK},
-    "no mask": {"y": Y},
+    "no mask, and zeros where hidden": {"y": Y * MASK},
     "grey levels": {"y": Y * 127 + 127, "mask": np.ones_like(MASK)},
     "rank 1": {"y": Y[:, 0, 0, 0], "mask": MASK},
     "rank 0": {"y": np.float32(1), "mask": MASK},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from diffem_jax import data
 from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config import restore
+from diffem_jax.data import units
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
@@ -29,12 +31,14 @@ class Problem(NamedTuple):
         observations: arrays (possibly memory-mapped) with a leading axis N.
         truth: the hidden x, for measuring only; None for own observations.
         labels: class labels of the truth, for measuring only.
+        notes: sentences on what was read as something that the file does not say.
     """
 
     setup: Setup
     observations: Observation
     truth: Any
     labels: Any
+    notes: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -105,20 +109,46 @@ def load_problem(config: ConfigDict) -> Problem:
 def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem:
     """A user's observations under the config's corruption; there is no truth.
 
+    Args:
+        config: a configuration, left as it is; what the file decides is in that of the returned setup.
+        path: the file or folder.
+        count: the first so many; None for all.
+
     Raises:
         UserError: the file is missing, damaged, or does not fit the corruption.
     """
-    arrays = data.array_shapes(path, config.data.cache_dir or None)
-    config = auto.fit_to_file(config, arrays)
-    shape, held = tuple(config.data.shape) or arrays["y"][1:], arrays["y"][0]
-    setup = make_setup(config, shape, min(count or held, held))
-    observations = data.load_observations(path, shape, setup.corruption, config.data.cache_dir or None)
+    d = config.data
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        arrays = data.array_shapes(path, d.cache_dir or None, tuple(d.shape) or None, d.alpha)
+        config, notes = _mask_per_channel(config, arrays, path)
+        config = auto.fit_to_file(config, arrays)
+        shape, held = tuple(config.data.shape) or arrays["y"][1:], arrays["y"][0]
+        setup = make_setup(config, shape, min(count or held, held))
+        observations = data.load_observations(path, shape, setup.corruption, d.cache_dir or None, d.scale, d.alpha)
+    notes += [str(w.message) for w in caught if w.category is UserWarning]
     check_operators(setup, observations, path)
+    units.check(observations, setup.corruption, path)
     if count is not None:
         if count > len(observations.y):
             raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
         observations = jax.tree.map(lambda a: data.first(a, count), observations)
-    return Problem(setup, observations, None, None)
+    return Problem(setup, observations, None, None, tuple(notes))
+
+
+def _mask_per_channel(
+    config: ConfigDict, arrays: dict[str, tuple[int, ...]], path: str
+) -> tuple[ConfigDict, list[str]]:
+    """The config with ``corruption.per_channel`` where the file's mask has the channels of x, and a sentence on it."""
+    channels = arrays.get("mask", ())[-1:]
+    if config.corruption.name != "pixel_mask" or config.corruption.get("per_channel") or channels in ((), (1,)):
+        return config, []
+    if len(arrays["y"]) < 3 or channels != arrays["y"][-1:]:
+        return config, []
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.corruption.per_channel = True
+    return config.lock(), [f"{path}: a mask per channel; config.corruption.per_channel=True"]
 
 
 def check_operators(setup: Setup, observations: Observation, path: str) -> None:

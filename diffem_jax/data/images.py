@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ PHOTOGRAPHS = (
 )
 """Colour photographs inside the installed packages; nothing is downloaded."""
 TEST_SHARE = 0.2
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TFDS_CROPS = {"celeb_a": 140}
 """Side of the centre square cut before resizing, where a set is known to need it."""
 MAX_TEST = 10_000
@@ -96,16 +97,17 @@ def patches(split: str, count: int | None, shape: tuple[int, ...]) -> np.ndarray
     return crops
 
 
-def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = None) -> np.ndarray:
-    """Centre crop and resize of a uint8 image [H, W] or [H, W, C].
+def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = None, nearest: bool = False) -> np.ndarray:
+    """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16.
 
     Args:
         image: the image; a grey one gets a channel axis.
         shape: (H, W, C) wanted, C 1 or 3; None keeps what there is.
         crop: side of the centre square cut first; None cuts the largest window of the wanted aspect.
+        nearest: take single pixels, so that none is a mixture of seen and hidden ones; for masks and what they hide.
 
     Returns:
-        uint8 [H, W, C].
+        [H, W, C] of the image's dtype.
     """
     from PIL import Image
 
@@ -117,13 +119,16 @@ def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = Non
         else:
             assert shape is not None
             scale = min(height / shape[0], width / shape[1])
-            h, w = round(shape[0] * scale), round(shape[1] * scale)
+            h, w = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
         top, left = (height - h) // 2, (width - w) // 2
         image = image[top : top + h, left : left + w]
     if shape and image.shape[:2] != tuple(shape[:2]):
-        layers = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])]
-        size = (shape[1], shape[0])
-        image = np.stack([np.asarray(layer.resize(size, Image.Resampling.LANCZOS)) for layer in layers], -1)
+        if nearest:
+            rows, columns = (np.arange(n) * 2 * m + m for n, m in zip(shape[:2], image.shape[:2], strict=True))
+            image = image[rows // (2 * shape[0])][:, columns // (2 * shape[1])]
+        else:
+            layers = [np.ascontiguousarray(image[..., c]) for c in range(image.shape[-1])]
+            image = np.stack([_resized(Image, layer, (shape[1], shape[0])) for layer in layers], -1)
     if shape and image.shape[-1] != shape[2]:
         if (image.shape[-1], shape[2]) == (1, 3):
             image = np.repeat(image, 3, -1)
@@ -134,13 +139,20 @@ def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = Non
     return image
 
 
+def _resized(pillow: Any, layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if layer.dtype == np.uint8:
+        return np.asarray(pillow.fromarray(layer).resize(size, pillow.Resampling.LANCZOS))
+    found = np.asarray(pillow.fromarray(layer.astype(np.float32)).resize(size, pillow.Resampling.LANCZOS))
+    return np.clip(np.round(found), 0, np.iinfo(layer.dtype).max).astype(layer.dtype)
+
+
 def _check_shape(shape: tuple[int, ...] | None) -> None:
     if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
         raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, by name.
+    """The PNG, JPEG and TIFF files of a folder, by name.
 
     Raises:
         UserError: there are none.
@@ -152,46 +164,98 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(file: Path, channels: int | None = None) -> np.ndarray:
-    """One file as uint8 [H, W, C]: grey files have C = 1, all others 3, unless ``channels`` says which."""
+    """One file as [H, W, C], uint16 where it has grey levels of 16 bits, else uint8; turned as its EXIF orientation says.
+
+    Grey files have C = 1, all others 3, unless ``channels`` says which. An alpha channel is dropped.
+    """
+    return read_layers(file, channels)[0]
+
+
+_ALPHA = ("RGBA", "LA", "PA")
+_ORIENTATION = 0x0112
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            grey = channels == 1 if channels else image.mode in ("1", "L", "I;16", "LA")
-            array = np.asarray(image.convert("L" if grey else "RGB"))
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: cannot be read as an image ({error}); expected PNG or JPEG; remove it") from None
-    return array[..., None] if array.ndim == 2 else array
+        raise UserError(
+            f"{file}: cannot be read as an image ({error}); expected PNG, JPEG or TIFF; remove it"
+        ) from None
+
+
+def read_header(file: Path) -> tuple[bool, bool]:
+    """Whether a file has an alpha channel, and whether its EXIF data turn it; no pixel is decoded."""
+    with _opened(file) as image:
+        return image.mode in _ALPHA, image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def read_layers(file: Path, channels: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """``read_image``, and the alpha channel [H, W] uint8 where there is one.
+
+    Raises:
+        UserError: no image, or one of floating point.
+    """
+    from PIL import ImageOps
+
+    with _opened(file) as opened:
+        image = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+        alpha = np.asarray(image.getchannel("A")) if image.mode in _ALPHA else None
+        if image.mode == "F":
+            raise ValueError("values of floating point; save them as an .npz with 'y'")
+        if image.mode.startswith("I"):
+            array = np.asarray(image)
+            if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+                raise ValueError(f"values {array.min()} to {array.max()}, beyond 16 bits")
+            array = array.astype(np.uint16)[..., None]
+            array = np.repeat(array, 3, -1) if channels == 3 else array
+        else:
+            grey = channels == 1 if channels else image.mode in ("1", "L", "LA")
+            array = np.asarray(image.convert("L" if grey else "RGB"))
+    return (array[..., None] if array.ndim == 2 else array), alpha
 
 
 def folder(
-    files: Sequence[Path], cache: Path, shape: tuple[int, ...] | None = None, crop: int | None = None
+    files: Sequence[Path],
+    cache: Path,
+    shape: tuple[int, ...] | None = None,
+    crop: int | None = None,
+    nearest: bool = False,
+    read: Callable[[Path, int | None], np.ndarray] = read_image,
 ) -> np.ndarray:
-    """Image files as one uint8 array [N, H, W, C], converted once into the cache and memory-mapped.
+    """Image files as one array [N, H, W, C] of uint8 or uint16, converted once into the cache and memory-mapped.
 
     Args:
         files: the files, in order.
         cache: the cache folder; the entry is keyed by the files' names, sizes and times.
         shape: (H, W, C) to crop and resize to; None takes the first file's.
         crop: as in ``fit``.
+        nearest: as in ``fit``.
+        read: (file, channels) -> an image, uint8 or uint16 [H, W, C].
 
     Raises:
-        UserError: an unreadable file, or files of different sizes where no shape is given.
+        UserError: an unreadable file, files of different sizes where no shape is given, or of 8 and of 16 bits.
     """
     _check_shape(shape)
-    channels = shape[2] if shape else read_image(files[0]).shape[-1]
-    wanted = tuple(shape or fit(read_image(files[0]), None, crop).shape)
+    one = fit(read(files[0], shape[2] if shape else None), shape, crop, nearest)
+    wanted, dtype = tuple(one.shape), one.dtype
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = hashlib.sha256(repr((stats, wanted, crop)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((stats, wanted, crop, nearest, read.__name__, dtype)).encode()).hexdigest()[:16]
 
     def make() -> Iterator[tuple[np.ndarray, int]]:
         for file in files:
-            image = fit(read_image(file, channels), shape, crop)
+            image = fit(read(file, wanted[2]), shape, crop, nearest)
             if image.shape != wanted:
                 raise UserError(f"{file}: size {image.shape}; expected {wanted} as the first file; set data.shape")
+            if image.dtype != dtype:
+                raise UserError(f"{file}: {image.dtype} grey levels; expected {dtype} as the first file; convert it")
             yield image, 0
 
-    return cached_arrays(cache / "images" / f"folder-{key}", wanted, len(files), make)[0]
+    return cached_arrays(cache / "images" / f"folder-{key}", wanted, len(files), make, dtype)[0]
 
 
 def prepared_folder(name: str, cache: Path) -> Path | None:

@@ -88,14 +88,15 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
     return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
-def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of an .npz, from their headers alone; {} for another file, without what cannot be read."""
-    found: dict[str, tuple[int, ...]] = {}
+def placeholders(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of zeros that take no memory, of the shapes and dtypes that the headers of an .npz say; {} for another file."""
+    found: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 with contextlib.suppress(UserError), archive.open(info) as member:
-                    found[info.filename.removesuffix(".npy")] = _header(member, info.filename)[0]
+                    shape, _, dtype = _header(member, info.filename)
+                    found[info.filename.removesuffix(".npy")] = np.broadcast_to(np.zeros((), dtype), shape)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
         return {}
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffem_jax.corruptions.base import Denoising
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.data import images, npz, operators
+from diffem_jax.data import hidden, npz, operators, units
+from diffem_jax.data.folders import read_folder
+from diffem_jax.data.layout import arrange
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, write_arrays
-from diffem_jax.storage.rows import ArrayLike, Rows, as_rows, chunks
+from diffem_jax.storage.rows import ArrayLike, Rows, as_rows
 from diffem_jax.types import Observation
 
 LARGEST_PIXEL = 50.0
@@ -32,19 +36,29 @@ KNOWN = ("mask", "operator", "noise_std")
 
 
 def array_shapes(
-    path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    shape: tuple[int, ...] | None = None,
+    alpha: str = "refuse",
 ) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them, with nothing else checked.
+    """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them, as ``load_observations`` reads them.
+
+    Args:
+        path: an .npz file, or a folder of images.
+        cache_dir: for folders: where the converted images go.
+        shape: the shape of x, where the user said it.
+        alpha: for folders: what an alpha channel means.
 
     Raises:
         UserError: no such file, or no 'y' [N, ...] in it.
     """
     where = existing(path, "an .npz file with 'y', or a folder of images")
-    arrays = npz.array_shapes(where) if where.is_file() else {}
-    if len(arrays.get("y", ())) > 1:
-        return arrays
-    y, found = _read_y(where, cache_dir)
-    return {"y": y.shape, **{name: tuple(array.shape) for name, array in found.items()}}
+    arrays = npz.placeholders(where) if where.is_file() else {}
+    if arrays.get("y", np.zeros(1)).ndim > 1:
+        y, found, _ = arrange(arrays["y"], arrays, shape, str(where))
+    else:
+        y, found, _ = _read(where, cache_dir, KNOWN, shape, alpha)
+    return {**{name: tuple(array.shape) for name, array in found.items()}, "y": tuple(y.shape)}
 
 
 def load_observations(
@@ -52,19 +66,23 @@ def load_observations(
     shape: tuple[int, ...] | None = None,
     corruption: Any = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    scale: float = 1.0,
+    alpha: str = "refuse",
 ) -> Observation:
     """Reads and checks observations.
 
-    uint8 values are taken for grey levels and scaled to [-2, 2]. Entries of y that are not measured (hidden by a mask)
-    may hold anything, NaN too: they read as 0. Arrays that are large stay on disk as lazy ``Rows``, and all checks go
-    through them in chunks.
+    Grey levels of uint8 or uint16 are scaled to [-2, 2]. Entries of y that are not measured (hidden by a mask) may hold
+    anything, NaN too: they read as 0. Where a mask is expected and the file has none, NaN are hidden, all else is seen. Arrays
+    that are large stay on disk as lazy ``Rows``, and all checks go through them in chunks.
 
     Args:
         path: an .npz file, or a folder of images.
-        shape: the shape of one clean example, where it is known.
+        shape: the shape of one clean example, where it is known; images of a folder are cropped and resized to it.
         corruption: the corruption assumed; says which shapes y and the operators must have. Without it the file may
             hold a 'mask' or an 'operator' of one array.
         cache_dir: for folders: where the converted images go.
+        scale: multiplies y, grey levels too; 1 scales grey levels to [-2, 2] and leaves other numbers as they are.
+        alpha: for folders: what an alpha channel means, 'refuse', 'mask' or 'drop'.
 
     Returns:
         Observation(y [N, *Y] float32, operator with a leading axis N, or () where there is none).
@@ -76,28 +94,30 @@ def load_observations(
             everything everywhere; noise_std that is not positive.
 
     Warns:
-        UserWarning: some examples have nothing seen.
+        UserWarning: axes or grey levels were taken for something that they do not say, the mask was made here, or some
+            examples have nothing seen.
     """
     where = existing(path, "an .npz file with 'y', or a folder of images")
     wanted = operators.names(corruption) if corruption is not None else []
-    y, found = _read_y(where, cache_dir, (*KNOWN, *wanted))
+    tree, expected_y = None, shape
+    if corruption is not None:
+        shape, tree = tuple(corruption.shape), operators.shapes(corruption)
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        expected_y = tuple(jax.eval_shape(corruption.forward, x, tree).shape)
+    resized = shape if corruption is None or isinstance(corruption, Mask | Denoising) else None
+    y, found, notes = _read(where, cache_dir, (*KNOWN, *wanted), resized if where.is_dir() else expected_y, alpha)
     if "mask" in found and "operator" in found:
         raise UserError(f"{where}: both 'mask' and 'operator'; expected one of them; leave one out")
+    operators.check_dtype(y, f"{where}: 'y'", integers=scale != 1)
+    if isinstance(corruption, Mask) and not found.keys() & {"mask", "operator"}:
+        found["mask"], note = hidden.mask_of(y, f"{where}", corruption.mask_shape[-1] == 1)
+        notes.append(note)
     if corruption is None:
         tree, wanted = _guess(y, found), list(found)
     else:
-        tree = operators.shapes(corruption)
         found = _match(corruption, wanted, tree, found, where)
-    shape = tuple(corruption.shape) if corruption is not None else shape
     masked = isinstance(corruption, Mask) if corruption is not None else "mask" in found
-    expected_y = None
-    if corruption is not None:
-        x = jax.ShapeDtypeStruct(corruption.shape, jnp.float32)
-        expected_y = tuple(jax.eval_shape(corruption.forward, x, tree).shape)
-    elif shape is not None and masked:
-        expected_y = shape
-    operators.check_dtype(y, f"{where}: 'y'", integers=False)
-    if expected_y is not None and y.shape[1:] != expected_y:
+    if expected_y is not None and (masked or corruption is not None) and y.shape[1:] != expected_y:
         raise UserError(
             f"{where}: 'y' has shape {y.shape}; expected {('N', *expected_y)}; correct the file, or data.shape and the "
             "corruption"
@@ -110,8 +130,14 @@ def load_observations(
     operator = jax.tree.unflatten(structure, arrays)
     seen = operators.seen_anywhere(corruption, operator) if corruption is not None else (operator if masked else None)
     pixels = masked or (shape is not None and y.shape[1:] == shape)
-    operators.check_values(y, seen, LARGEST_PIXEL if pixels else LARGEST_VALUE, f"{where}: 'y'")
-    return Observation(as_rows(y, seen), operator)  # type: ignore[arg-type]
+    rows, note = units.in_units(y, scale)
+    notes.append(f"{where}: {note}" if note else "")
+    if y.dtype.kind == "f" or scale != 1:
+        operators.check_values(rows, seen, LARGEST_PIXEL if pixels else LARGEST_VALUE, f"{where}: 'y'")
+    for note in filter(None, notes):
+        warnings.warn(note, UserWarning, stacklevel=2)
+    plain = y.dtype == np.float32 and scale == 1 and seen is None
+    return Observation(as_rows(y) if plain else units.kept(Rows(y, rows.scale, rows.offset, seen)), operator)  # type: ignore[arg-type]
 
 
 def save_observations(path: str | os.PathLike[str], observation: Observation, corruption: Any) -> None:
@@ -127,22 +153,26 @@ def save_observations(path: str | os.PathLike[str], observation: Observation, co
     write_arrays(path, {"y": np.asarray(observation.y), **arrays})
 
 
-def _read_y(
-    where: Path, cache_dir: str | os.PathLike[str] | None, names: tuple[str, ...] = ()
-) -> tuple[np.ndarray, dict[str, ArrayLike]]:
-    """Y and the other arrays of the names given."""
+def _read(
+    where: Path,
+    cache_dir: str | os.PathLike[str] | None,
+    names: tuple[str, ...],
+    shape: tuple[int, ...] | None,
+    alpha: str,
+) -> tuple[np.ndarray, dict[str, ArrayLike], list[str]]:
+    """Y and the other arrays of the names given, with their axes in order, and sentences on what that took."""
     found: dict[str, ArrayLike]
     if where.is_dir():
-        y, found = _from_folder(where, cache_folder(cache_dir))
-    else:
-        arrays = read_arrays(where, ("y", *names))
-        if "y" not in arrays:
-            raise UserError(f"{where}: no array 'y' in it; expected y [N, ...]; save with numpy.savez(path, y=...)")
-        y = arrays.pop("y")
-        found = {**arrays}
-    if y.ndim < 2 or len(y) == 0:
+        y, found = read_folder(where, cache_folder(cache_dir), shape, alpha)
+        return y, found, []
+    arrays = read_arrays(where, ("y", *names))
+    if "y" not in arrays:
+        raise UserError(f"{where}: no array 'y' in it; expected y [N, ...]; save with numpy.savez(path, y=...)")
+    y = arrays.pop("y")
+    if y.ndim < 2 or y.size == 0:
         raise UserError(f"{where}: 'y' has shape {y.shape}; expected [N, ...] with N > 0; save at least one example")
-    return y, found
+    y, found, note = arrange(y, arrays, shape, str(where))
+    return y, found, [note]
 
 
 def _guess(y: np.ndarray, found: dict[str, ArrayLike]) -> Any:
@@ -180,29 +210,3 @@ def _match(
         if name not in found:
             raise UserError(f"{where}: no array {name!r} in it; expected {('N', *leaf.shape)}; add one an example")
     return found
-
-
-def _from_folder(root: Path, cache: Path) -> tuple[np.ndarray, dict[str, ArrayLike]]:
-    pictures = root / "images" if (root / "images").is_dir() else root
-    masks = pictures.parent / "masks"
-    files = images.image_files(pictures)
-    y = images.folder(files, cache)
-    if not masks.is_dir():
-        return y, {}
-    by_stem = {f.stem: f for f in images.image_files(masks)}
-    missing = [f.name for f in files if f.stem not in by_stem]
-    if missing:
-        raise UserError(
-            f"{masks}: no mask for {len(missing)} of {len(files)} images, the first {missing[0]}; expected "
-            "a mask of the same name for each; add them"
-        )
-    levels = images.folder([by_stem[f.stem] for f in files], cache, (*y.shape[1:3], 1))
-    for part in chunks(len(levels), levels[0].nbytes):
-        wrong = (levels[part] != 0) & (levels[part] != 255)
-        if wrong.any():
-            example = int(wrong.reshape(len(wrong), -1).any(-1).argmax())
-            raise UserError(
-                f"{by_stem[files[part.start + example].stem]}: grey levels between black and white; "
-                "expected 0 (hidden) or 255 (seen); save masks as PNG"
-            )
-    return y, {"mask": Rows(levels, 1 / 255)}

@@ -116,16 +116,16 @@ def _check_positive(array: ArrayLike, where: str) -> None:
 
 def check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
     """Refuses dtypes that are no measurements."""
-    if array.dtype.kind == "f" or array.dtype == np.uint8 or (integers and array.dtype.kind in "iub"):
+    if array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16) or (integers and array.dtype.kind in "iub"):
         return
     hints = {
         "c": "split complex values into two channels, numpy.stack([y.real, y.imag], -1)",
         "b": "convert with y.astype('float32')",
-        "i": "convert to float32 and scale to [-2, 2]",
-        "u": "convert to float32 and scale to [-2, 2]",
+        "i": "convert to float32 and scale to [-2, 2], or set config.data.scale",
+        "u": "convert to float32 and scale to [-2, 2], or set config.data.scale",
     }
     hint = hints.get(array.dtype.kind, "save numbers")
-    raise UserError(f"{where}: dtype {array.dtype}; expected floating point, or uint8 grey levels; {hint}")
+    raise UserError(f"{where}: dtype {array.dtype}; expected floating point, or grey levels of uint8 or uint16; {hint}")
 
 
 def check_mask(mask: ArrayLike, where: str) -> None:
@@ -179,8 +179,8 @@ def check_values(array: ArrayLike, mask: Any, largest: float, where: str) -> Non
         )
     if size > largest and not scaled:
         raise UserError(
-            f"{where}: a value of size {size:g}; expected data in [-2, 2] (at most {largest:g}); scale grey "
-            "levels with y / 255 * 4 - 2"
+            f"{where}: a value of size {size:g}; expected data in [-2, 2] (at most {largest:g}); set config.data.scale="
+            f"{float(f'{2 / size:.1g}'):g}, or scale grey levels with y / 255 * 4 - 2; a table scales itself where data.path is its .csv"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffem_jax.config import lookup
-from diffem_jax.data import images, synthetic
+from diffem_jax.data import images, synthetic, units
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, check_memory
@@ -129,16 +129,16 @@ def _tfds(r: _Request) -> Dataset:
 
 def _folder(r: _Request) -> Dataset:
     if r.path is None:
-        raise UserError("data.path: None for data.name 'folder'; expected a folder of PNG or JPEG files; set it")
-    root = existing(r.path, "a folder of PNG or JPEG files")
+        raise UserError("data.path: None for data.name 'folder'; expected a folder of PNG, JPEG or TIFF files; set it")
+    root = existing(r.path, "a folder of PNG, JPEG or TIFF files")
     if not root.is_dir():
-        raise UserError(f"{root}: a file; expected a folder of PNG or JPEG files; name the folder")
+        raise UserError(f"{root}: a file; expected a folder of PNG, JPEG or TIFF files; name the folder")
     train = root / "train" if (root / "train").is_dir() else root
     x = images.folder(images.image_files(train)[: r.num_examples], r.cache, r.shape, r.crop)
     if not (root / "test").is_dir():
-        return _dataset(as_rows(x))
+        return _dataset(units.grey_rows(x))
     test = images.folder(images.image_files(root / "test"), r.cache, tuple(x.shape[1:]), r.crop)
-    return _dataset(as_rows(x), None, as_rows(test))
+    return _dataset(units.grey_rows(x), None, units.grey_rows(test))
 
 
 def _finite(x: np.ndarray, where: str) -> None:
@@ -166,16 +166,16 @@ def _arrays(r: _Request) -> Dataset:
             if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) != len(found[name.replace("labels", "x")]):
                 raise UserError(f"{where}: {array.dtype} {array.shape}; expected one integer label an example")
             continue
-        if array.ndim < 2 or len(array) == 0 or (array.dtype.kind != "f" and array.dtype != np.uint8):
+        if array.ndim < 2 or len(array) == 0 or (array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16)):
             raise UserError(
-                f"{where}: {array.dtype} {array.shape}; expected floats [N, ...] in [-2, 2] or uint8 grey levels, N > 0"
+                f"{where}: {array.dtype} {array.shape}; expected floats [N, ...] in [-2, 2] or grey levels of uint8 or uint16, N > 0"
             )
         if r.shape is not None and array.shape[1:] != r.shape:
             raise UserError(f"{where}: examples of shape {array.shape[1:]}; expected {r.shape} as data.shape says")
         _finite(array, where)
     labels = {k: found[k].astype(np.int64) if k in found else None for k in ("labels", "test_labels")}
-    test = as_rows(found["test_x"]) if "test_x" in found else None
-    return _dataset(as_rows(found["x"]), labels["labels"], test, labels["test_labels"])
+    test = units.grey_rows(found["test_x"]) if "test_x" in found else None
+    return _dataset(units.grey_rows(found["x"]), labels["labels"], test, labels["test_labels"])
 
 
 def _table(r: _Request) -> Dataset:

@@ -52,6 +52,8 @@ def evaluate_run(
             raise UserError(
                 f"--reference: {reference} holds x of shape {truth.shape}; expected {(problem.num_examples, *problem.setup.shape)}"
             )
+        if config.data.scale != 1:
+            truth = np.asarray(truth, np.float32) * np.float32(config.data.scale)
         problem = problem._replace(truth=truth)
     with config.unlocked():
         config.eval.metrics = _possible(problem)

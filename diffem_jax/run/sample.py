@@ -102,11 +102,15 @@ def draws_of_prior(
     return draw_samples(drawing, 1, num_samples, quiet=quiet)[:, 0]
 
 
-def write_draws(output: Path, x: np.ndarray, problem: Problem | None) -> Path:
-    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture."""
-    arrays = {"x": x}
+def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: Workdir | None = None) -> Path:
+    """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
+
+    The numbers are in the user's units: ``data.scale`` of the run in ``workdir`` is undone.
+    """
+    scale = 1.0 if workdir is None else stored_config(workdir).data.scale
+    arrays = {"x": x if scale == 1 else x / np.float32(scale)}
     if problem is not None:
-        arrays |= {"mean": x.mean(axis=0), "std": x.std(axis=0)}
+        arrays |= {"mean": arrays["x"].mean(axis=0), "std": arrays["x"].std(axis=0)}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(output, arrays)

@@ -73,6 +73,8 @@ def run_em(
             barrier("config")
             for line in [*console.beginning(problem, folder, parameters), *chosen, *_width_warnings(config)]:
                 speak(line)
+            for note in problem.notes:
+                speak(f"{'note':<11} {note}")
             try:
                 with stop.deferred(), open_writers(folder, config, lead) as writers:
                     run = make_run(problem, folder, measure, stop, speak, writers)

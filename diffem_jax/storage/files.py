@@ -157,9 +157,13 @@ def publish(final: Path, build: Callable[[Path], Path]) -> Path:
 
 
 def cached_arrays(
-    folder: Path, shape: tuple[int, ...], count: int, make: Callable[[], Iterable[tuple[np.ndarray, int]]]
+    folder: Path,
+    shape: tuple[int, ...],
+    count: int,
+    make: Callable[[], Iterable[tuple[np.ndarray, int]]],
+    dtype: Any = np.uint8,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uint8 rows and their labels, converted once and memory-mapped afterwards.
+    """Rows and their labels, converted once and memory-mapped afterwards.
 
     Args:
         folder: where ``x.npy``, ``labels.npy`` and the sidecar ``info.json`` (shapes, checksums) are to live. A folder
@@ -167,13 +171,14 @@ def cached_arrays(
         shape: the shape of one row.
         count: the number of rows.
         make: yields (row, label), called only where the folder is not there yet.
+        dtype: of the rows.
 
     Returns:
-        (x [count, *shape] uint8 memory map, labels [count] int64).
+        (x [count, *shape] memory map, labels [count] int64).
     """
 
     def build(scratch: Path) -> Path:
-        x = np.lib.format.open_memmap(scratch / "x.npy", mode="w+", dtype=np.uint8, shape=(count, *shape))
+        x = np.lib.format.open_memmap(scratch / "x.npy", mode="w+", dtype=dtype, shape=(count, *shape))
         labels = np.zeros(count, np.int64)
         for i, (row, label) in enumerate(make()):
             x[i], labels[i] = row, label

@@ -16,7 +16,7 @@ from diffem_jax import data
 from diffem_jax.corruptions import CORRUPTIONS, Denoising, PixelMask, Projection
 from diffem_jax.data import images, npz, synthetic
 from diffem_jax.errors import UserError
-from diffem_jax.storage import files
+from diffem_jax.storage import rows
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_arrays_are_mapped_and_grey_levels_scaled(tmp_path, monkeypatch):
     for other in ("packed.npz", "x.npy"):
         assert np.array_equal(data.load("arrays", path=tmp_path / other).x, plain.x)
     whole = data.load("arrays", path=tmp_path / "grey.npy").x
-    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     lazy = data.load("arrays", path=tmp_path / "grey.npy", num_examples=60).x
     assert isinstance(lazy, data.Rows) and lazy.shape == (60, 4)
     lazy_floats = data.load("arrays", path=tmp_path / "plain.npz").x
@@ -156,7 +156,7 @@ def test_folder_of_unequal_or_broken_images_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"name": "cifar"}, "expected one of"),
+        ({"name": "cifar"}, "choose one of"),
         ({"name": "manifold", "shape": (5, 5)}, r"\(D,\)"),
         ({"name": "wine", "num_examples": 10_000}, "has 143"),
         ({"name": "series", "num_examples": 0}, "at least 1"),
@@ -217,9 +217,10 @@ def test_large_files_stay_on_disk(tmp_path, monkeypatch):
     arrays = _good()
     np.savez(tmp_path / "o.npz", y=arrays["y"].astype(np.float64), mask=arrays["mask"].astype(bool))
     whole = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
-    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("diffem_jax.data.operators.IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr("diffem_jax.data.units.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 1000)
     lazy = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
     assert isinstance(lazy.y, data.Rows) and isinstance(lazy.operator, data.Rows)
     index = np.array([7, 0, 3])
@@ -235,9 +236,10 @@ import resource, sys, pathlib
 import numpy as np
 from diffem_jax import data
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.data import files, operators
-files.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
-files.CHUNK_BYTES, files.RELEASE_BYTES = 2**20, 2**22
+from diffem_jax.data import operators, units
+from diffem_jax.storage import rows
+rows.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = units.IN_MEMORY_BYTES = 0
+rows.CHUNK_BYTES, rows.RELEASE_BYTES = 2**20, 2**22
 def peak(count):
     path = pathlib.Path(sys.argv[1]) / "o.npz"
     y, mask = np.zeros((count, 32, 32, 3), np.float32), np.ones((count, 32, 32, 1), np.float32)
@@ -283,7 +285,7 @@ BAD = {
     "objects": (lambda: _changed(y=lambda y: y.astype(object)), "pickled objects"),
     "empty": (lambda: _changed(y=lambda y: y[:0], mask=lambda m: m[:0]), "at least one example"),
     "no y": (lambda: _changed(y=lambda y: None), "no array 'y'"),
-    "no mask": (lambda: _changed(mask=lambda m: None), "no array 'mask'"),
+    "no mask, zeros where hidden": (lambda: {"y": _good()["y"] * _good()["mask"]}, "no array 'mask'"),
     "mask of zeros": (lambda: _changed(mask=np.zeros_like), "nothing is seen in any of 12"),
     "mask values": (lambda: _changed(mask=_set((4, 1, 1), 0.5)), "value 0.5 in example 4"),
     "mask NaN": (lambda: _changed(mask=_set((4, 1, 1), np.nan)), "value nan in example 4"),
@@ -404,7 +406,7 @@ def test_folder_of_images_with_masks(tmp_path):
 
 
 def test_prepare_without_tensorflow_says_what_to_run_and_copy(tmp_path):
-    code = "import sys\nfrom diffem_jax import prepare\nfind = prepare.find_spec\n"
+    code = "import sys\nfrom diffem_jax.data import prepare\nfind = prepare.find_spec\n"
     code += "prepare.find_spec = lambda n: None if n == 'tensorflow' else find(n)\n"
     code += f"sys.exit(prepare.main(['cifar10', '--cache_dir={tmp_path}']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -1,0 +1,105 @@
+"""Folders of a user's corrupted images: ``images/``, and ``masks/`` of the same names or an alpha channel that is the mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from diffem_jax.data import images
+from diffem_jax.errors import UserError
+from diffem_jax.storage.rows import ArrayLike, Rows, chunks
+
+ALPHA = ("refuse", "mask", "drop")
+
+
+def read_folder(
+    root: Path, cache: Path, shape: tuple[int, ...] | None = None, alpha: str = "refuse"
+) -> tuple[np.ndarray, dict[str, ArrayLike]]:
+    """The images of a folder, and their masks where there are any.
+
+    Args:
+        root: holds ``images/`` (or the images themselves) and ``masks/``.
+        cache: where the converted images go.
+        shape: (H, W, C) that every image is cropped and resized to; of masked images single pixels are taken, so that none
+            mixes seen and hidden ones. None asks for images of one size.
+        alpha: what an alpha channel that is not opaque everywhere means: 'refuse', 'mask' (0 hidden, 255 seen) or 'drop'.
+
+    Returns:
+        (y [N, H, W, C] uint8 or uint16, {} or {'mask': [N, H, W, 1]}).
+
+    Raises:
+        UserError: unreadable images, images without a mask, masks of other values than black and white, an alpha channel that
+            nobody asked for, or a photograph that its EXIF data turn but not its mask.
+    """
+    pictures = root / "images" if (root / "images").is_dir() else root
+    masks = pictures.parent / "masks"
+    files = images.image_files(pictures)
+    masked = masks.is_dir() or alpha == "mask"
+    if shape is not None and len(shape) != 3:
+        raise UserError(f"data.shape: {shape} for a folder of images; expected (height, width, channels)")
+    if alpha == "mask" and masks.is_dir():
+        raise UserError(
+            f"{masks}: masks beside data.alpha='mask'; expected one of them; remove the folder or the field"
+        )
+    for file in files:
+        _check_layers(file, alpha, masks.is_dir())
+    y = images.folder(files, cache, shape, nearest=masked)
+    if alpha == "mask":
+        levels = images.folder(files, cache, (*y.shape[1:3], 1), nearest=True, read=read_alpha)
+        return y, {"mask": _mask(levels, files)}
+    if not masks.is_dir():
+        return y, {}
+    by_stem = {f.stem: f for f in images.image_files(masks)}
+    missing = [f.name for f in files if f.stem not in by_stem]
+    if missing:
+        raise UserError(
+            f"{masks}: no mask for {len(missing)} of {len(files)} images, the first {missing[0]}; expected "
+            "a mask of the same name for each; add them"
+        )
+    ordered = [by_stem[f.stem] for f in files]
+    levels = images.folder(ordered, cache, (*y.shape[1:3], 1), nearest=True, read=read_mask)
+    return y, {"mask": _mask(levels, ordered)}
+
+
+def read_mask(file: Path, channels: int | None = None) -> np.ndarray:
+    """A mask's grey levels [H, W, 1]; its alpha channel must be opaque."""
+    levels, alpha = images.read_layers(file, 1)
+    if alpha is not None and alpha.min(initial=255) < 255:
+        raise UserError(
+            f"{file}: a mask with a transparent alpha channel; expected grey levels 0 and 255; save it as grey"
+        )
+    return levels
+
+
+def read_alpha(file: Path, channels: int | None = None) -> np.ndarray:
+    """An image's alpha channel [H, W, 1], opaque where it has none."""
+    array, alpha = images.read_layers(file)
+    return np.full((*array.shape[:2], 1), 255, np.uint8) if alpha is None else alpha[..., None]
+
+
+def _check_layers(file: Path, alpha: str, masks: bool) -> None:
+    has_alpha, turned = images.read_header(file)
+    if turned and masks:
+        raise UserError(
+            f"{file}: its EXIF data turn it when it is shown; expected the same axes as its mask; save it upright, without EXIF"
+        )
+    if alpha == "refuse" and has_alpha and (read_alpha(file) < 255).any():
+        raise UserError(
+            f"{file}: has an alpha channel that is not opaque; expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or "
+            "--config.data.alpha=drop; set one"
+        )
+
+
+def _mask(levels: np.ndarray, files: list[Path]) -> Rows:
+    """Rows of 0 and 1 from grey levels of 0 and 255, or of 0 and 1."""
+    white = 255 if any((levels[part] > 1).any() for part in chunks(len(levels), levels[0].nbytes)) else 1
+    for part in chunks(len(levels), levels[0].nbytes):
+        wrong = (levels[part] != 0) & (levels[part] != white)
+        if wrong.any():
+            example = int(wrong.reshape(len(wrong), -1).any(-1).argmax())
+            raise UserError(
+                f"{files[part.start + example]}: grey levels between black and white; "
+                "expected 0 (hidden) or 255 (seen); save masks as PNG"
+            )
+    return Rows(levels, 1 / white)
