@@ -16,7 +16,7 @@ from diffem_jax.build.parts import lookup
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians import starts
-from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.gaussians import Mixture, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.report.console import CompileClock, Progress
 from diffem_jax.storage import checkpoints
@@ -123,6 +123,24 @@ def standard_normal(shape: tuple[int, ...]) -> Mixture:
     """N(0, I) as a mixture of one component; a factor of zeros stands for none, since a checkpoint holds no empty array."""
     component = Gaussian(jnp.zeros((1, *shape)), jnp.ones((1, *shape)), jnp.zeros((1, 1, *shape)))
     return Mixture(jnp.zeros((1,)), component)
+
+
+def solve_warnings(setup: Setup, observations: Observation, start: Mixture) -> list[str]:
+    """A line where conjugate gradients leave more than 0.3 noise standard deviations, which makes draws miss y."""
+    corruption: Any = setup.corruption
+    if not corruption.is_linear or corruption.has_diagonal_gram or corruption.noise_std == 0:
+        return []
+    count = len(observations.y)
+    few = rows(observations, np.linspace(0, count - 1, min(count, 8)).astype(np.int64))
+    variance = overall_moments(start)[1]
+    left = jax.jit(jax.vmap(lambda o: corruption.solve_residual(o.y, o.operator, variance)))(few)
+    worst = float(jnp.max(left))
+    if worst <= 0.3:
+        return []
+    return [
+        f"warning, solves with {setup.config.corruption.name!r} have not converged: they end {worst:.1f} noise standard deviations "
+        "from y, and draws will miss y by as much; give a larger config.corruption.noise_std"
+    ]
 
 
 def start_draw(setup: Setup) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from diffem_jax.run.measures import make_measures
 from diffem_jax.run.prior import train_prior
 from diffem_jax.run.profile import Profile
 from diffem_jax.run.rounds import run_rounds
-from diffem_jax.run.start import load_or_fit, standard_normal, start_draw
+from diffem_jax.run.start import load_or_fit, solve_warnings, standard_normal, start_draw
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import check_memory
@@ -171,6 +171,8 @@ def make_run(
     parallel = make_parallel(config.parallel)
     clock = console.CompileClock()
     start = load_or_fit(problem, folder, say, quiet=process_index() != 0, check=stop.check)
+    for line in solve_warnings(setup, problem.observations, start):
+        say(line)
     clock.lap()
     engine = make_engine(setup, parallel, start)
     shapes = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))

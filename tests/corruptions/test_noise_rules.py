@@ -1,6 +1,8 @@
 """What training asks of the noise: solves need some, and draws must not carry more of it than the measurements."""
 
+import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from diffem_jax.build.parts import check_noise, make_corruption
 from diffem_jax.config import default
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
+from diffem_jax.run.start import solve_warnings, standard_normal
 
 
 def config(**fields):
@@ -56,3 +59,21 @@ def test_shipped_configs_keep_the_rules(name, variants):
         c = make(variant) if variant else make()
         shape = (5,) if name == "manifold" else (8, 8, 1) if name == "digits" else (32, 32, 3)
         check_noise(c, make_corruption("corruption", c.corruption, shape))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unsolved(CORRUPTIONS["compressed_sensing"]):
+    """Its solves end where they begin."""
+
+    def solve_gram(self, r, operator, v):
+        del operator, v
+        return jnp.zeros_like(r)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(CORRUPTIONS["compressed_sensing"], False), (Unsolved, True)])
+def test_solves_that_do_not_converge_are_said_at_the_start_of_a_run(kind, said):
+    corruption = kind(shape=(4, 4, 1), noise_std=0.1)
+    observations = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(0), 3), jnp.ones((3, 4, 4, 1)))
+    setup = SimpleNamespace(config=config(corruption__name="compressed_sensing"), corruption=corruption)
+    lines = solve_warnings(setup, observations, standard_normal((4, 4, 1)))
+    assert [("have not converged" in line) for line in lines] == [True] * said
