@@ -168,7 +168,7 @@ def _arrays(r: _Request) -> Dataset:
             continue
         if array.ndim < 2 or len(array) == 0 or (array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16)):
             raise UserError(
-                f"{where}: {array.dtype} {array.shape}; expected floats [N, ...] in [-2, 2] or grey levels of uint8 or uint16, N > 0"
+                f"{where}: {array.dtype} {array.shape}; expected floats [N, ...] in [-2, 2] or grey levels of uint8 or uint16, N > 0; convert it"
             )
         if r.shape is not None and array.shape[1:] != r.shape:
             raise UserError(f"{where}: examples of shape {array.shape[1:]}; expected {r.shape} as data.shape says")
