@@ -6,7 +6,7 @@ TFDS := .venv-tfds
 OLDEST := .venv-oldest
 MEASURES := .venv-measures
 
-.PHONY: demo test test-slow test-oldest test-tfds test-measures lint bench colabs soak docs dist clean
+.PHONY: demo test test-slow test-oldest test-tfds test-measures lint bench accelerator colabs soak docs dist clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m diffem_jax.main --config=digits --workdir=runs/demo
@@ -48,6 +48,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
+
+# On a bare machine with a JAX that sees its GPU or TPU, in the Python that has it: make accelerator BIN=/usr/bin
+accelerator: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.accelerator
 
 colabs: $(VENV)/.dev
 	$(BIN)/python -m colabs.build --execute

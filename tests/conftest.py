@@ -16,7 +16,8 @@ if CACHE not in os.environ:
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_platforms", "cpu")
+# Another platform shows what an accelerator does to the numbers; many tests are written for two devices of a CPU.
+jax.config.update("jax_platforms", os.environ.get("DIFFEM_TEST_PLATFORMS", "cpu") or None)
 jax.config.update("jax_num_cpu_devices", 2)
 
 

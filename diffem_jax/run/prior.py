@@ -81,7 +81,7 @@ def train_prior(setup: Setup, workdir: Workdir, stop: StopRequest, say: Say) -> 
     )
 
     def begin() -> EMState:
-        return em.make_state(model.denoiser.init(stream_key(config.seed, "prior_init")), optimizer)
+        return em.make_state(jax.jit(model.denoiser.init)(stream_key(config.seed, "prior_init")), optimizer)
 
     state, loss = train(training, parallel, stream_key(config.seed, "prior"), begin, stop, say)
     seconds = time.monotonic() - began

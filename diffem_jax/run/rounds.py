@@ -71,7 +71,8 @@ def fresh_state(run: Run, *places: int) -> EMState:
     setup = run.problem.setup
     params = run.params
     if params is None or places:
-        params = run.engine.model.denoiser.init(stream_key(setup.config.seed, "init", *places))
+        # Compiled as a whole: without, every operation of the network is compiled and run by itself, a minute on a GPU.
+        params = jax.jit(run.engine.model.denoiser.init)(stream_key(setup.config.seed, "init", *places))
     return em.make_state(jax.tree.map(jnp.asarray, params), setup.optimizer)
 
 

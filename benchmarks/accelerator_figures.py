@@ -1,0 +1,300 @@
+"""How fast E-step and M-step are on an accelerator, against plain convolutions and the card's peak; functions small -> figures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import cifar10, manifold
+from diffem_jax import em
+from diffem_jax.build.engine import Engine, make_engine
+from diffem_jax.build.methods import Setup, make_setup
+from diffem_jax.networks.convolution import convolve
+from diffem_jax.parallel import make_parallel, snapshot
+from diffem_jax.run.m_step import Training, train
+from diffem_jax.run.start import standard_normal
+from diffem_jax.run.termination import StopRequest
+from diffem_jax.storage.programs import keep_compiled
+from diffem_jax.types import Observation, stream_key
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v4": 275e12}
+"""Dense bfloat16 operations a second by the makers' data sheets."""
+UPDATES = 10
+PROGRAMS = tempfile.TemporaryDirectory(prefix="diffem_programs_")
+
+
+def key(*places: int) -> Any:
+    """A key of this script's own stream."""
+    return stream_key(0, "accelerator", *places)
+
+
+def peak() -> float | None:
+    """The card's dense bfloat16 peak, where it is known."""
+    kind = jax.devices()[0].device_kind
+    return next((value for name, value in PEAKS.items() if name in kind), None)
+
+
+def rate(flops: float, seconds: float) -> dict[str, float]:
+    """TFLOP/s, and the share of the card's bfloat16 peak."""
+    found = {"TFLOP/s": flops / seconds / 1e12}
+    return found | ({"share of bfloat16 peak": flops / seconds / top} if (top := peak()) else {})
+
+
+def seconds_of(call: Callable[[], Any], repeats: int = 3) -> float:
+    """The median seconds of a call, after one that compiles."""
+    jax.block_until_ready(call())
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+@functools.cache
+def unet(small: bool, dtype: str, batch: int, remat: bool = False, blocks: int = 2) -> tuple[Setup, Engine]:
+    """The steps of configs/cifar10.py, with so many blocks a level (published: 5)."""
+    c = cifar10.get_config("mask75")
+    with c.unlocked():
+        c.network.update({"dtype": dtype, "remat": remat, "blocks": blocks})
+        if small:
+            c.network.update({"channels": (8, 16), "blocks": 1, "heads": ((1, 2),), "embedding": 16})
+        c.m_step.batch_size = c.e_step.batch_size = batch
+        c.e_step.steps = 2 if small else 8
+    setup = make_setup(c, (8, 8, 3) if small else (32, 32, 3))
+    return setup, make_engine(setup, make_parallel("jit", jax.devices()[:1]), standard_normal(setup.shape))
+
+
+def m_step_arguments(setup: Setup, engine: Engine, updates: int) -> tuple[Any, Any, Any, Any]:
+    """(key, state, x, slots) on the device."""
+    batch, parallel = setup.config.m_step.batch_size, engine.parallel
+    state = em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer)
+    x = np.random.default_rng(0).uniform(-2, 2, (updates, batch, *setup.shape)).astype(np.float32)
+    slots = np.tile(np.arange(batch, dtype=np.int32), (updates, 1))
+    return parallel.replicate(key(2)), parallel.place(snapshot(state)), parallel.shard(x, 1), parallel.shard(slots, 1)
+
+
+def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) -> dict[str, Any]:
+    """Seconds an update, FLOP/s, compilation and memory of ``updates`` in one dispatch."""
+    keep_compiled(Path(PROGRAMS.name))
+    k, state, x, slots = m_step_arguments(setup, engine, updates)
+    began = time.perf_counter()
+    lowered = engine.m_step.lower(k, state, x, slots)
+    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    holder = {"state": state}
+
+    def call() -> Any:
+        holder["state"], info = compiled(k, holder["state"], x, slots)
+        return info["loss"]
+
+    loss = np.asarray(call())
+    each = seconds_of(call, repeats) / updates
+    memory = compiled.memory_analysis()
+    found = {
+        "ms an update": 1e3 * each,
+        "examples a second": setup.config.m_step.batch_size / each,
+        "GFLOP an update": flops / 1e9,
+        **rate(flops, each),
+        "seconds of tracing": traced - began,
+        "seconds of compilation": done - traced,
+        "GB of temporaries": memory.temp_size_in_bytes / 1e9 if memory else None,
+        "finite": bool(np.isfinite(loss).all()),
+    }
+    stats = jax.devices()[0].memory_stats() or {}
+    return found | {f"GB {name}": stats[name] / 1e9 for name in ("peak_bytes_in_use",) if name in stats}
+
+
+def m_step(
+    dtype: str, batch: int, remat: bool = False, precision: str = "default", blocks: int = 2, updates: int = UPDATES
+) -> Any:
+    """An item: the M-step of the CIFAR-10 U-Net."""
+
+    def item(small: bool) -> dict[str, Any]:
+        with jax.default_matmul_precision(precision):
+            return time_m_step(*unet(small, dtype, 8 if small else batch, remat, blocks), 2 if small else updates)
+
+    return item
+
+
+def e_step(dtype: str, batch: int) -> Any:
+    """An item: draws of the CIFAR-10 U-Net."""
+
+    def item(small: bool) -> dict[str, Any]:
+        setup, engine = unet(small, dtype, 8 if small else batch)
+        count, parallel, steps = setup.config.e_step.batch_size, engine.parallel, setup.config.e_step.steps
+        params = parallel.replicate(snapshot(jax.jit(engine.model.denoiser.init)(key(1))))
+        x = np.random.default_rng(0).uniform(-2, 2, (count, *setup.shape)).astype(np.float32)
+        seen = snapshot(jax.jit(jax.vmap(setup.corruption.sample))(jax.random.split(key(3), count), x))
+        arguments = (
+            parallel.replicate(key(4)),
+            params,
+            *parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32))),
+        )
+        began = time.perf_counter()
+        lowered = engine.e_step.lower(*arguments)
+        # The analysis counts the body of the loop over steps once.
+        flops = steps * float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        compiled = lowered.compile()
+        compiling = time.perf_counter() - began
+        each = seconds_of(lambda: compiled(*arguments)) / steps
+        return {
+            "ms a step": 1e3 * each,
+            "images a second and step": count / each,
+            **rate(flops / steps, each),
+            "compile": compiling,
+        }
+
+    return item
+
+
+def ceiling(small: bool) -> dict[str, Any]:
+    """A square product in bfloat16, float32 by default and float32 in full."""
+    n, found = (128 if small else 8192), {}
+    for name, dtype, precision in (
+        ("bfloat16", jnp.bfloat16, "default"),
+        ("float32 default", jnp.float32, "default"),
+        ("float32 highest", jnp.float32, "highest"),
+    ):
+        a, b = (jax.random.normal(key(5, i), (n, n), dtype) for i in range(2))
+        with jax.default_matmul_precision(precision):
+            product = jax.jit(lambda a, b: a @ b)
+            found[f"{name} TFLOP/s"] = 2 * n**3 / seconds_of(lambda p=product, a=a, b=b: p(a, b), 5) / 1e12
+    return found
+
+
+def convolutions(dtype: str) -> Any:
+    """An item: plain 3 x 3 convolutions of the U-Net's shapes, forward and gradient, XLA's own and as shifted products."""
+
+    def item(small: bool) -> dict[str, Any]:
+        found = {}
+        for side, width in ((8, 8),) if small else ((32, 128), (16, 256), (8, 384)):
+            batch = 8 if small else 256
+            x = jax.random.normal(key(6), (batch, side, side, width), dtype)
+            kernel = 0.03 * jax.random.normal(key(7), (3, 3, width, width), dtype)
+            flops = 2 * batch * side * side * 9 * width * width
+            name = f"{side} x {side} x {width}"
+            # Eight in a row: one alone is over in less than a launch of the host takes.
+            forward = jax.jit(lambda x, k: functools.reduce(lambda h, _: convolve.fun(h, k, (1, 1)), range(8), x))
+            found[f"{name} forward TFLOP/s"] = 8 * flops / seconds_of(lambda f=forward, x=x, k=kernel: f(x, k)) / 1e12
+            for kind, function in (("native", convolve.fun), ("shifted", convolve)):
+
+                def loss(x: Any, k: Any, f: Any = function) -> Any:
+                    return jnp.sum(functools.reduce(lambda h, _: f(h, k, (1, 1)), range(8), x).astype(jnp.float32) ** 2)
+
+                both = jax.jit(jax.grad(loss, argnums=(0, 1)))
+                found[f"{name} {kind} gradient TFLOP/s"] = (
+                    24 * flops / seconds_of(lambda b=both, x=x, k=kernel: b(x, k)) / 1e12
+                )
+        return found
+
+    return item
+
+
+def attention(small: bool) -> dict[str, Any]:
+    """Attention at level 1, 256 positions and 4 heads of 64, bfloat16: XLA's and cuDNN's, forward and backward, ms."""
+    batch, found = (4 if small else 256), {}
+    q = jax.random.normal(key(8), (batch, 256, 4, 64), jnp.bfloat16)
+    for name in ("xla",) if small else ("xla", "cudnn"):
+        with contextlib.suppress(Exception):  # cuDNN's is not everywhere
+
+            def loss(q: Any, n: Any = name) -> Any:
+                return jnp.sum(jax.nn.dot_product_attention(q, q, q, implementation=n).astype(jnp.float32) ** 2)
+
+            both = jax.jit(jax.grad(loss))
+            found[f"{name} ms"] = 1e3 * seconds_of(lambda b=both: b(q))
+    return found
+
+
+def dispatches(small: bool) -> dict[str, Any]:
+    """Milliseconds an update of the manifold's MLP, by updates in a dispatch."""
+    c = manifold.get_config("quick")
+    setup = make_setup(c, (5,))
+    engine = make_engine(setup, make_parallel("jit", jax.devices()[:1]), standard_normal(setup.shape))
+    return {
+        f"{n} a dispatch, ms": time_m_step(setup, engine, n)["ms an update"] for n in ((1, 2) if small else (1, 10, 50))
+    }
+
+
+def stalls(small: bool) -> dict[str, Any]:
+    """What a reader that takes 80% of the compute time, and a checkpoint in the middle, add to an M-step."""
+    setup, engine = unet(small, "bfloat16", 8 if small else 256)
+    updates, calls = (2, 4) if small else (UPDATES, 12)
+    batch, shape = setup.config.m_step.batch_size, setup.shape
+    host = snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
+    x = np.random.default_rng(0).uniform(-2, 2, (updates, batch, *shape)).astype(np.float32)
+
+    def once(wait: float, every: int) -> float:
+        def batches(first: int, count: int, own: slice) -> Iterator[Any]:
+            while True:
+                time.sleep(wait)
+                yield x[:count]
+
+        with tempfile.TemporaryDirectory() as folder:
+            training = Training(
+                "M-step",
+                1,
+                0,
+                updates * calls,
+                updates,
+                batch,
+                every,
+                engine.m_step,
+                batches,
+                Path(folder),
+                {"round": 1},
+            )
+            began = time.perf_counter()
+            train(training, engine.parallel, key(2), lambda: host, StopRequest(), lambda line: None)
+            return time.perf_counter() - began
+
+    once(0.0, 10**9)  # compiles
+    plain = statistics.median(once(0.0, 10**9) for _ in range(2))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+    return {
+        "seconds": plain,
+        "slow reader adds": once(0.8 * plain / calls, 10**9) / plain - 1,
+        "a checkpoint adds seconds": once(0.0, updates * (calls // 2)) - plain,
+        "GB of the checkpoint": size / 1e9,
+    }
+
+
+def second_start(small: bool) -> dict[str, Any]:
+    """Seconds of compilation of a program that an earlier process has compiled, as far as clearing JAX's memory shows it."""
+    unet.cache_clear()
+    jax.clear_caches()
+    found = time_m_step(*unet(small, "bfloat16", 8 if small else 256), 2 if small else UPDATES, 1)
+    return {name: found[name] for name in ("seconds of tracing", "seconds of compilation")}
+
+
+ITEMS: list[tuple[str, Callable[[bool], dict[str, Any]]]] = [
+    ("matrix products", ceiling),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 256", m_step("bfloat16", 256)),
+    ("plain convolutions, bfloat16", convolutions("bfloat16")),
+    ("E-step, U-Net of 2 blocks, bfloat16, batch 512", e_step("bfloat16", 512)),
+    ("M-step, U-Net of 2 blocks, float32 default, batch 256", m_step("float32", 256)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 256, remat", m_step("bfloat16", 256, remat=True)),
+    ("stalls", stalls),
+    ("second start", second_start),
+    ("M-step, U-Net of 5 blocks, bfloat16, batch 256", m_step("bfloat16", 256, blocks=5)),
+    ("updates a dispatch, manifold", dispatches),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 64", m_step("bfloat16", 64)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 512", m_step("bfloat16", 512)),
+    ("attention", attention),
+    ("M-step, U-Net of 2 blocks, float32 highest, batch 256", m_step("float32", 256, precision="highest", updates=2)),
+    ("plain convolutions, float32 default", convolutions("float32")),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 128", m_step("bfloat16", 128)),
+    ("E-step, U-Net of 2 blocks, float32 default, batch 512", e_step("float32", 512)),
+]  # fmt: skip

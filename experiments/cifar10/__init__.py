@@ -1,0 +1,1 @@
+"""DiffEM on the images of CIFAR-10."""

@@ -1,0 +1,26 @@
+"""``python -m benchmarks.accelerator`` in small: what fits into half a minute, the rest named as not run."""
+
+import json
+
+from benchmarks import accelerator
+
+
+def test_the_checks_of_an_accelerator_hold_on_a_cpu(tmp_path):
+    output, page = tmp_path / "accelerator.json", tmp_path / "page.md"
+    result = accelerator.run(0.3, output)
+    assert not result["failed"], result["failed"]
+    assert {*result["items"], *result["not run"]} == {name for name, _ in accelerator.items()}
+    assert "randomness" in result["items"] and json.loads(output.read_text()) == result
+    page.write_text(f"# Page\n{accelerator.BEGIN}\nold\n{accelerator.END}\nrest\n")
+    accelerator.write_page(output, page)
+    assert result["machine"]["device"] in page.read_text() and "old" not in page.read_text()
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
+    def broken(small):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(accelerator, "items", lambda: [("one", broken), ("two", lambda small: {"value": 1.0})])
+    result = accelerator.run(1, tmp_path / "out.json")
+    assert result["failed"] == {"one": "ValueError: broken"} and result["items"]["two"]["value"] == 1.0
+    assert accelerator.run(0, tmp_path / "out.json")["not run"] == ["one", "two"]
