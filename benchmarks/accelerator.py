@@ -84,6 +84,7 @@ def run(minutes: float, output: Path, wanted: str = "") -> dict[str, Any]:
             traceback.print_exc()
         result["seconds"] = round(time.monotonic() - began, 1)
         output.write_text(json.dumps(result, indent=1) + "\n")
+    output.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

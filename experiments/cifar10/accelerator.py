@@ -73,7 +73,7 @@ def get_config(options: argparse.Namespace) -> ConfigDict:
         c.start.rank = 4 if small else 64
         c.start.iterations = 2 if small else 16
         c.start.num_examples = 64 if small else 4096
-        c.e_step.steps = 4 if small else 24
+        c.e_step.steps = 4 if small else options.steps
         c.e_step.batch_size = 32 if small else 1024
         c.m_step.steps = options.updates
         c.m_step.batch_size = 8 if small else 256
@@ -155,6 +155,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--updates", type=int, default=1000, help="per round")
+    parser.add_argument("--steps", type=int, default=24, help="of the sampler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     return parser.parse_args(argv)
@@ -180,7 +181,7 @@ def main(argv: list[str]) -> None:
     records = [r for r in folder.records() if r.get("kind") == "round"]
     found = {"card": card(), "seconds of this command before measuring": trained, "rounds": records}
     found["network"] = config.network.to_dict()
-    found |= {name: getattr(options, name) for name in ("examples", "updates", "seed", "small")}
+    found |= {name: getattr(options, name) for name in ("examples", "updates", "steps", "seed", "small")}
     if checkpoints.latest(folder.rounds) is not None:
         found["measures"] = measure(folder, config, options)
     found["seconds of this command"] = time.monotonic() - began
