@@ -10,6 +10,7 @@ over the devices, ``gather`` brings results back. States are un-stacked: a leaf 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -258,6 +259,14 @@ def _over_hosts(step: Callable, mesh: Any, out: PartitionSpec) -> Callable:
     specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS))
     # Without the check gradients stay each device's own, as under pmap, and the step's own mean averages them.
     return jax.shard_map(one_device, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
+def no_transfers(after_first: bool) -> contextlib.AbstractContextManager[None]:
+    """Refuses copies between host and devices that nobody asked for, in every call of a compiled function but the first.
+
+    That one traces, and an accelerator's arrays that a program holds as constants are copied to the host for it.
+    """
+    return jax.transfer_guard("disallow") if after_first else contextlib.nullcontext()
 
 
 def accelerated() -> bool:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from diffem_jax.build.problem import rows
 from diffem_jax.errors import UserError
-from diffem_jax.parallel import Parallel, most, process_count
+from diffem_jax.parallel import Parallel, most, no_transfers, process_count
 from diffem_jax.report.console import Progress
 from diffem_jax.types import Key, Observation, PyTree, stream_key
 
@@ -130,7 +129,7 @@ def _draw_batches(
     for first in range(0, size, batch):
         padded = indices[np.arange(first, first + batch) % len(indices)]
         observations, numbers = parallel.shard((drawing.read(padded), padded.astype(np.int32)))
-        with jax.transfer_guard("disallow"):
+        with no_transfers(after_first=first > 0):
             result = drawing.step(key, drawing.params, observations, numbers)
         # One batch is computed while the one before it comes back to the host.
         if waiting is not None:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from diffem_jax.errors import NonFinite
-from diffem_jax.parallel import Parallel, on_host, process_count, process_index, snapshot
+from diffem_jax.parallel import Parallel, no_transfers, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints
@@ -108,11 +108,12 @@ def train(
     writer: Background[None] = Background()
     slots = parallel.shard(np.tile(np.arange(training.batch_size, dtype=np.int32)[own], (dispatch, 1)), 1)
     key, state = parallel.replicate(key), parallel.place(state)
-    saved, pending = course.done, None
+    begun = saved = course.done
+    pending = None
     with progress, rows as ahead, writer:
         for data in ahead:
             update = jax.profiler.StepTraceAnnotation("update", step_num=training.first_step + course.done)
-            with jax.transfer_guard("disallow"), update:
+            with no_transfers(after_first=course.done > begun), update:
                 state, info = training.m_step(key, state, data, slots)
             del data  # free this call's rows before the ones after the next are read
             # The losses of the call before are read while this one runs.

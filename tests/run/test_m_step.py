@@ -121,3 +121,22 @@ def test_no_more_rows_are_read_than_are_trained_on(tmp_path):
 
     train(tmp_path, read=read)
     assert len(asked) == STEPS // DISPATCH
+
+
+def test_copies_that_nobody_asked_for_are_refused_after_the_first_call(tmp_path, monkeypatch):
+    """The first call traces, and on a GPU the constants of its program are copied to the host."""
+    copied = []
+
+    def step(*arguments):
+        try:
+            jnp.sum(np.ones(3, np.float32))
+            copied.append(True)
+        except Exception as error:
+            assert "Disallowed" in str(error)
+            copied.append(False)
+        return trained(*arguments)
+
+    trained = STEP
+    monkeypatch.setitem(globals(), "STEP", step)
+    train(tmp_path)
+    assert copied == [True] + [False] * (STEPS // DISPATCH - 1)
