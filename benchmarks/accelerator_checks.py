@@ -131,13 +131,13 @@ def closed_forms(small: bool) -> dict[str, Any]:
         gram = a @ cov @ a.T + 0.05**2 * np.eye(len(a))
         want = mean + cov @ a.T @ np.linalg.solve(gram, y - a @ mean)
         posterior = jax.jit(lambda o, c=corruption, u=used: condition_on_observation(c, u, o).mean)(seen)
-        found[f"{name} E[x | y]"] = distance(np.ravel(posterior), want)
+        found[f"{name} E[x given y]"] = distance(np.ravel(posterior), want)
         both = np.linalg.inv(np.linalg.inv(cov) + a.T @ a / 0.05**2 + np.eye(size) / float(sigma) ** 2)
         right = np.linalg.solve(cov, mean) + a.T @ y / 0.05**2 + np.asarray(x_t, np.float64).ravel() / float(sigma) ** 2
         got = jax.jit(
             lambda x, o, c=corruption, m=used_mixture: mixture_posterior_mean(c, m, x, jnp.ones(()), sigma, o)
         )(x_t, seen)
-        found[f"{name} E[x | x_t, y]"] = distance(np.ravel(got), both @ right)
+        found[f"{name} E[x given x_t, y]"] = distance(np.ravel(got), both @ right)
     return within(found, 1e-4)
 
 

@@ -2,7 +2,11 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+
 from benchmarks import accelerator
+from benchmarks.flops import flops
 
 
 def test_the_checks_of_an_accelerator_hold_on_a_cpu(tmp_path):
@@ -24,3 +28,18 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     result = accelerator.run(1, tmp_path / "out.json")
     assert result["failed"] == {"one": "ValueError: broken"} and result["items"]["two"]["value"] == 1.0
     assert accelerator.run(0, tmp_path / "out.json")["not run"] == ["one", "two"]
+
+
+def test_operations_are_counted_as_often_as_a_loop_runs():
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).sum()
+
+    def loop(x, a):
+        return jax.lax.scan(lambda h, _: (h @ a, None), x, None, length=5)[0]
+
+    x, a = jnp.ones((2, 3)), jnp.ones((3, 3))
+    assert flops(jax.jit(loop), x, a) == 5 * 2 * 2 * 3 * 3
+    x, kernel = jnp.ones((2, 8, 9, 3)), jnp.ones((3, 3, 3, 4))
+    for function in (convolve, jax.grad(convolve), jax.grad(convolve, argnums=1)):
+        counted = jax.jit(function).lower(x, kernel).compile().cost_analysis()["flops"]
+        assert abs(flops(function, x, kernel) / counted - 1) < 0.1

@@ -1,0 +1,64 @@
+"""Operations of products and convolutions in a program, counted from its jaxpr, which every backend has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def flops(function: Any, *arguments: Any) -> int:
+    """Multiplications and additions of all matrix products and convolutions, a loop of known length as often as it runs.
+
+    Of a convolution those with the padding's zeros, or with those between dilated entries, are not counted. Loops of unknown
+    length count once, and what is no product not at all.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            total += _product(equation)
+        elif equation.primitive.name == "conv_general_dilated":
+            total += _convolution(equation)
+        else:
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(map(_of, _inner(equation.params.values())))
+    return total
+
+
+def _inner(values: Any) -> Iterator[Jaxpr]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _inner(value)
+
+
+def _product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> int:
+    p, (left, kernel) = equation.params, (v.aval.shape for v in equation.invars)
+    numbers, out = p["dimension_numbers"], equation.outvars[0].aval.shape
+    pairs = 1
+    for axis, (low, _) in enumerate(p["padding"]):
+        inside, window = left[numbers.lhs_spec[2 + axis]], kernel[numbers.rhs_spec[2 + axis]]
+        spread = p["lhs_dilation"][axis]
+        first = np.arange(out[numbers.out_spec[2 + axis]]) * p["window_strides"][axis] - low
+        at = first[:, None] + np.arange(window) * p["rhs_dilation"][axis]
+        pairs *= int(np.sum((at >= 0) & (at <= (inside - 1) * spread) & (at % spread == 0)))
+    batch, channels = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
+    # The kernel's input channels are those of one group already, and of grouped batches each has its own outputs.
+    return 2 * batch * channels * kernel[numbers.rhs_spec[1]] * pairs // p["batch_group_count"]
