@@ -15,7 +15,7 @@ def flops(function: Any, *arguments: Any) -> int:
     """Multiplications and additions of all matrix products and convolutions, a loop of known length as often as it runs.
 
     Of a convolution those with the padding's zeros, or with those between dilated entries, are not counted. Loops of unknown
-    length count once, and what is no product not at all.
+    length count once, and what is no product not at all; what nobody uses counts too.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
