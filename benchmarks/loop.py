@@ -139,7 +139,7 @@ class InTheLoop(m_step.Background):
 
 def checkpoint() -> dict[str, float]:
     """What one checkpoint of 0.9 GB adds to the loop, and that as a share of the default interval of updates."""
-    width, rows, calls = 2**14, 1720, 12
+    width, rows, calls = 2**14, 1720, 9
     optimizer = optax.adam(1e-4)
     mapped = make_parallel("jit", jax.devices()[:1]).map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9))
     kernel = jnp.full((rows, width), 1e-2)
@@ -152,7 +152,7 @@ def checkpoint() -> dict[str, float]:
 
     run(10**6)
     none, behind, within = [], [], []
-    for _ in range(3):
+    for _ in range(2):
         none.append(run(10**6))
         behind.append(run(steps // 3))
         with mock.patch.object(m_step, "Background", InTheLoop):

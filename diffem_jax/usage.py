@@ -31,6 +31,7 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
                          {configs}
   --config.FIELD=VALUE   train: any field, as in --config.rounds=8 --config.m_step.steps=2000
   --override             train: go on although the config differs from the folder's
+  --profile=N            train: a trace of N updates and of one E-step batch, in WORKDIR/profile
   --observations=FILE    sample: .npz of observations
   --num_samples=N        sample: draws per observation, or of the prior
   --output=FILE          sample: the .npz to write; a picture goes beside it
