@@ -159,8 +159,8 @@ def _check_writable(target: Path) -> None:
         ) from None
 
 
-def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> None:
-    """Measures the draws of a round of a run."""
+def evaluate(workdir: Path, reference: str | None, round: int | None = None, path: str | None = None) -> None:
+    """Measures the draws of a round of a run, whose data may have moved to ``path``."""
     from diffem_jax.run import evaluate as measure
     from diffem_jax.storage.workdir import Workdir
 
@@ -169,7 +169,7 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None) -> 
     def warn(line: str) -> None:
         print(f"{_name()} {line}", file=sys.stderr)
 
-    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, warn).items():
+    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, warn, path).items():
         _say(f"{name}: {value:.6g}")
 
 

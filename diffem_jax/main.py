@@ -40,7 +40,8 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir: missing; expected a folder for the run, for instance --workdir=runs/digits")
     workdir = Path(_WORKDIR.value)
-    config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or fields else None
+    others = [name for name, _ in fields if name != "data.path"]  # which other modes take, where the file has moved
+    config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or others else None
     if _COORDINATOR.value is not None:
         commands.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     commands.keep_programs()
@@ -49,7 +50,7 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     elif _MODE.value == "sample":
         commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value, _ROUND.value)
     elif _MODE.value == "evaluate":
-        commands.evaluate(workdir, _REFERENCE.value, _ROUND.value)
+        commands.evaluate(workdir, _REFERENCE.value, _ROUND.value, dict(fields).get("data.path"))
     else:
         commands.report(workdir)
 

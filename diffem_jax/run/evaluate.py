@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffem_jax.errors import UserError
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run import held_out, identifiability
 from diffem_jax.run.draws import attempt_keys, check_draws, draw_rows, draw_samples, make_drawing
+from diffem_jax.run.identity import check_data
 from diffem_jax.run.measures import METRICS, make_measures
 from diffem_jax.run.sample import chosen_round, round_step
 from diffem_jax.storage.files import write_arrays
@@ -30,6 +32,7 @@ def evaluate_run(
     reference: str | None = None,
     round: int | None = None,
     warn: Callable[[str], None] = lambda line: None,
+    path: str | None = None,
 ) -> dict[str, float]:
     """Every measure that the data allow, of one round; also appended to metrics.jsonl.
 
@@ -38,12 +41,22 @@ def evaluate_run(
         reference: an .npz with clean ``x`` of the same rows, for measuring only; None for a source's hidden truth.
         round: which; None for the one that the stopping rule picked, else the last.
         warn: told what the observations cannot show.
+        path: where the run's observations lie now; None for where they were.
 
     Raises:
         UserError: no such round, or a reference that does not fit.
     """
     config = stored_config(workdir)
+    if path is not None:
+        with config.unlocked():
+            config.data.path = path
+    elif config.data.path and not Path(config.data.path).expanduser().exists():
+        raise UserError(
+            f"{config.data.path}: no such file or folder, the run's data; expected it where it was, or "
+            "--config.data.path=FILE where it lies now; give that flag"
+        )
     problem = load_problem(config)
+    check_data(workdir, problem)
     number = chosen_round(workdir, round)
     _identifiability(workdir, problem, number, warn)
     if reference is not None:

@@ -23,6 +23,7 @@ from diffem_jax.report.writers import Writers
 from diffem_jax.report.writers import check as check_writers
 from diffem_jax.run import held_out, warm
 from diffem_jax.run.context import Run
+from diffem_jax.run.identity import check_data, keep_data, with_stored_path
 from diffem_jax.run.measures import make_measures
 from diffem_jax.run.prior import train_prior
 from diffem_jax.run.profile import Profile
@@ -65,11 +66,13 @@ def run_em(
         chosen, config = auto.explain(config, problem.setup.config), problem.setup.config
         parameters = preflight(problem, folder)
         measure = make_measures(problem)
-        folder.compare_config(config, override)
+        mark = check_data(folder, problem)
+        folder.compare_config(with_stored_path(folder, config, mark), override)
         folder.create()
         with folder.lock() if lead else contextlib.nullcontext():
             if lead:
-                folder.check_config(config, override)
+                folder.check_config(config, override, with_stored_path(folder, config, mark))
+                keep_data(folder, problem, mark)
             barrier("config")
             for line in [
                 *console.beginning(problem, folder, parameters),

@@ -7,6 +7,7 @@ Both are copied into the new work directory, so the earlier one may be deleted a
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -106,6 +107,8 @@ def _earlier(problem: Problem, network: bool) -> tuple[Workdir, Any]:
 def _earlier_reconstructions(problem: Problem) -> Any:
     workdir, config = _earlier(problem, network=False)
     mine, theirs = flatten(problem.setup.config), flatten(config)
+    for fields in (mine, theirs):
+        fields["data.path"] = fields["data.path"] and str(Path(fields["data.path"]).resolve())
     told = [
         f"config.{name}: {theirs[name]!r} there, {mine[name]!r} here" for name in SAME if mine[name] != theirs[name]
     ]

@@ -26,13 +26,14 @@ Record = dict[str, Any]
 class Workdir:
     """Paths under one folder.
 
-    config.json, metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint per round), latest/ (rolling, inside an
+    config.json, data.json (the fingerprint of own observations), metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint per round), latest/ (rolling, inside an
     M-step), reconstructions/, samples/*.png, prior/, report.html.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root).expanduser()
         self.config = self.root / "config.json"
+        self.data = self.root / "data.json"
         self.metrics = self.root / "metrics.jsonl"
         self.start = self.root / "start"
         self.rounds = self.root / "rounds"
@@ -114,10 +115,25 @@ class Workdir:
                 "another --workdir, the stored values, or --override to go on with the new ones"
             )
 
-    def check_config(self, config: ConfigDict, override: bool) -> None:
-        """``compare_config``, and then the config is written, with the version of the networks."""
-        self.compare_config(config, override)
-        write_json(self.config, {**flatten(config), _VERSION: NETWORK_VERSION}, indent=1)
+    def check_config(self, config: ConfigDict, override: bool, compared: ConfigDict | None = None) -> None:
+        """``compare_config``, and then the config is written, with the version of the networks.
+
+        Args:
+            config: is written; the path of own observations relative to the folder where they lie beside it.
+            override: as for ``compare_config``.
+            compared: what is compared in its place.
+        """
+        self.compare_config(config if compared is None else compared, override)
+        flat = flatten(config)
+        if flat.get("data.name") == "observations":
+            flat["data.path"] = self._portable(flat["data.path"])
+        write_json(self.config, {**flat, _VERSION: NETWORK_VERSION}, indent=1)
+
+    def _portable(self, path: str) -> str:
+        """A path relative to the folder where both can be moved together, else an absolute one."""
+        found, root, here = Path(path).expanduser().resolve(), self.root.resolve(), Path.cwd().resolve()
+        beside = found.is_relative_to(root.parent) or (found.is_relative_to(here) and root.is_relative_to(here))
+        return os.path.relpath(found, root) if beside else str(found)
 
     def stored_config(self, network: bool = False) -> dict[str, Any]:
         """The flattened config of the run.
@@ -132,6 +148,11 @@ class Workdir:
         # A run without the record began before there was one, when parameters of both versions were written; nothing in
         # them says which, so it counts as the earlier one.
         found = stored.pop(_VERSION, 1)
+        path = stored.get("data.path")
+        if stored.get("data.name") == "observations" and isinstance(path, str) and path:
+            beside = (self.root.resolve() / path).resolve()
+            # Earlier versions stored what was typed, relative to the folder that the command was typed in.
+            stored["data.path"] = str(beside if beside.exists() or not Path(path).exists() else path)
         if network and found != NETWORK_VERSION:
             raise UserError(
                 f"{self.config}: network version {found}; expected {NETWORK_VERSION}, since networks of another version "

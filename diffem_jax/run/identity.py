@@ -1,0 +1,74 @@
+"""A run knows its data: a fingerprint of a user's observations beside config.json, so that a changed file is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffem_jax.build.problem import OWN, Problem
+from diffem_jax.errors import UserError
+from diffem_jax.storage.files import write_json
+from diffem_jax.storage.rows import chunks
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Observation
+
+
+def fingerprint(observations: Observation) -> str:
+    """32 hexadecimal digits of the values of y and of the operators, read in chunks; the file's name and format do not count."""
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(observations, is_leaf=lambda a: hasattr(a, "shape")):
+        found.update(repr(tuple(leaf.shape)).encode())
+        for part in chunks(len(leaf), int(np.prod(leaf.shape[1:], dtype=np.int64)) * 4):
+            found.update(np.ascontiguousarray(leaf[part]).tobytes())
+    return found.hexdigest()
+
+
+def check_data(workdir: Workdir, problem: Problem) -> str:
+    """Compares a user's observations with those that the run began with; returns their fingerprint, '' for other data.
+
+    Raises:
+        UserError: they differ.
+    """
+    config = problem.setup.config
+    if config.data.name != OWN:
+        return ""
+    now, stored = fingerprint(problem.observations), stored_facts(workdir)
+    if stored.get("fingerprint", now) != now:
+        raise UserError(
+            f"{config.data.path}: holds other observations than the run in {workdir.root} began with ({stored.get('examples')} then, "
+            f"{problem.num_examples} now); expected the same, since draws of both would be mixed; restore the file or name it by "
+            "--config.data.path, or give another --workdir"
+        )
+    return now
+
+
+def keep_data(workdir: Workdir, problem: Problem, mark: str) -> None:
+    """Writes the fingerprint beside config.json."""
+    if mark:
+        write_json(workdir.data, {"fingerprint": mark, "examples": problem.num_examples}, indent=1)
+
+
+def stored_facts(workdir: Workdir) -> dict[str, Any]:
+    """What ``keep_data`` wrote; {} for a run without it."""
+    try:
+        found = json.loads(workdir.data.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{workdir.data}: damaged ({error}); restore it, or remove it to go on unchecked") from None
+    return found if isinstance(found, dict) else {}
+
+
+def with_stored_path(workdir: Workdir, config: ConfigDict, mark: str) -> ConfigDict:
+    """The config with the run's own ``data.path`` where the observations are known to be the same: a file may move."""
+    if not mark or stored_facts(workdir).get("fingerprint") != mark or not workdir.config.exists():
+        return config
+    same = config.copy_and_resolve_references()
+    with same.unlocked():
+        same.data.path = workdir.stored_config().get("data.path", config.data.path)
+    return same.lock()
