@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffem_jax.corruptions import CORRUPTIONS, Projection
+from diffem_jax.corruptions import CORRUPTIONS, Linear, Projection
 from diffem_jax.run import identifiability
 from diffem_jax.run.identifiability import look
 from diffem_jax.types import Observation
@@ -26,10 +26,8 @@ def problem_of(corruption, operators=None, count=64):
 
 
 def test_a_corruption_of_ones_own_need_not_say_what_is_observed():
-    class Bare:
-        """A fixed map onto the first two of four coordinates, by the methods of the protocol alone."""
-
-        shape, noise_std = (4,), 0.1
+    class Bare(Linear):
+        """A map onto the first two of four coordinates, by ``forward`` and the defaults of the base."""
 
         def draw_operator(self, key):
             return jax.numpy.zeros(())
@@ -37,13 +35,7 @@ def test_a_corruption_of_ones_own_need_not_say_what_is_observed():
         def forward(self, x, operator):
             return x[:2]
 
-        def adjoint(self, y, operator):
-            return jax.numpy.pad(y, (0, 2))
-
-        def solve_gram(self, r, operator, v):
-            return r / (v + self.noise_std**2)
-
-    report = look(problem_of(Bare()))
+    report = look(problem_of(Bare(shape=(4,))))
     assert report.unseen == 2 and not report.directions[:, :2].any()
 
 
