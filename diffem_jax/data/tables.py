@@ -101,17 +101,77 @@ def _columns(path: str | os.PathLike[str]) -> Path:
     return Path(path).with_suffix(".columns.json")
 
 
-def encode_table(columns: Mapping[str, Sequence[Any]]) -> Table:
+MISSING = frozenset(("", "?", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
+"""Texts that stand for a missing entry, in lower case."""
+MOST_CATEGORIES = 50
+"""A column of texts with more categories than this, and more than half as many as entries, is taken for identifiers."""
+
+
+def _cleaned(name: str, values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
+    """The values of a column, texts without the space around them and as numbers where all are, and which are there."""
+    if getattr(values, "ndim", 1) != 1:
+        raise UserError(f"columns[{name!r}]: several axes; expected one value per row; give each its own column")
+    masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    given: list[Any] = []
+    for row, value in enumerate(list(values)):
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        hidden = value is None or value is np.ma.masked or (masked is not None and masked[row])
+        text = "" if hidden else str(value).strip()
+        if hidden or text.lower() in MISSING:
+            given.append(None)
+        elif isinstance(value, str):
+            given.append(text)
+        elif isinstance(value, bool | np.bool_):
+            given.append(str(value))
+        else:
+            try:
+                given.append(float(value))
+            except (TypeError, ValueError, OverflowError):
+                raise UserError(
+                    f"columns[{name!r}]: {value!r} in row {row}; expected numbers or texts; give dates as numbers, such as days"
+                ) from None
+            if isinstance(value, np.datetime64 | np.timedelta64 | complex | np.complexfloating):
+                raise UserError(
+                    f"columns[{name!r}]: {value!r} in row {row}; expected numbers or texts; give it as numbers"
+                )
+    there = np.array([value is not None for value in given])
+    kept = [value for value in given if value is not None]
+    if kept and all(isinstance(value, str) for value in kept):
+        try:
+            return [None if value is None else float(value) for value in given], there
+        except ValueError:
+            pass
+    if any(isinstance(value, str) for value in kept):
+        kinds = {str(value) for value in kept}
+        if len(kinds) > MOST_CATEGORIES and 2 * len(kinds) > len(kept):
+            raise UserError(
+                f"columns[{name!r}]: {len(kinds)} different texts in {len(kept)} entries; expected at most {MOST_CATEGORIES} "
+                "categories; leave identifiers out"
+            )
+    return given, there
+
+
+def _category(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str] = ()) -> Table:
     """Columns of one length as observations for the corruption 'group_mask'.
 
-    Numbers: NaN or None is missing. Texts: None, NaN or '' is missing, every other text a category.
+    Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``, such as '' and '?'. A column of numbers, or of
+    texts that are all numbers, is a column of numbers; every other text is a category, without the space around it.
 
     Args:
         columns: name -> values.
+        categories: names of columns of numbers that are categories.
 
     Raises:
-        UserError: no columns, columns of different lengths, one without two different values, or infinite numbers.
+        UserError: no columns, columns of different lengths, one without two different values, infinite numbers, dates, complex
+            numbers, columns of several axes, or texts nearly all of which differ, such as identifiers.
     """
+    if unknown := [name for name in categories if name not in columns]:
+        raise UserError(f"categories: {unknown[0]!r}; expected names of columns, {list(columns)}; correct it")
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or len(set(lengths.values())) != 1 or not min(lengths.values()):
         raise UserError(
@@ -119,15 +179,15 @@ def encode_table(columns: Mapping[str, Sequence[Any]]) -> Table:
         )
     parts, masks, found = [], [], []
     for name, values in columns.items():
-        there = np.array([not (v is None or v != v or (isinstance(v, str) and not v)) for v in values])
+        values, there = _cleaned(name, values)
         kept = [v for v, seen in zip(values, there, strict=True) if seen]
-        texts = any(isinstance(v, str) for v in kept)
-        kinds = sorted({str(v) for v in kept}) if texts else sorted(set(map(float, kept)))
+        texts = name in categories or any(isinstance(v, str) for v in kept)
+        kinds: list[Any] = sorted({_category(v) for v in kept}) if texts else sorted(set(map(float, kept)))
         if len(kinds) < 2:
             raise UserError(f"columns[{name!r}]: {kinds}; expected at least two different values; leave the column out")
         if texts:
             column = Column(name, categories=tuple(map(str, kinds)))
-            known = np.array([str(v) if seen else "" for v, seen in zip(values, there, strict=True)])
+            known = np.array([_category(v) if seen else "" for v, seen in zip(values, there, strict=True)])
             part = np.where(known[:, None] == np.asarray(column.categories), 1.0, -1.0)
         else:
             numbers = np.array([float(v) if seen else 0.0 for v, seen in zip(values, there, strict=True)])

@@ -103,6 +103,39 @@ def look(problem: Problem) -> Report | None:
     return _lanczos(apply, size, shape, used, floor)
 
 
+LOST = {
+    "grayscale": "colour at equal grey cannot be learnt",
+    "gaussian_blur": "detail finer than the blur cannot be learnt",
+    "kernel_blur": "detail that this kernel removes cannot be learnt",
+    "motion_blur": "detail that this blur removes cannot be learnt",
+    "box_downsampling": "detail within a block of pixels cannot be learnt",
+    "bicubic_downsampling": "detail finer than the low resolution cannot be learnt",
+    "fixed_mask": "pixels that are always hidden cannot be learnt",
+}
+"""What a null space that all observations share takes away, by the name of the corruption."""
+
+
+def same_operator(problem: Problem) -> bool:
+    """Whether all observations share one operator, so that what it loses is lost for good; a few rows are compared."""
+    leaves = jax.tree.leaves(problem.observations.operator)
+    index = np.unique(np.linspace(0, problem.num_examples - 1, _CHUNK).astype(np.int64))
+    return all(bool((np.asarray(leaf[index]) == np.asarray(leaf[index[:1]])).all()) for leaf in leaves)
+
+
+def fixed_null_space(problem: Problem) -> list[str]:
+    """What cannot be learnt because all observations share an operator with a null space, said before training.
+
+    Operators that differ are not looked at here; ``look`` does that after training, since it reads them all.
+    """
+    if not problem.setup.data_corruption.is_linear or not same_operator(problem):
+        return []
+    found = look(problem)
+    if found is None or not found.unseen:
+        return []
+    name = str(problem.setup.config.corruption.name)
+    return [f"{found.warnings()[0]}; {LOST[name]}" if name in LOST else found.warnings()[0]]
+
+
 def _masks(operators: PyTree, shape: tuple[int, ...], count: int) -> Report:
     size = math.prod(shape)
     together = np.zeros((size, size)) if size <= PAIRS else None

@@ -21,7 +21,7 @@ from diffem_jax.parallel import accelerated, barrier, make_parallel, process_ind
 from diffem_jax.report import console
 from diffem_jax.report.writers import Writers
 from diffem_jax.report.writers import check as check_writers
-from diffem_jax.run import held_out, warm
+from diffem_jax.run import held_out, identifiability, warm
 from diffem_jax.run.context import Run
 from diffem_jax.run.identity import check_data, keep_data, with_stored_path
 from diffem_jax.run.measures import make_measures
@@ -80,6 +80,8 @@ def run_em(
                 *_width_warnings(config),
                 *_accelerator_advice(config),
             ]:
+                speak(line)
+            for line in identifiability.fixed_null_space(problem) if lead else []:
                 speak(line)
             for note in problem.notes:
                 speak(f"{'note':<11} {note}")

@@ -1,5 +1,6 @@
 """Directions of x that no observation sees, found from operators alone, against cases where they are known."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -105,3 +106,29 @@ def _one(problem):
 
 def test_nonlinear_corruptions_are_not_looked_at():
     assert look(problem_of(CORRUPTIONS["clipping"](shape=(4, 4, 1)))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("grayscale", (3, 3, 3), "18 of 27 directions.*colour at equal grey cannot be learnt"),
+        ("box_downsampling", (4, 4, 1), "12 of 16 directions.*within a block"),
+        ("pixel_mask", (3, 3, 1), ""),
+        ("denoising", (3, 3, 1), ""),
+    ],
+)
+def test_a_null_space_that_all_observations_share_is_said_before_training(name, shape, words):
+    problem = problem_of(CORRUPTIONS[name](shape=shape))
+    problem.setup.config = SimpleNamespace(corruption=SimpleNamespace(name=name))
+    lines = identifiability.fixed_null_space(problem)
+    assert bool(lines) == bool(words)
+    assert re.search(words, " ".join(lines))
+
+
+def test_one_mask_for_all_is_a_null_space_too():
+    corruption = CORRUPTIONS["pixel_mask"](shape=(3, 3, 1))
+    masks = np.ones((8, 3, 3, 1), np.float32)
+    masks[:, 1, 1] = 0
+    problem = problem_of(corruption, masks, count=8)
+    problem.setup.config = SimpleNamespace(corruption=SimpleNamespace(name="pixel_mask"))
+    assert "1 of 9 directions" in identifiability.fixed_null_space(problem)[0]
