@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import flops as count
+from benchmarks.flops import flops as count_flops
 from configs import cifar10, manifold
 from diffem_jax import em
 from diffem_jax.build.engine import Engine, make_engine
@@ -94,7 +94,7 @@ def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) ->
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    flops = float(count(engine.m_step, k, state, x, slots)) / updates
+    flops = float(count_flops(engine.m_step, k, state, x, slots)) / updates
     holder = {"state": state}
 
     def call() -> Any:
@@ -148,7 +148,7 @@ def e_step(dtype: str, batch: int) -> Any:
         lowered = engine.e_step.lower(*arguments)
         compiled = lowered.compile()
         compiling = time.perf_counter() - began
-        flops = float(count(engine.e_step, *arguments))
+        flops = float(count_flops(engine.e_step, *arguments))
         each = seconds_of(lambda: compiled(*arguments)) / steps
         return {
             "ms a step": 1e3 * each,
