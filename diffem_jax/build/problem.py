@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config import restore
 from diffem_jax.data import units
+from diffem_jax.data.spreadsheets import is_spreadsheet, load_spreadsheet
+from diffem_jax.data.tables import Column, Table
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
@@ -31,6 +34,7 @@ class Problem(NamedTuple):
         observations: arrays (possibly memory-mapped) with a leading axis N.
         truth: the hidden x, for measuring only; None for own observations.
         labels: class labels of the truth, for measuring only.
+        table: how the columns of a .csv are written; None for other data.
         notes: sentences on what was read as something that the file does not say.
     """
 
@@ -39,6 +43,7 @@ class Problem(NamedTuple):
     truth: Any
     labels: Any
     notes: tuple[str, ...] = ()
+    table: Table | None = None
 
     @property
     def num_examples(self) -> int:
@@ -106,18 +111,23 @@ def load_problem(config: ConfigDict) -> Problem:
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
 
-def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem:
+def load_own(
+    config: ConfigDict, path: str, count: int | None = None, columns: Sequence[Column] | None = None
+) -> Problem:
     """A user's observations under the config's corruption; there is no truth.
 
     Args:
         config: a configuration, left as it is; what the file decides is in that of the returned setup.
         path: the file or folder.
         count: the first so many; None for all.
+        columns: how the table that a run was trained on was written, for a .csv of other rows.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit the corruption.
     """
     d = config.data
+    if is_spreadsheet(path):
+        return _load_table(config, path, count, columns)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = data.array_shapes(path, d.cache_dir or None, tuple(d.shape) or None, d.alpha)
@@ -134,6 +144,27 @@ def load_own(config: ConfigDict, path: str, count: int | None = None) -> Problem
             raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
         observations = jax.tree.map(lambda a: data.first(a, count), observations)
     return Problem(setup, observations, None, None, tuple(notes))
+
+
+def _load_table(config: ConfigDict, path: str, count: int | None, columns: Sequence[Column] | None) -> Problem:
+    """The rows of a .csv under 'group_mask', whose groups are its columns."""
+    table, note = load_spreadsheet(path, tuple(config.data.categories), columns)
+    if config.corruption.name != "group_mask":
+        raise UserError(
+            f"config.corruption.name: {config.corruption.name!r} for {path}; expected 'group_mask' for a table; use "
+            "--config=own_data:table"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.corruption.groups = table.groups
+        config.data.shape = ()
+    held = len(table.y)
+    if count is not None and count > held:
+        raise UserError(f"config.data.num_examples: {count}; {path} holds {held}; lower it")
+    used = count or held
+    setup = make_setup(config.lock(), table.y.shape[1:], used)
+    observations: Any = Observation(table.y[:used], table.mask[:used])  # type: ignore[arg-type]
+    return Problem(setup, observations, None, None, (note,), table)
 
 
 def _mask_per_channel(

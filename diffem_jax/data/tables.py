@@ -201,3 +201,39 @@ def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]
         masks.append(mask.astype(np.float32))
         parts.append(np.where(mask, part, 0.0).astype(np.float32))
     return Table(np.concatenate(parts, axis=1), np.concatenate(masks, axis=1), tuple(found))
+
+
+def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) -> Table:
+    """Columns written as an earlier table was, for draws of new rows by a run that was trained on that one.
+
+    Args:
+        columns: name -> values; the names of ``like``, in any order.
+        like: the earlier table's columns.
+
+    Raises:
+        UserError: other columns, or a category that the earlier table did not have.
+    """
+    if set(columns) != {column.name for column in like}:
+        raise UserError(f"columns: {sorted(columns)}; expected those of the training data, {[c.name for c in like]}")
+    parts, masks = [], []
+    for column in like:
+        values, there = _cleaned(column.name, columns[column.name])
+        if column.categories:
+            known = [_category(v) if seen else None for v, seen in zip(values, there, strict=True)]
+            if new := sorted({k for k in known if k is not None} - set(column.categories)):
+                raise UserError(
+                    f"columns[{column.name!r}]: {new[0]!r}; expected one of {list(column.categories)}; correct it"
+                )
+            part = np.where(np.array(known, object)[:, None] == np.array(column.categories, object), 1.0, -1.0)
+        else:
+            try:
+                numbers = np.array([float(v) if seen else 0.0 for v, seen in zip(values, there, strict=True)])
+            except ValueError as error:
+                raise UserError(
+                    f"columns[{column.name!r}]: {error}; expected numbers, as in the training data"
+                ) from None
+            part = ((numbers - column.offset) / column.scale)[:, None]
+        mask = np.repeat(there[:, None], column.width, axis=1)
+        masks.append(mask.astype(np.float32))
+        parts.append(np.where(mask, part, 0.0).astype(np.float32))
+    return Table(np.concatenate(parts, axis=1), np.concatenate(masks, axis=1), tuple(like))

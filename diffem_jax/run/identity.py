@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffem_jax.build.problem import OWN, Problem
+from diffem_jax.data.tables import Column
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import write_json
 from diffem_jax.storage.rows import chunks
@@ -48,9 +49,18 @@ def check_data(workdir: Workdir, problem: Problem) -> str:
 
 
 def keep_data(workdir: Workdir, problem: Problem, mark: str) -> None:
-    """Writes the fingerprint beside config.json."""
+    """Writes the fingerprint, and of a table how its columns are written, beside config.json."""
     if mark:
-        write_json(workdir.data, {"fingerprint": mark, "examples": problem.num_examples}, indent=1)
+        facts: dict[str, Any] = {"fingerprint": mark, "examples": problem.num_examples}
+        if problem.table is not None:
+            facts["columns"] = [column._asdict() for column in problem.table.columns]
+        write_json(workdir.data, facts, indent=1)
+
+
+def stored_columns(workdir: Workdir) -> tuple[Column, ...] | None:
+    """How the table of a run was written; None where it was trained on other data."""
+    found = stored_facts(workdir).get("columns")
+    return None if found is None else tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in found)
 
 
 def stored_facts(workdir: Workdir) -> dict[str, Any]:

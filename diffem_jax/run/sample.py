@@ -12,10 +12,12 @@ from diffem_jax.build.engine import make_engine
 from diffem_jax.build.methods import Prior, Setup
 from diffem_jax.build.parts import make_sampler, make_times
 from diffem_jax.build.problem import Problem, load_own, rows, stored_config
+from diffem_jax.data.spreadsheets import write_spreadsheet
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.report import plots
 from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
+from diffem_jax.run.identity import stored_columns
 from diffem_jax.run.pictures import shown_observations
 from diffem_jax.run.prior import load_prior
 from diffem_jax.run.start import load_start, start_draw
@@ -39,7 +41,7 @@ def posterior_draws(
     config = stored_config(workdir)
     with config.unlocked():
         config.data.shape = tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
-    problem = load_own(config, observations)
+    problem = load_own(config, observations, columns=stored_columns(workdir))
     number = chosen_round(workdir, round)
     parallel = make_parallel(config.parallel)
     step, params = round_step(workdir, problem.setup, parallel, number)
@@ -105,7 +107,8 @@ def draws_of_prior(
 def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: Workdir | None = None) -> Path:
     """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
 
-    The numbers are in the user's units: ``data.scale`` of the run in ``workdir`` is undone.
+    The numbers are in the user's units: ``data.scale`` of the run in ``workdir`` is undone. Of a table a .csv of each draw and of
+    the means go beside it, in the original columns.
     """
     scale = 1.0 if workdir is None else stored_config(workdir).data.scale
     arrays = {"x": x if scale == 1 else x / np.float32(scale)}
@@ -118,6 +121,10 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: W
         raise UserError(
             f"--output: {output} cannot be written ({error.strerror}); expected a file in a writable folder"
         ) from error
+    if problem is not None and problem.table is not None:
+        for i, draw in enumerate([*arrays["x"], arrays["mean"]]):
+            name = "mean" if i == len(x) else f"draw_{i:03d}"
+            write_spreadsheet(output.with_name(f"{output.stem}_{name}.csv"), problem.table.decode(draw))
     image = output.with_suffix(".png")
     if problem is None:
         if x.ndim > 2 and not plots.is_series(x.shape[1:]):

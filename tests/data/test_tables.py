@@ -4,8 +4,10 @@ import datetime
 
 import numpy as np
 import pytest
+from faults.command import command, refused
 
 from diffem_jax.data import encode_table
+from diffem_jax.data.spreadsheets import read_spreadsheet
 from diffem_jax.errors import UserError
 
 NAN = float("nan")
@@ -57,3 +59,55 @@ def test_columns_that_are_no_data_are_refused(values, message):
     with pytest.raises(UserError, match=message) as error:
         encode_table({"a": values})
     assert "columns['a']" in str(error.value)
+
+
+def write_people(path, count=60, unknown="?"):
+    rng = np.random.default_rng(0)
+    lines = ["age,city,pets"]
+    for i in range(count):
+        age = unknown if i % 5 == 0 else f"{40 + 10 * rng.normal():.1f}"
+        city = "NA" if i % 7 == 0 else rng.choice(["Bonn", "Köln, West"])
+        lines.append(f'{age},"{city}",{rng.integers(0, 3)}')
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_csv_is_trained_on_and_its_draws_come_back_in_its_columns(tmp_path):
+    write_people(tmp_path / "people.csv")
+    before = (tmp_path / "people.csv").read_bytes()
+    small = [
+        "m_step.steps=2",
+        "m_step.batch_size=8",
+        "start.iterations=2",
+        "e_step.steps=2",
+        "e_step.draws=1",
+        "rounds=1",
+    ]
+    small += ["network.features=(8,)", "eval.metrics=()", "start.rank=2", f"data.path={tmp_path / 'people.csv'}"]
+    flags = [f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in small)]
+    refused(command("--config=own_data", *flags), "people.csv", "--config=own_data:table")
+    done = command("--config=own_data:table", *flags, "--config.data.categories=('pets',)")
+    assert done.code == 0 and "numbers age; categories city (2), pets (3)" in done.out, done
+    write_people(tmp_path / "new.csv", 20, "")
+    sample = ["--mode=sample", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out.npz'}", "--num_samples=2"]
+    assert command(*sample, f"--observations={tmp_path / 'new.csv'}").code == 0
+    given = read_spreadsheet(tmp_path / "new.csv")
+    for name in ("draw_000", "draw_001", "mean"):
+        found = read_spreadsheet(tmp_path / f"out_{name}.csv")
+        assert list(found) == list(given) and len(found["age"]) == 20 and set(found["city"]) <= {"Bonn", "Köln, West"}
+        for i, (age, city) in enumerate(zip(given["age"], given["city"], strict=True)):
+            assert age == "" or abs(float(found["age"][i]) - float(age)) < 2
+            assert city in ("NA", found["city"][i])
+    (tmp_path / "new.csv").write_text("age,city,pets\n41,Rome,1\n")
+    refused(command(*sample, f"--observations={tmp_path / 'new.csv'}"), "new.csv", "'Rome'", "'Bonn'")
+    assert (tmp_path / "people.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b\n", "1 lines"), ("a,a\n1,2\n", "each name once"), ("a,b\n1,2\n3\n", "row 3 has 1 entries"), ("", "0 lines")],
+)
+def test_a_csv_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_spreadsheet(tmp_path / "t.csv")
+    assert "t.csv" in str(error.value)
