@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 
-ONE_CORE = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "updates")
+ONE_CORE = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "updates", "loop", "width")
 BOTH_CORES = ("devices",)
 NAMES = (*ONE_CORE, *BOTH_CORES)
 

@@ -63,4 +63,5 @@ def get_config(variant: str = "best") -> ConfigDict:
             c.e_step.steps = 4096
             c.e_step.batch_size = 16_384
             c.m_step.steps = 65_536
+            c.m_step.ema_decay = 0.0
     return c

@@ -107,7 +107,7 @@ TABLE = (
     Field("m_step.clip_norm", 1.0, (0, 1e9), "0 does not clip"),
     Field("m_step.ema_decay", 0.999, (0, 0.9999999), "of the average of the parameters that draws; 0 takes the last ones"),
     Field("m_step.ema_warmup", True, bool, "the average forgets its beginning: decay min(ema_decay, (1 + n) / (10 + n)) at update n"),
-    Field("m_step.carry", "params", ("all", "params", "nothing"), "what goes over to the next round"),
+    Field("m_step.carry", "params", ("all", "params", "ema", "nothing"), "what goes over to the next round"),
     Field("m_step.time_law", "beta", (*TIME_LAWS, OWN), "the distribution of t in the loss"),
     Field("m_step.time_law_beta", ((3.0, 3.0),), PAIRS, "of 'beta': pairs (a, b), an even mixture of Beta(a, b)"),
     Field("m_step.time_law_log_normal", (-1.2, 1.2), tuple[float, float], "mean and standard deviation of log(sigma / alpha)"),
