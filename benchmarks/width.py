@@ -23,7 +23,7 @@ SCHEDULE = VarianceExploding(1e-3, 100.0)
 GRIDS = {"log_uniform": log_uniform_grid, "tangent": tangent_grid}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sampled(name: str, grid: str, evaluations: int):
     """(key, V) -> the variance of draws of N(0, V)."""
     times = GRIDS[grid](SCHEDULE, evaluations // EVALUATIONS.get(name, 1))
