@@ -134,8 +134,3 @@ def test_wrong_objects_are_refused(outside, flag, words):
     flags = tiny("--config=digits", f"--config.{flag}", "--config.network.features=(8,)", rounds=1)
     refused(command(*flags, f"--workdir={outside / 'run'}"), *words)
     assert not (outside / "run" / "rounds").exists() or not list((outside / "run" / "rounds").iterdir())
-
-
-def test_a_schedule_without_time(outside):
-    flags = ["--config=digits", "--config.schedule.name=outside:without_time", "--config.e_step.time_grid=karras"]
-    refused(command(*tiny(*flags, rounds=1), f"--workdir={outside / 'run'}"), "config.e_step.time_grid", "time(sigma)")

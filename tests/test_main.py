@@ -57,7 +57,7 @@ def run(tmp_path_factory, traces):
         write(folder)
         page = folder.report.read_text()
         shown = [number for number in range(3) if f'data-round="{number}"' in page]
-        pages.append(shown + ["several draws"] * ("Several draws for one observation" in page))
+        pages.append(shown + ["several draws"] * ("Several draws per observation" in page))
 
     with (
         mock.patch.object(report, "write", noted),
@@ -96,6 +96,9 @@ def test_the_files_of_a_run(run):
         assert (run / path).exists(), path
     assert not list((run / "latest").iterdir()) and not (run / "reconstructions" / "round_00001").exists()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    calibration = records.pop()
+    assert calibration["kind"] == "calibration" and calibration["round"] == 2
+    assert f"90% intervals hold {100 * calibration['held_out_coverage_90']:.0f}% of held-back measurements" in said
     assert [r["round"] for r in records] == [0, 1, 2] and [r["step"] for r in records] == [0, 40, 80]
     for record in records[1:]:
         assert {"loss", "e_step_seconds", "m_step_seconds", "psnr"} <= set(record)
@@ -263,7 +266,9 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     """With m_step.operators 'data' every operator of an update is one of the file's, and not that of the same x."""
     from configs import own_data
     from diffem_jax.build.problem import load_problem, rows
+    from diffem_jax.build.methods import make_model
     from diffem_jax.run.batches import round_batches
+    from diffem_jax.run.start import standard_normal
 
     rng = np.random.default_rng(0)
     own, config = tmp_path / "own.npz", own_data.get_config()
@@ -277,10 +282,11 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
         config.m_step.steps, config.m_step.batch_size, config.e_step.batch_size, config.e_step.steps = 4, 50, 100, 2
         config.m_step.updates_per_dispatch = 2
     problem, store = load_problem(config), ReconstructionStore(tmp_path / "reconstructions")
+    model = make_model(problem.setup, standard_normal((8, 8, 1)))
     stored = store.create(0, 200, (8, 8, 1), 200)
     stored.write_shard(0, rng.standard_normal((200, 8, 8, 1), np.float32))
     stored.finalise()
-    batches, whole = round_batches(problem, store, 1), slice(0, 50)
+    batches, whole = round_batches(problem, model, store, 1), slice(0, 50)
     again = [next(calls) for calls in [batches(0, 2, whole)] for _ in range(2)]
     met = [next(batches(2, 2, whole))]
     # An interrupted M-step goes on with the operators that it would have met.
