@@ -265,8 +265,8 @@ def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
 def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     """With m_step.operators 'data' every operator of an update is one of the file's, and not that of the same x."""
     from configs import own_data
-    from diffem_jax.build.problem import load_problem, rows
     from diffem_jax.build.methods import make_model
+    from diffem_jax.build.problem import load_problem, rows
     from diffem_jax.run.batches import round_batches
     from diffem_jax.run.start import standard_normal
 

@@ -214,7 +214,9 @@ def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) ->
         UserError: other columns, or a category that the earlier table did not have.
     """
     if set(columns) != {column.name for column in like}:
-        raise UserError(f"columns: {sorted(columns)}; expected those of the training data, {[c.name for c in like]}")
+        raise UserError(
+            f"columns: {sorted(columns)}; expected those of the training data, {[c.name for c in like]}; correct the table"
+        )
     parts, masks = [], []
     for column in like:
         values, there = _cleaned(column.name, columns[column.name])
@@ -230,7 +232,7 @@ def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) ->
                 numbers = np.array([float(v) if seen else 0.0 for v, seen in zip(values, there, strict=True)])
             except ValueError as error:
                 raise UserError(
-                    f"columns[{column.name!r}]: {error}; expected numbers, as in the training data"
+                    f"columns[{column.name!r}]: {error}; expected numbers, as in the training data; correct it"
                 ) from None
             part = ((numbers - column.offset) / column.scale)[:, None]
         mask = np.repeat(there[:, None], column.width, axis=1)

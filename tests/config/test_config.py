@@ -13,7 +13,7 @@ from diffem_jax.config import FIELDS, RETIRED, class_fields, default, difference
 from diffem_jax.config.values import parse
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
-from diffem_jax.networks import NETWORKS
+from diffem_jax.networks import NETWORK_VERSION, NETWORKS
 from diffem_jax.storage.workdir import Workdir
 
 SHIPPED = sorted(usage.shipped_configs())
@@ -43,10 +43,10 @@ class Vector:
     def sample(self, key):
         return jax.random.uniform(key, (2,))
 
-def grid(schedule, steps):
+def grid(schedule, steps, data_std):
     return jnp.linspace(1.0, 0.0, steps + 1) ** 2
 
-def short(schedule, steps):
+def short(schedule, steps, data_std):
     return jnp.linspace(1.0, 0.0, steps)
 
 def noise(request):
@@ -266,7 +266,7 @@ def test_stored_config_of_an_earlier_version(tmp_path):
         ({"m_step.time_law": "matched"}, "'matched' is not known"),
         ({"corruption.rate": 0.5}, "unknown field"),
     ):
-        folder.config.write_text(json.dumps(stored | wrong))
+        folder.config.write_text(json.dumps(stored | wrong | {"network_version": NETWORK_VERSION}))
         refused(command(f"--workdir={tmp_path}", "--mode=evaluate"), str(folder.config), words)
 
 
