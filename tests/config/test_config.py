@@ -203,7 +203,7 @@ def test_part_of_each_kind_is_found_in_the_current_folder(own):
     ended = command("--config=digits", "--workdir=run", *TINY, *parts, "--config.eval.metrics=own_parts:contrast")
     assert ended.code == 0, ended
     (*_, last) = (r for r in Workdir("run").records() if r["kind"] == "round")
-    assert "own_parts:contrast" in last and Path("run/lines.txt").read_text()
+    assert "contrast" in last and Path("run/lines.txt").read_text()
     stored = restore(Workdir("run").stored_config())
     assert stored.schedule.power == 2.0 and stored.corruption.every == 3
 
