@@ -120,7 +120,7 @@ class Clipping(AdditiveNoise):
     """Values outside [low, high] are cut off (a saturated sensor).
 
     Attributes:
-        low: the smallest value that is told apart.
+        low: the smallest value that is distinguished.
         high: the largest.
     """
 

@@ -68,7 +68,7 @@ def prepare(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 2 for a mistake that the user can mend."""
+    """The command line; returns the exit code, 2 for a mistake that the user can fix."""
     parser = argparse.ArgumentParser(prog="python -m diffem_jax.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="digits, cifar10, celeb_a, mnist, ...")
     parser.add_argument("--cache_dir", help="default: $DIFFEM_DATA_DIR or ~/.cache/diffem_jax")

@@ -44,7 +44,7 @@ class Mixture(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """The law of x = mean_0 + U^T z + e given y, with what EM needs of the latent z.
+    """The distribution of x = mean_0 + U^T z + e given y, with what EM needs of the latent z.
 
     Attributes:
         mean: E[x | y], [*X].
@@ -69,7 +69,7 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
 
     Args:
         corruption: the linear corruption.
-        prior: the Gaussian law of x.
+        prior: the Gaussian distribution of x.
         observation: y and its operator.
 
     Returns:
@@ -118,7 +118,7 @@ def condition_on_both(
 
     Args:
         corruption: the linear corruption.
-        prior: the Gaussian law of x.
+        prior: the Gaussian distribution of x.
         x_t: alpha x + sigma e, [*X].
         alpha: its signal level.
         sigma: its noise level, > 0.
@@ -170,7 +170,7 @@ def mixture_posterior_mean(
 
     Args:
         corruption: the linear corruption, unused without an observation.
-        mixture: the law of x.
+        mixture: the distribution of x.
         x_t: alpha x + sigma e, [*X].
         alpha: its signal level.
         sigma: its noise level.
@@ -221,7 +221,7 @@ def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observatio
 
     Args:
         corruption: the linear corruption.
-        mixture: the law of x.
+        mixture: the distribution of x.
         observation: y and its operator.
 
     Returns:
@@ -266,7 +266,7 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
     Args:
         key: the draw's key.
         corruption: the linear corruption.
-        mixture: the law of x.
+        mixture: the distribution of x.
         observation: y and its operator.
 
     Returns:

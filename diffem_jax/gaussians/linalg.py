@@ -205,13 +205,13 @@ def expand(z: Array, factor: Array) -> Array:
 
 @full_precision
 def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) -> tuple[Gaussian, Array]:
-    """The law of x given x_t = alpha x + sigma e for a Gaussian prior, which is again diagonal plus low rank.
+    """The distribution of x given x_t = alpha x + sigma e for a Gaussian prior, which is again diagonal plus low rank.
 
     With x = mean + factor^T z + e', z ~ N(0, I): given z the coordinates are independent, and z itself has the
     precision I + factor (variance + (sigma / alpha)^2)^-1 factor^T given x_t.
 
     Args:
-        prior: the law of x.
+        prior: the distribution of x.
         x_t: the noisy point [*X].
         alpha: its signal level, a scalar >= 0 (0 leaves the prior).
         sigma: its noise level, a scalar > 0.

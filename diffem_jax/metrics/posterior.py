@@ -69,7 +69,7 @@ def tarp(
 ) -> tuple[Estimate, ...]:
     """Expected coverage of the regions "closer to a random point than the truth is", which sees joint errors.
 
-    Calibrated draws give each level back for every law of the references that does not look at the truth given y.
+    Calibrated draws give each level back for every distribution of the references that does not look at the truth given y.
     References that depend on y see more: with references independent of y, draws from the prior pass too.
 
     Args:

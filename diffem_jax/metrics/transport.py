@@ -203,7 +203,7 @@ def observation_features(y: ArrayLike, operator: Any = ()) -> np.ndarray:
 
 
 def observation_distance(observed: ArrayLike, fresh: ArrayLike, key: Key, projections: int = 256) -> Estimate:
-    """How far the law of freshly corrupted reconstructions is from that of the observations; needs no clean data.
+    """How far the distribution of freshly corrupted reconstructions is from that of the observations; needs no clean data.
 
     The distance between these laws is what EM lowers from round to round (arXiv 2510.12691), as long as the network
     fits. It is ``sliced_wasserstein`` between two arrays of ``observation_features``.

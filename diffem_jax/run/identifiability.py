@@ -1,7 +1,7 @@
 """Which directions of x no observation sees, from the operators alone: there EM can learn nothing.
 
 With M = mean_i A_i^T A_i over the observations' operators, <u, M u> is how much of the direction u the observations
-see. Directions with M u = 0 are in every operator's null space, so no law of y depends on them; what a run yields there
+see. Directions with M u = 0 are in every operator's null space, so no distribution of y depends on them; what a run yields there
 is its start's and its network's habit. Directions are also called unseen where all N observations together say less
 than one of them with unit noise would of a direction of unit prior variance: N <u, M u> < noise_std^2.
 

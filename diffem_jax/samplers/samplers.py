@@ -41,7 +41,7 @@ def sample(key: Key, sampler: Sampler, denoise: DenoiseFn, times: Array, shape: 
 
 
 def initial_noise(schedule: Schedule, data_std: float, key: Key, t: Array, shape: tuple[int, ...]) -> Array:
-    """x_t ~ N(0, (alpha_t^2 data_std^2 + sigma_t^2) I), the law of x_t for centred data of that standard deviation."""
+    """x_t ~ N(0, (alpha_t^2 data_std^2 + sigma_t^2) I), the distribution of x_t for centred data of that standard deviation."""
     alpha, sigma = schedule(t)
     return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * jax.random.normal(key, shape)
 

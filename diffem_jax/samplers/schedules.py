@@ -1,4 +1,4 @@
-"""Noise schedules, time grids, laws of t in training and loss weights: small frozen dataclasses and functions."""
+"""Noise schedules, time grids, distributions of t in training and loss weights: small frozen dataclasses and functions."""
 
 from __future__ import annotations
 
