@@ -235,5 +235,9 @@ TRAINING_RULES: tuple[Rule, ...] = (
         "config.e_step.guidance: {c.e_step.guidance} with m_step.condition_dropout 0, so that nothing trains the prior that it "
         "leads away from; expected 1; set it, or m_step.condition_dropout=0.1",
     ),
+    (
+        lambda c: not len(c.data.categories) or c.data.path.endswith((".csv", ".parquet")),
+        "config.data.categories: {c.data.categories!r} with data that are no table; expected (); set it, or give a .csv",
+    ),
 )
 """Rules of training alone: a run that is there already may have been trained with a field that did nothing."""
