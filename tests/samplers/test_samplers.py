@@ -70,7 +70,8 @@ WITHOUT_ORDER = {"pc"}
 
 
 def test_every_sampler_is_held_to_its_order():
-    assert set(SAMPLERS) == {*STRONG, *WEAK, *WITHOUT_ORDER}
+    # analytic_2m, which is exact for the Gaussian used here, has its order in test_analytic.py.
+    assert set(SAMPLERS) == {*STRONG, *WEAK, *WITHOUT_ORDER, "analytic_2m"}
 
 
 @pytest.mark.parametrize(("name", "order"), STRONG.items())
