@@ -121,14 +121,14 @@ def fit(
     )
 
     def run(mixture: Mixture, offset: int) -> Fit:
-        def told(done: int, value: float) -> None:
+        def report_progress(done: int, value: float) -> None:
             if report is not None:
                 report(offset + done, total, value)
 
         spent, coarse = 0, max(COARSE, 8 * math.prod(mixture.components.factor.shape[:2]))
         if count >= 2 * coarse and not 0 < minibatch < count and iterations > 1:
             some = _spaced(observations, coarse)
-            few, spent = climb(some, mixture, offset, iterations // 2, minibatch=0, report=told)
+            few, spent = climb(some, mixture, offset, iterations // 2, minibatch=0, report=report_progress)
             mixture = few.mixture
         fitted, _ = climb(
             observations,
@@ -136,7 +136,7 @@ def fit(
             offset + spent,
             iterations - spent,
             minibatch=minibatch,
-            report=lambda done, value: told(spent + done, value),
+            report=lambda done, value: report_progress(spent + done, value),
         )
         return fitted
 
@@ -270,7 +270,7 @@ def _climb(
 ) -> tuple[Fit, int]:
     """EM iterations of a mixture on the observations, and how many they were; the arguments are those of ``fit``.
 
-    Iteration i takes randomness from (key, offset + i); ``report`` is told (iterations done, log-likelihood).
+    Iteration i takes randomness from (key, offset + i); ``report`` takes (iterations done, log-likelihood).
     """
     count, size = len(observations.y), math.prod(corruption.shape)
     k, r = mixture.components.factor.shape[:2]

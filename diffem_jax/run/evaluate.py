@@ -40,7 +40,7 @@ def evaluate_run(
         workdir: a trained run.
         reference: an .npz with clean ``x`` of the same rows, for measuring only; None for a source's hidden truth.
         round: which; None for the one that the stopping rule picked, else the last.
-        warn: told what the observations cannot show.
+        warn: takes lines on what the observations cannot show.
         path: where the run's observations lie now; None for where they were.
 
     Raises:
