@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["diffem_jax", "diffem_jax.*"]), "diffem_jax.configs"],
     package_dir={"diffem_jax.configs": "configs"},
-    package_data={"diffem_jax": ["report/*.css", "report/*.js", "artefacts/*/*"]},
+    package_data={"diffem_jax": ["report/page.*", "artefacts/*/*"]},
     install_requires=[
         # The oldest that are supported: `make test-oldest` installs tests/oldest.txt, which pins these.
         "jax>=0.8.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PathLike = str | os.PathLike[str]
 DPI = 150
 INK, ACCENT, SECOND, THIRD, FOURTH = "#222222", "#1f6fb4", "#d1603d", "#3c8d5a", "#8a63a8"
-HIDDEN = "#c98fd0"
-"""Of what was not observed: no grey, and rare in photographs."""
-
-LOW, HIGH = -2.0, 2.0
-"""The range of the data."""
+HIDDEN = "#c98fd0"  # what was not observed: no grey, and rare in photographs
+LOW, HIGH = -2.0, 2.0  # the range of the data
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -41,22 +39,18 @@ def set_title(figure: Figure, title: str | None, inches: float = 0.06) -> None:
         figure.text(0.5125, 0.88 + inches / height, title, fontsize=10, color=INK, ha="center", va="bottom")
 
 
-def save(figure: Figure, path: str | os.PathLike) -> Path:
+def save(figure: Figure, path: PathLike) -> Path:
     """Writes the figure as a PNG, whole or not at all."""
     target = Path(path)
+    options: Any = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.06}
     target.parent.mkdir(parents=True, exist_ok=True)
-
-    def draw(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.06)
-
-    write_atomically(target, draw, durable=False)
+    write_atomically(target, lambda file: figure.savefig(file, **options), durable=False)
     return target
 
 
 def hide_ticks(axes: Axes) -> None:
     """A thin grey frame without ticks."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color="#bbbbbb", linewidth=0.5)
 

@@ -15,7 +15,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -25,42 +24,31 @@ from tqdm import tqdm
 from diffem_jax.build.problem import Problem
 from diffem_jax.parallel import process_count
 from diffem_jax.report.facts import is_measure
-from diffem_jax.report.template import duration, metric_name, number, shown
+from diffem_jax.report.numbers import duration, metric_name, number, shown
 from diffem_jax.storage.workdir import Record, Workdir
 
-FEWEST_SECONDS = 2.0
-"""Updates are timed at least so long before the first estimate."""
-
-TOLERATED = 0.05
-"""How far coverage may be off before a run warns of it."""
+FEWEST_SECONDS = 2.0  # updates are timed at least so long before the first estimate
+TOLERATED = 0.05  # how far coverage may be off before a run warns of it
 
 
 def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
-    """The first lines: data, corruption, method, network, work, devices, and where results go.
-
-    Args:
-        problem: what the run works on.
-        workdir: its folder.
-        parameters: the network's parameters, or their shapes.
-    """
+    """The first lines: data, corruption, method, network (its parameters, or their shapes), work, devices, and where results go."""
     setup, c = problem.setup, problem.setup.config
-    shape, devices = "x".join(map(str, setup.shape)), jax.device_count()
+    shape, devices = "x".join(map(str, setup.shape)), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
     work = f"{c.m_step.steps:,} updates of batch {c.m_step.batch_size:,}, then {c.e_step.sampler} in {c.e_step.steps} steps"
-    if c.e_step.draws > 1:
-        work += f", {c.e_step.draws} draws per observation"
-    lines = [
-        ("data", f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}"),
-        ("corruption", _fields(c.corruption) + (", observed under another" if len(c.data_corruption) else "")),
-        ("method", f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}"),
-        ("network", f"{c.network.name} with {size:,} parameters"),
-        ("rounds", f"{c.rounds}, each {work}"),
-        ("devices", f"{devices} x {jax.devices()[0].device_kind} ({c.parallel}), {process_count()} process(es)"),
-        ("results", f"{workdir.root}: report.html, samples/, metrics.jsonl"),
-    ]
-    if c.prior.steps:
-        lines.insert(-2, ("prior", f"{c.prior.steps:,} updates on the last reconstructions"))
-    return [f"{name:<11} {text}" for name, text in lines]
+    draws = f", {c.e_step.draws} draws per observation" if c.e_step.draws > 1 else ""
+    lines = {
+        "data": f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}",
+        "corruption": _fields(c.corruption) + (", observed under another" if len(c.data_corruption) else ""),
+        "method": f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}",
+        "network": f"{c.network.name} with {size:,} parameters",
+        "rounds": f"{c.rounds}, each {work}{draws}",
+        "prior": f"{c.prior.steps:,} updates on the last reconstructions" if c.prior.steps else "",
+        "devices": f"{devices} ({c.parallel}), {process_count()} process(es)",
+        "results": f"{workdir.root}: report.html, samples/, metrics.jsonl",
+    }
+    return [f"{name:<11} {text}" for name, text in lines.items() if text]
 
 
 def _fields(section: Any) -> str:
@@ -84,16 +72,14 @@ def reached(records: Sequence[Record]) -> str:
     if not records:
         return "done: no round was asked for"
     first, last = records[0], records[-1]
-    parts = []
+    seconds = sum(number(r.get(f"{step}_step_seconds")) or 0.0 for r in records for step in "me")
+    parts = [f"done: {last['round']} round{'s' * (last['round'] != 1)} in {duration(seconds)} of computing"]
     for name in filter(is_measure, last):
         value, before = number(last[name]), number(first.get(name))
-        if value is None or name == "loss":
-            continue
-        text = f"{metric_name(name)} {shown(value, number(last.get(f'{name}_se')) or 0.0)}"
-        parts.append(f"{text} (start {shown(before)})" if before is not None and first is not last else text)
-    seconds = sum(number(r.get(f"{step}_step_seconds")) or 0.0 for r in records for step in "me")
-    rounds = f"{last['round']} round{'s' * (last['round'] != 1)}"
-    return "; ".join([f"done: {rounds} in {duration(seconds)} of computing", *parts])
+        if value is not None and name != "loss":
+            text = f"{metric_name(name)} {shown(value, number(last.get(f'{name}_se')) or 0.0)}"
+            parts.append(text if before is None or first is last else f"{text} (start {shown(before)})")
+    return "; ".join(parts)
 
 
 def calibrated(records: Sequence[Record]) -> list[str]:
@@ -118,14 +104,7 @@ def round_line(number: int, record: Record) -> str:
 
 
 class Estimate:
-    """How long a run will take, said as soon as its updates have been timed, and again after each round.
-
-    Args:
-        config: the run's configuration.
-        num_examples: draws of an E-step.
-        say: takes lines for the person watching.
-        clock: seconds.
-    """
+    """How long a run of ``num_examples`` draws per round will take, said once its updates are timed and after each round."""
 
     def __init__(
         self, config: Any, num_examples: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -139,17 +118,15 @@ class Estimate:
         if self.begun is None:
             self.begun, self.resumed = self.clock(), done > count
             return
-        if self.said:
-            return
         self.counted += count
         passed = self.clock() - self.begun
-        if passed < FEWEST_SECONDS:
+        if self.said or passed < FEWEST_SECONDS:
             return
         self.said = True
-        c, each = self.config, passed / self.counted
-        left = (c.rounds - number + 1) * c.m_step.steps - done + c.prior.steps
+        c, each, rounds = self.config, passed / self.counted, self.config.rounds - number + 1
+        left = rounds * c.m_step.steps - done + c.prior.steps
         # Nothing has drawn with the network yet: a draw's evaluation is taken as a third of an update of its example.
-        draws = (c.rounds - number + 1) * self.num_examples * c.e_step.steps / (3 * c.m_step.batch_size)
+        draws = rounds * self.num_examples * c.e_step.steps / (3 * c.m_step.batch_size)
         self.say(
             f"estimate: about {duration((left + draws) * each)} ({1 / each:.3g} updates/s over {self.counted} updates; the "
             f"draws' part, {100 * draws / max(left + draws, 1):.0f}%, is a guess until one E-step has been timed)"
@@ -157,9 +134,9 @@ class Estimate:
 
     def round(self, number: int, record: Mapping[str, Any]) -> None:
         """Round ``number`` has ended; its record tells how long it took. One that was resumed tells too little."""
-        c, m_seconds = self.config, record.get("m_step_seconds")
-        whole, self.resumed = not self.resumed, False
-        if m_seconds is None or not whole or not (number < c.rounds or c.prior.steps):
+        c, m_seconds, resumed = self.config, record.get("m_step_seconds"), self.resumed
+        self.resumed = False
+        if m_seconds is None or resumed or not (number < c.rounds or c.prior.steps):
             return
         self.said = True
         rounds = (c.rounds - number) * (m_seconds + record["e_step_seconds"])
@@ -167,30 +144,23 @@ class Estimate:
 
 
 class Progress:
-    """Counts units of work towards a total; a context manager.
+    """Counts units of work towards a total, of which ``done`` were done before: a bar on a terminal, else a line every few seconds.
 
-    Args:
-        label: what is being done.
-        total: how many units there are.
-        unit: the unit's name.
-        done: units done before (a resumed run).
-        quiet: say nothing (all but the first process).
-        every: seconds between lines in a log.
+    A context manager; all but the first process are quiet.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False, every: float = 10.0):
-        self.label, self.total, self.unit, self.every = label, total, unit, every
+        self.label, self.total, self.unit, self.quiet, self.every = label, total, unit, quiet, every
         self.count, self.first = done, done
         self.last = time.monotonic()
         self.begin: float | None = None  # of the measured rate: the first units hold compilation
-        self.quiet = quiet
         live = sys.stderr.isatty() and not quiet
         self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False) if live else None
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -207,11 +177,11 @@ class Progress:
         if self.quiet or now - self.last < self.every:
             return
         self.last = now
-        line = f"{self.label}: {self.count}/{self.total} {self.unit}"
+        parts = [f"{self.label}: {self.count}/{self.total} {self.unit}"]
         if self.count > self.first and now > self.begin:
             rate = (self.count - self.first) / (now - self.begin)
-            line += f", {rate:.4g} {self.unit}/s, {(self.total - self.count) / rate:.0f} s left"
-        print(f"{line}{', ' + note if note else ''}", flush=True)
+            parts.append(f"{rate:.4g} {self.unit}/s, {(self.total - self.count) / rate:.0f} s left")
+        print(", ".join([*parts, note] if note else parts), flush=True)
 
 
 class CompileClock:

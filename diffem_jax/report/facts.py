@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 
 from diffem_jax.parallel import process_count
-from diffem_jax.report.template import Point, number
+from diffem_jax.report.numbers import number
+from diffem_jax.report.template import Point
 from diffem_jax.storage.files import write_json
 from diffem_jax.storage.workdir import Workdir
 
@@ -39,27 +40,16 @@ class Calibration(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What was found in a work directory.
-
-    Attributes:
-        workdir: where.
-        config: the flattened configuration; empty where it cannot be read.
-        records: of metrics.jsonl, those that name their round.
-        metrics: name -> its values over the rounds.
-        samples: name -> how many examples the last value is of; 0 where that is not known.
-        last: the last round; None before the first.
-        calibration: of the last round that was measured so, or None.
-        environment: command, versions and devices of the run.
-    """
+    """What was found in a work directory."""
 
     workdir: Workdir
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    metrics: dict[str, list[Point]]
-    samples: dict[str, int]
-    last: int | None
-    calibration: Calibration | None
-    environment: dict[str, Any]
+    config: dict[str, Any]  # flattened; empty where it cannot be read
+    records: list[dict[str, Any]]  # of metrics.jsonl, those that name their round
+    metrics: dict[str, list[Point]]  # values over the rounds
+    samples: dict[str, int]  # how many examples the last value is of; 0 where that is not known
+    last: int | None  # the last round; None before the first
+    calibration: Calibration | None  # of the last round that was measured so
+    environment: dict[str, Any]  # command, versions and devices of the run
 
 
 def read_facts(workdir: Workdir) -> Facts:
@@ -80,12 +70,10 @@ def read_facts(workdir: Workdir) -> Facts:
                 metrics.setdefault(name, []).append(Point(record["round"], seconds, value, error))
                 samples[name] = int(number(record.get(f"{name}_samples")) or 0)
     # The loss is the means, not the end: it stands last.
-    ordered = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
+    metrics = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
+    config, environment = _read_json(workdir.config), _read_json(_environment_file(workdir))
     last = rounds[-1]["round"] if rounds else None
-    environment = read_json(_environment_file(workdir))
-    return Facts(
-        workdir, read_json(workdir.config), records, ordered, samples, last, read_calibration(records), environment
-    )
+    return Facts(workdir, config, records, metrics, samples, last, read_calibration(records), environment)
 
 
 def is_measure(name: str) -> bool:
@@ -98,24 +86,22 @@ def is_measure(name: str) -> bool:
 
 def read_calibration(records: list[dict[str, Any]]) -> Calibration | None:
     """What the last record of a round or an evaluation that has such fields says of calibration."""
-    for record in sorted(records, key=lambda r: (r["round"], r.get("kind") == "evaluation"), reverse=True):
+    measured = [r for r in records if r.get("kind") in ("round", "evaluation", "calibration")]
+    for record in sorted(measured, key=lambda r: (r["round"], r["kind"] == "evaluation"), reverse=True):
         found: dict[str, dict[float, float]] = {}
-        for name, level in ((m[1], m[2]) for m in map(_LEVEL.match, record) if m):
-            value = number(record[f"{name}_{level}"])
+        for match in filter(None, map(_LEVEL.match, record)):
+            value = number(record[match[0]])
             if value is not None:
-                found.setdefault(name, {})[int(level) / 100] = value
+                found.setdefault(match[1], {})[int(match[2]) / 100] = value
         levels = sorted(set().union(*found.values()))
-        if record.get("kind") in ("round", "evaluation", "calibration") and len(levels) > 1:
-            shown = {
-                CALIBRATION[name]: [found[name].get(v, float("nan")) for v in levels]
-                for name in CALIBRATION
-                if name in found
-            }
+        if len(levels) > 1:
+            names = [name for name in CALIBRATION if name in found]
+            shown = {CALIBRATION[name]: [found[name].get(v, float("nan")) for v in levels] for name in names}
             return Calibration(record["round"], levels, shown)
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_bytes().decode("utf-8", "replace"))
@@ -125,7 +111,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def note_environment(workdir: Workdir) -> None:
     """Writes environment.json, this process's command, versions and devices, for a page that is rebuilt elsewhere."""
-    found: dict[str, Any] = {"command": _command(), "versions": versions()}
+    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    found: dict[str, Any] = {"command": _command(), "versions": versions}
     with contextlib.suppress(RuntimeError, IndexError):
         devices = jax.devices()
         found |= {"device": devices[0].device_kind, "platform": devices[0].platform, "devices": len(devices)}
@@ -145,15 +135,6 @@ def _command() -> str:
         return "diffem_jax.run.train.run_em(config, workdir), from a Python session"
     words = [program.name]
     if program.suffix == ".py":
-        module = ["-m", "diffem_jax.main"] if (program.parent.name, program.name) == ("diffem_jax", "main.py") else None
-        words = ["python", *(module or words)]
+        own = (program.parent.name, program.name) == ("diffem_jax", "main.py")
+        words = ["python", "-m", "diffem_jax.main"] if own else ["python", program.name]
     return shlex.join([*words, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    """Of Python, the system and the packages that matter."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

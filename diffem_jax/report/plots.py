@@ -1,11 +1,10 @@
-"""Pictures: grids of images and spreads of posterior draws; ``picture`` chooses by shape.
+"""Pictures: grids of images and spreads of posterior draws; ``picture`` and ``spread`` choose by shape.
 
 Matplotlib is imported inside the functions; every file is a PNG that is there whole or not at all.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,28 +13,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.report.canvas import HIDDEN, HIGH, INK, LOW, hide_ticks, new_figure, real, save, set_title
-from diffem_jax.report.charts import LARGEST_CORNER, calibration, corner, heat_map, series
+from diffem_jax.report import canvas
+from diffem_jax.report.canvas import HIGH, LOW, PathLike
+from diffem_jax.report.charts import LARGEST_CORNER, calibration, corner, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["calibration", "corner", "heat_map", "image_grid", "is_series", "picture", "series", "spread", "spread_grid"]
+__all__ = ["calibration", "corner", "image_grid", "is_point", "picture", "series", "spread", "spread_grid"]
 COLUMNS = 10
-_HIDDEN_RGB = np.array([int(HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
+SPREAD_COLUMNS, SPREAD_DRAWS = 8, 5
 MOST_CHANNELS = 4
-Cell = tuple[ArrayLike, dict[str, Any]]
-"""An image and the arguments of ``_show``."""
+_HIDDEN_RGB = np.array([int(canvas.HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
+Row = tuple[str, Sequence[ArrayLike], dict[str, Any]]
+"""A label, images, and the arguments of ``_show``."""
 
 
 def as_image(x: ArrayLike) -> np.ndarray:
-    """One example as something to show: [H, W] or [H, W, 3].
+    """One example [H, W], [H, W, C] or [D, H, W, C] as an image [H, W] or [H, W, 3].
 
-    Args:
-        x: [H, W], [H, W, C] with C of 1 or 3 (of other channels the first is shown), or a volume [D, H, W, C], of which
-            the middle slice is shown; complex values by their modulus.
+    Of a volume the middle slice is shown, of channels other than 3 the first, of complex values the modulus.
     """
-    image = real(x)
+    image = canvas.real(x)
     if image.ndim == 4:
         image = image[image.shape[0] // 2]
     if image.ndim == 3 and image.shape[-1] != 3:
@@ -59,147 +58,117 @@ def _show(axes: Axes, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: 
     axes.imshow(np.where(hidden[..., None], _HIDDEN_RGB, image), interpolation="nearest")
 
 
-def _grid(path: str | os.PathLike, rows: Sequence[tuple[str, list[Cell]]], title: str | None) -> Path:
-    """Rows of (label, cells)."""
-    columns = max(len(cells) for _, cells in rows)
-    sample = as_image(rows[0][1][0][0])
-    aspect = min(max(sample.shape[0] / sample.shape[1], 0.3), 3.0)
-    side = 0.85
-    figure = new_figure(side * columns + 1.0, side * aspect * len(rows) + (0.35 if title else 0.05))
+def _grid(path: PathLike, rows: Sequence[Row], title: str | None) -> Path:
+    columns = max(len(images) for _, images, _ in rows)
+    height, width = as_image(rows[0][1][0]).shape[:2]
+    side, aspect = 0.85, min(max(height / width, 0.3), 3.0)
+    figure = canvas.new_figure(side * columns + 1.0, side * aspect * len(rows) + (0.35 if title else 0.05))
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
-    for (label, cells), line in zip(rows, axes, strict=True):
-        for cell, place in zip(cells, line, strict=False):
-            _show(place, cell[0], **cell[1])
-            hide_ticks(place)
-        for place in line[len(cells) :]:
+    for (label, images, options), line in zip(rows, axes, strict=True):
+        for image, place in zip(images, line, strict=False):
+            _show(place, image, **options)
+            canvas.hide_ticks(place)
+        for place in line[len(images) :]:
             place.set_axis_off()
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=INK, labelpad=6)
-    set_title(figure, title)
-    return save(figure, path)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=canvas.INK, labelpad=6)
+    canvas.set_title(figure, title)
+    return canvas.save(figure, path)
 
 
-def _range(x: np.ndarray) -> dict[str, float]:
-    finite = x[np.isfinite(x)]
-    return {"low": float(finite.min()), "high": float(finite.max())} if finite.size else {}
-
-
-def _observed_label(label: str, observed: np.ndarray) -> str:
-    return f"{label}\n(hidden: violet)" if np.isnan(observed).any() else label
+def _observed_rows(label: str, observations: ArrayLike | None, shape: tuple[int, ...]) -> list[Row]:
+    """The row of the observations; none where they are not image-shaped. Where x has another shape they have their own range."""
+    observed = np.zeros(0) if observations is None else np.asarray(observations)
+    if observed.ndim < 3:
+        return []
+    options = {}
+    if observed.shape[1:3] != shape[:2]:
+        finite = canvas.real(observed[np.isfinite(observed)])
+        options = {"low": finite.min(), "high": finite.max()} if finite.size else {}
+    return [(f"{label}\n(hidden: violet)" if np.isnan(observed).any() else label, list(observed), options)]
 
 
 def image_grid(
-    path: str | os.PathLike,
-    observations: ArrayLike,
+    path: PathLike,
+    observations: ArrayLike | None,
     reconstructions: ArrayLike,
     truth: ArrayLike | None = None,
     title: str | None = None,
-    columns: int = COLUMNS,
     labels: Sequence[str] = ("observed", "reconstruction", "truth"),
 ) -> Path:
-    """Writes rows of images: observed, reconstruction and, where it is known, truth.
+    """Writes rows of images, at most ten examples: observed, reconstruction and, where it is known, truth.
 
-    Args:
-        path: the PNG to write.
-        observations: [N, ...], NaN where hidden; drawn where they are image-shaped, in their own range unless of the reconstructions'
-            shape; left out otherwise.
-        reconstructions: images in [-2, 2], [N, H, W], [N, H, W, C] or volumes [N, D, H, W, C].
-        truth: like reconstructions.
-        title: a line above the picture.
-        columns: at most how many examples.
-        labels: names of the three rows.
+    ``reconstructions`` and ``truth`` are images in [-2, 2], [N, H, W] or [N, H, W, C], or volumes [N, D, H, W, C];
+    ``observations`` [N, ...], NaN where hidden, are left out where they are not image-shaped.
     """
-    observed, restored = np.asarray(observations)[:columns], np.asarray(reconstructions)[:columns]
-    rows = []
-    if observed.ndim >= 3:
-        # Channels hold the mask in some corruptions; the image itself has the data's range.
-        alike = observed.shape[1:3] == restored.shape[1:3]
-        rows.append(
-            (_observed_label(labels[0], observed), [(y, {} if alike else _range(as_image(y))) for y in observed])
-        )
-    rows.append((labels[1], [(x, {}) for x in restored]))
+    restored = np.asarray(reconstructions)[:COLUMNS]
+    observed = None if observations is None else np.asarray(observations)[:COLUMNS]
+    rows = [*_observed_rows(labels[0], observed, restored.shape[1:]), (labels[1], list(restored), {})]
     if truth is not None:
-        rows.append((labels[2], [(x, {}) for x in np.asarray(truth)[:columns]]))
+        rows.append((labels[2], list(np.asarray(truth)[:COLUMNS]), {}))
     return _grid(path, rows, title)
 
 
 def spread_grid(
-    path: str | os.PathLike,
-    observation: ArrayLike,
+    path: PathLike,
+    observations: ArrayLike,
     draws: ArrayLike,
     truth: ArrayLike | None = None,
     title: str | None = None,
-    shown: int = 5,
-    rows: int = 8,
 ) -> Path:
-    """Writes one column per observation: the observation, several draws, their mean, their standard deviation, the truth.
+    """Writes one column for each of at most eight observations [N, ...]: the observation, draws, their mean and deviation, truth.
 
-    Args:
-        path: the PNG to write.
-        observation: [N, ...].
-        draws: posterior draws [S, N, ...] of images.
-        truth: [N, ...].
-        title: a line above the picture.
-        shown: how many draws to show; mean and deviation use all.
-        rows: at most how many observations.
+    Of the draws [S, N, ...] of images at most five are shown; mean and standard deviation use all.
     """
-    observed, samples = np.asarray(observation), np.asarray(draws)
-    if samples.ndim < 4 or samples.shape[1] != observed.shape[0]:
-        raise UserError(
-            f"spread_grid: draws {samples.shape}; expected [S, N, H, W, ...] with N = {observed.shape[0]} as observed"
-        )
-    samples, observed = samples[:, :rows], observed[:rows]
-    deviation = samples.std(axis=0)
+    observed, samples = np.asarray(observations), np.asarray(draws)
+    if samples.ndim < 4 or samples.shape[1] != len(observed):
+        raise UserError(f"spread_grid: draws {samples.shape}; expected [S, {len(observed)}, H, W, ...]")
+    observed, samples = observed[:SPREAD_COLUMNS], samples[:, :SPREAD_COLUMNS]
     # A standard deviation has no colour: its channels are averaged.
-    deviation = np.stack([image.mean(-1) if image.ndim == 3 else image for image in map(as_image, deviation)])
-    largest = float(deviation.max()) or 1.0
-    lines: list[tuple[str, list[Cell]]] = []
-    if observed.ndim >= 3:
-        alike = observed.shape[1:3] == samples.shape[2:4]
-        lines.append(
-            (_observed_label("observed", observed), [(y, {} if alike else _range(as_image(y))) for y in observed])
-        )
-    lines += [(f"draw {s + 1}", [(x, {}) for x in samples[s]]) for s in range(min(shown, len(samples)))]
-    lines.append((f"mean of {len(samples)}", [(x, {}) for x in samples.mean(axis=0)]))
-    lines.append((f"std, 0 to {largest:.2f}", [(x, {"low": 0.0, "high": largest, "cmap": "magma"}) for x in deviation]))
+    deviation = [x.mean(-1) if x.ndim == 3 else x for x in map(as_image, samples.std(axis=0))]
+    largest = float(np.max(deviation)) or 1.0
+    rows = _observed_rows("observed", observed, samples.shape[2:])
+    rows += [(f"draw {s + 1}", list(x), {}) for s, x in enumerate(samples[:SPREAD_DRAWS])]
+    rows.append((f"mean of {len(samples)}", list(samples.mean(axis=0)), {}))
+    rows.append((f"std, 0 to {largest:.2f}", deviation, {"low": 0.0, "high": largest, "cmap": "magma"}))
     if truth is not None:
-        lines.append(("truth", [(x, {}) for x in np.asarray(truth)[:rows]]))
-    return _grid(path, lines, title)
+        rows.append(("truth", list(np.asarray(truth)[:SPREAD_COLUMNS]), {}))
+    return _grid(path, rows, title)
 
 
-def is_series(shape: tuple[int, ...]) -> bool:
-    """Whether an example of this shape is a series [T, C] of a few channels, rather than an image or a vector."""
-    return len(shape) == 2 and shape[1] <= MOST_CHANNELS < shape[0]
+def is_point(shape: tuple[int, ...]) -> bool:
+    """Whether an example of this shape is a short vector, drawn as a point of a corner plot."""
+    return len(shape) == 1 and shape[0] <= LARGEST_CORNER
+
+
+def _are_lines(shape: tuple[int, ...]) -> bool:
+    """Whether an example of this shape is drawn as lines: a long vector, or a series [T, C] of a few channels."""
+    return (len(shape) == 1 and not is_point(shape)) or (len(shape) == 2 and shape[1] <= MOST_CHANNELS < shape[0])
 
 
 def picture(
-    path: str | os.PathLike,
-    observations: ArrayLike,
+    path: PathLike,
+    observations: ArrayLike | None,
     reconstructions: ArrayLike,
     truth: ArrayLike | None = None,
     title: str | None = None,
 ) -> Path:
-    """Writes what suits the reconstructions' shape [N, *X]: a corner plot, a heat map, series or a grid of images."""
-    shape = np.shape(reconstructions)
-    if len(shape) == 2 and shape[1] <= LARGEST_CORNER:
-        return corner(path, reconstructions, truth, title)
-    if len(shape) <= 2:
-        return heat_map(path, observations, reconstructions, truth, title)
-    if is_series(shape[1:]):
+    """Writes what suits draws [N, *X]: a corner plot of short vectors, lines, or images; without observations, of the prior."""
+    shape = np.shape(reconstructions)[1:]
+    if _are_lines(shape):
         return series(path, observations, np.asarray(reconstructions)[None], truth, title)
-    return image_grid(path, observations, reconstructions, truth, title)
+    if is_point(shape) or not shape:
+        return corner(path, reconstructions, truth, title)
+    labels = ("observed", "draws" if observations is None else "reconstruction", "truth")
+    return image_grid(path, observations, reconstructions, truth, title, labels)
 
 
 def spread(
-    path: str | os.PathLike,
-    observations: ArrayLike,
-    draws: ArrayLike,
-    truth: ArrayLike | None = None,
-    title: str | None = None,
+    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: ArrayLike | None = None, title: str | None = None
 ) -> Path:
-    """Writes what suits several draws [S, N, *X] of each observation: of vectors the draws for the first one alone."""
+    """Writes what suits several draws [S, N, *X] per observation: of short vectors the draws for the first one alone."""
     shape = np.shape(draws)[2:]
-    if is_series(shape):
+    if _are_lines(shape):
         return series(path, observations, draws, truth, title)
-    if len(shape) == 1:
-        return picture(path, observations, np.asarray(draws)[:, 0], truth, title)
+    if is_point(shape):
+        return corner(path, np.asarray(draws)[:, 0], truth, title)
     return spread_grid(path, observations, draws, truth, title)

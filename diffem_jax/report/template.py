@@ -1,4 +1,4 @@
-"""The pieces of the page of a run: its frame, its charts, its numbers as text. Everything is escaped here."""
+"""The pieces of the page of a run as HTML: its frame, sections, tables, charts, pictures. Texts are escaped here."""
 
 from __future__ import annotations
 
@@ -9,29 +9,16 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from string import Template
+from typing import NamedTuple
+
+from diffem_jax.report.numbers import NAMES, metric_name, round_name, shown
 
 WIDTH, HEIGHT = 340.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 10.0, 10.0, 34.0
 MOST_PICTURES = 40
 MOST_BYTES = 12 * 2**20  # of pictures in a page
 CROWDED = 60  # more points than this and only the marked one is drawn as a dot
-
-NAMES = {
-    "loss": ("Denoising loss", "lower is better"),
-    "psnr": ("PSNR, dB", "higher is better"),
-    "ssim": ("SSIM", "higher is better"),
-    "accuracy": ("Accuracy of a classifier", "higher is better"),
-    "sinkhorn": ("Sinkhorn divergence", "lower is better"),
-    "sliced_wasserstein": ("Sliced Wasserstein distance", "lower is better"),
-    "observation_distance": ("Distance of the observations", "lower is better"),
-    "held_out": ("Error on held-back measurements", "lower is better"),
-    "held_out_coverage_90": ("90% intervals, held-back measurements", "0.90 is right"),
-    "held_out_tarp_90": ("90% regions, held-back measurements", "0.90 is right"),
-    "coverage_90": ("90% intervals, x", "0.90 is right"),
-    "tarp_90": ("90% regions, x", "0.90 is right"),
-    "crps": ("CRPS", "lower is better"),
-}
 
 
 class Point(NamedTuple):
@@ -43,39 +30,19 @@ class Point(NamedTuple):
     error: float
 
 
-def number(value: Any) -> float | None:
-    """A float of something read from a file; None for what is no number, not finite, or too large to draw."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e150 else None
+def section(title: str, content: str, beside: str = "") -> str:
+    """A part of the page; ``beside`` stands at the right of its title."""
+    return f'<section><div class="bar"><h2>{title}</h2>{beside}</div>{content}</section>'
 
 
-def shown(value: float, error: float = 0.0) -> str:
-    """'17.441 ± 0.060': two digits of the error, and as many decimals of the value."""
-    if error > 1e-7 and abs(value) < 1e7:
-        decimals = max(0, 1 - math.floor(math.log10(error)))
-        return f"{value:.{decimals}f} ± {error:.{decimals}f}"
-    return f"{value:#.4g}".rstrip(".")
+def soft(text: str) -> str:
+    """A paragraph in the background."""
+    return f'<p class="soft">{escape(text)}</p>'
 
 
-def duration(seconds: float) -> str:
-    """'42 s', '3 min 56 s', '5 h 10 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def round_name(index: int) -> str:
-    """'start' for round 0."""
-    return f"round {index}" if index else "start"
-
-
-def metric_name(metric: str) -> str:
-    """A metric's name for people."""
-    return NAMES.get(metric, (metric.replace("_", " "), ""))[0]
+def folded(title: str, note: str, content: str) -> str:
+    """A part that opens with a click."""
+    return f'<details><summary><h2>{title}</h2><span class="soft">{escape(note)}</span></summary>{content}</details>'
 
 
 def tile(name: str, points: Sequence[Point], samples: int, newest: int | None) -> str:
@@ -96,10 +63,9 @@ def tile(name: str, points: Sequence[Point], samples: int, newest: int | None) -
 def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     """A scrollable table of texts."""
     titles = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        "<tr>" + f'<th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for name, *cells in rows:
+        body += f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>'
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="table">'
         f'<table class="numbers"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -134,7 +100,7 @@ def chart(points: Sequence[Point], name: str, *, by_seconds: bool) -> str:
     """One curve with its band of a standard error as an SVG element, over rounds or over seconds of computing."""
     unit, axis = _time_unit(points[-1].seconds) if by_seconds else (1.0, "round")
     across = [p.seconds / unit if by_seconds else float(p.round) for p in points]
-    left, right = min(0.0 if by_seconds else across[0], across[0]), across[-1]
+    left, right = 0.0 if by_seconds else across[0], across[-1]
     right = right if right > left else left + 1.0
     low, high = min(p.value - p.error for p in points), max(p.value + p.error for p in points)
     pad = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
@@ -146,6 +112,9 @@ def chart(points: Sequence[Point], name: str, *, by_seconds: bool) -> str:
     def y(value: float) -> float:
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
+    def path(sign: int) -> list[str]:
+        return [f"{x(a):.1f},{y(p.value + sign * p.error):.1f}" for a, p in zip(across, points, strict=True)]
+
     parts = []
     for tick in ticks(low, high, 4):
         at = y(tick)
@@ -155,37 +124,25 @@ def chart(points: Sequence[Point], name: str, *, by_seconds: bool) -> str:
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 15:g}" text-anchor="middle">{tick:.6g}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" text-anchor="middle">{axis}</text>')
     if any(p.error for p in points) and len(points) > 1:
-        upper = [f"{x(a):.1f},{y(p.value + p.error):.1f}" for a, p in zip(across, points, strict=True)]
-        lower = [f"{x(a):.1f},{y(p.value - p.error):.1f}" for a, p in zip(across, points, strict=True)]
-        parts.append(f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>')
-    line = " ".join(f"{x(a):.1f},{y(p.value):.1f}" for a, p in zip(across, points, strict=True))
-    parts.append(f'<polyline class="line" points="{line}"/>')
-    dots = "".join(
-        f'<circle cx="{x(a):.1f}" cy="{y(p.value):.1f}" r="3" data-round="{p.round}" '
-        f'data-label="{shown(p.value, p.error)} at {round_name(p.round)}"/>'
-        for a, p in zip(across, points, strict=True)
-    )
-    parts.append(f'<g class="points{" dense" if len(points) > CROWDED else ""}">{dots}</g>')
-    first, last = points[0], points[-1]
-    label = (
-        f"{name} over {axis if by_seconds else 'rounds'}: from {shown(first.value, first.error)} at "
-        f"{round_name(first.round)} to {shown(last.value, last.error)} at {round_name(last.round)}"
-    )
-    kind = "by-seconds" if by_seconds else "by-rounds"
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(label)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+        parts.append(f'<polygon class="band" points="{" ".join(path(1) + path(-1)[::-1])}"/>')
+    parts.append(f'<polyline class="line" points="{" ".join(path(0))}"/>')
+    values = [f"{shown(p.value, p.error)} at {round_name(p.round)}" for p in points]
+    parts.append(f'<g class="points{" dense" if len(points) > CROWDED else ""}">')
+    for a, p, value in zip(across, points, values, strict=True):
+        place = f'cx="{x(a):.1f}" cy="{y(p.value):.1f}"'
+        parts.append(f'<circle {place} r="3" data-round="{p.round}" data-label="{value}"/>')
+    parts.append("</g>")
+    label = f"{name} over {axis if by_seconds else 'rounds'}: from {values[0]} to {values[-1]}"
+    frame = f'class="by-{"seconds" if by_seconds else "rounds"}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img"'
+    return f'<svg {frame} aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
 def read_png(path: Path) -> bytes:
     """The bytes of a picture; none where it is missing, too large, or no PNG."""
     with contextlib.suppress(OSError):
-        if path.stat().st_size <= MOST_BYTES:
-            data = path.read_bytes()
-            if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 24:
-                return data
+        data = path.read_bytes() if path.stat().st_size <= MOST_BYTES else b""
+        if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 24:
+            return data
     return b""
 
 
@@ -198,29 +155,24 @@ def thinned(paths: list[Path]) -> list[Path]:
     return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
 
 
-def picture(png: bytes, alt: str) -> str:
+def figure(png: bytes, alt: str, caption: str, attributes: str = "") -> str:
     """A PNG inside the page, on white, scrollable where the window is narrower than the picture can be read."""
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
     wide = ' class="wide"' if width > 2 * height and width > 700 else ""
     data = base64.b64encode(png).decode()
     return (
-        '<div class="sheet" tabindex="0" role="region" aria-label="picture">'
+        f'<figure{attributes}><div class="sheet" tabindex="0" role="region" aria-label="picture">'
         f'<img{wide} width="{width}" height="{height}" alt="{escape(alt)}" src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def page(title: str, body: str) -> str:
     """The whole file, in ASCII. A content policy lets nothing in but its own style, script and pictures."""
-    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    kinds = ("html", "css", "js")
+    frame, style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in kinds)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    text = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{style}</style>\n<script>{script}</script>\n</head>\n"
-        f'<body data-axis="rounds">\n{body}\n</body>\n</html>\n'
-    )
+    text = Template(frame).substitute(title=escape(title), policy=policy, style=style, script=script, body=body)
     # Whatever the locale and whatever a file held (a lone surrogate, say), ASCII can be written.
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")

@@ -1,11 +1,13 @@
 """Optional writers of a run's numbers and pictures besides its work directory: TensorBoard and Weights & Biases.
 
 ``config.writers`` names them; () is the default. Each needs a package that is an extra, imported only when asked for. A
-writer of your own is a function ``(workdir, config, resumed) -> Writer``, named as 'module:name'.
+writer of your own is a function ``(workdir, config, resumed) -> Writer``, named as 'module:name'; ``resumed`` are the
+updates done before.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
@@ -15,10 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffem_jax.build.parts import lookup
-from diffem_jax.config import flatten
+from diffem_jax.config import flatten, lookup
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import write_atomically
+from diffem_jax.storage.files import write_json
 from diffem_jax.storage.workdir import Workdir
 
 
@@ -35,31 +36,28 @@ class Writer(Protocol):
         """Everything is on disk afterwards."""
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files in WORKDIR/tensorboard, by tensorboardX."""
 
     def __init__(self, workdir: Workdir, config: ConfigDict, resumed: int):
-        tensorboard = _package("tensorboardX", "tensorboard")
         # What an interrupted run wrote beyond the step it goes on from is superseded.
-        self.events = tensorboard.SummaryWriter(str(workdir.root / "tensorboard"), purge_step=resumed or None)
+        folder, purge = str(workdir.root / "tensorboard"), resumed or None
+        self.events = _package("tensorboard").SummaryWriter(folder, purge_step=purge)
         if not resumed:
             self.events.add_text("config", f"```\n{json.dumps(flatten(config), indent=1)}\n```")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One event a number."""
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """The picture's pixels."""
         self.events.add_image(name, _pixels(path), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flushes the event file."""
         self.events.close()
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A run of wandb in WORKDIR/wandb; WANDB_MODE, WANDB_PROJECT and the like are its own settings.
 
     A run that goes on keeps its id, in WORKDIR/wandb_run.json.
@@ -67,32 +65,26 @@ class WeightsAndBiases:
 
     def __init__(self, workdir: Workdir, config: ConfigDict, resumed: int):
         del resumed
-        self.wandb = _package("wandb", "wandb")
-        noted = workdir.root / "wandb_run.json"
+        self.wandb, noted, folder = _package("wandb"), workdir.root / "wandb_run.json", workdir.root.absolute()
         name = json.loads(noted.read_text())["id"] if noted.exists() else secrets.token_hex(4)
-        write_atomically(noted, json.dumps({"id": name}) + "\n")
-        self.run = self.wandb.init(
-            dir=str(workdir.root), id=name, resume="allow", name=workdir.root.absolute().name, config=flatten(config)
-        )
+        write_json(noted, {"id": name})
+        self.run = self.wandb.init(dir=folder, id=name, resume="allow", name=folder.name, config=flatten(config))
         self.run.define_metric("update")
         self.run.define_metric("*", step_metric="update")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row, over updates."""
         self.run.log({"update": step, **values})
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """The picture, over updates."""
         self.run.log({"update": step, name: self.wandb.Image(_pixels(path))})
 
     def close(self) -> None:
-        """Ends the run."""
         self.run.finish()
 
 
 WRITERS: dict[str, Callable[[Workdir, ConfigDict, int], Writer]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
 }
 
 
@@ -105,12 +97,11 @@ def check(config: ConfigDict) -> None:
     for name in config.writers:
         lookup("writers", name, WRITERS)
         if name in WRITERS:
-            _package(*{"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb", "wandb")}[name])
+            _package(name)
 
 
-def _package(module: str, extra: str) -> Any:
-    import importlib
-
+def _package(extra: str) -> Any:
+    module = {"tensorboard": "tensorboardX"}.get(extra, extra)
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -128,14 +119,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 class Writers:
-    """The config's writers together; of several processes only the first writes.
-
-    Args:
-        workdir: the run's folder.
-        config: its configuration.
-        resumed: updates done before.
-        lead: whether this process writes.
-    """
+    """The config's writers together; of several processes only the lead writes."""
 
     def __init__(self, workdir: Workdir, config: ConfigDict, resumed: int = 0, lead: bool = True):
         names = config.writers if lead else ()
@@ -148,13 +132,10 @@ class Writers:
 
     def round(self, record: Mapping[str, Any], picture: Path) -> None:
         """A round's record and picture."""
-        values = {
-            f"round/{name}": float(value)
-            for name, value in record.items()
-            if name not in ("kind", "step") and isinstance(value, int | float) and not name.endswith("_samples")
-        }
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        kept = {f"round/{k}": float(v) for k, v in numbers.items() if k != "step" and not k.endswith("_samples")}
         for writer in self.writers:
-            writer.scalars(record["step"], values)
+            writer.scalars(record["step"], kept)
             if picture.exists():
                 writer.image(record["step"], "round/picture", picture)
 

@@ -39,7 +39,7 @@ def title_of(problem: Problem, what: str, shown: np.ndarray) -> str:
 
 def picture(problem: Problem, draws: Callable[[np.ndarray], np.ndarray], path: Path, title: str) -> None:
     """The PNG of a round: observations, reconstructions and truth; a corner plot for short vectors."""
-    count = min(problem.num_examples, 4096 if len(problem.setup.shape) == 1 else 10)
+    count = min(problem.num_examples, 4096 if plots.is_point(problem.setup.shape) else 10)
     indices = np.arange(count)
     shown = shown_observations(problem, rows(problem.observations, indices))
     truth = None if problem.truth is None else np.asarray(problem.truth[:count])
@@ -51,10 +51,10 @@ def spread_picture(
 ) -> None:
     """The PNG of several draws per observation: one E-step batch in all, so that it costs next to nothing.
 
-    Images and series: draws, mean, spread and truth of six observations; short vectors: a corner plot of the draws for one.
+    Of six observations; of short vectors a corner plot of the draws for one.
     """
     batch = problem.setup.config.e_step.batch_size
-    vectors = len(problem.setup.shape) == 1
+    vectors = plots.is_point(problem.setup.shape)
     count = 1 if vectors else min(6, problem.num_examples, max(1, batch // 2))
     observed = rows(problem.observations, np.arange(count))
     samples = min(4096 if vectors else 16, max(2, batch // count))

@@ -127,15 +127,11 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: W
             write_spreadsheet(output.with_name(f"{output.stem}_{name}.csv"), problem.table.decode(draw))
     image = output.with_suffix(".png")
     if problem is None:
-        if x.ndim > 2 and not plots.is_series(x.shape[1:]):
-            plots.image_grid(image, np.zeros(len(x)), x, title="draws from the prior", labels=("", "draws"))
-        else:
-            plots.picture(image, x, x, None, title="draws from the prior")
+        plots.picture(image, None, x, title="draws from the prior")
     else:
-        observed = rows(problem.observations, np.arange(min(problem.num_examples, 8)))
-        shown = shown_observations(problem, observed)
-        if len(problem.setup.shape) > 1:
-            plots.spread(image, shown, x[:, : len(shown)])
-        else:
+        shown = shown_observations(problem, rows(problem.observations, np.arange(min(problem.num_examples, 8))))
+        if plots.is_point(problem.setup.shape):
             plots.picture(image, shown, x[0])
+        else:
+            plots.spread(image, shown, x[:, : len(shown)])
     return image
