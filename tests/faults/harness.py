@@ -74,7 +74,7 @@ class Harness:
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
         }
-        self.environment.pop("XLA_FLAGS", None)
+        self.environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self.environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cache).lower()
         if cache:

@@ -85,7 +85,7 @@ def until(moment: Callable[[], bool], processes: list[subprocess.Popen[str]]) ->
 def devices(harness: Harness, count: int):
     """Processes started inside see so many CPU devices."""
     before = dict(harness.environment)
-    harness.environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    harness.environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={count}"
     yield
     harness.environment.clear()
     harness.environment.update(before)
