@@ -11,6 +11,7 @@ over the devices, ``gather`` brings results back. States are un-stacked: a leaf 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,12 @@ from diffem_jax.errors import UserError, first_line
 from diffem_jax.types import PyTree
 
 AXIS = "batch"
+FEWEST_THREADS = 16
+# XLA shares one CPU kernel (a batch of Cholesky factors before jaxlib 0.11.2, an FFT) out among the threads of a pool while it waits
+# in one of them: with as many such kernels at once as threads, all wait for ever. On two cores two devices are enough for that.
+# Read when the CPU's backend is made; more threads than cores cost nothing measurable.
+if not {"PJRT_NPROC", "NPROC"} & os.environ.keys() and (os.cpu_count() or 1) < FEWEST_THREADS:
+    os.environ["PJRT_NPROC"] = str(FEWEST_THREADS)
 
 
 class Parallel(NamedTuple):

@@ -1,5 +1,6 @@
 """The state cut over the devices: the same numbers, a share of the memory, and checkpoints that know no device."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,27 @@ def test_a_snapshot_outlives_its_state():
 def test_another_way_is_refused():
     with pytest.raises(UserError, match="expected one of pmap, jit, fsdp"):
         make_parallel("threads")
+
+
+def test_two_devices_that_factorise_at_once_do_not_wait_for_each_other_for_ever():
+    code = """
+import os
+import diffem_jax.parallel
+import jax, jax.numpy as jnp, numpy as np
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+
+def step(x):
+    def turn(i, x):
+        gram = jnp.einsum("bij,bkj->bik", x, x) / 99 + jnp.eye(24)
+        return jnp.einsum("bij,bjk->bik", jnp.linalg.cholesky(gram), x) / 2
+    return jax.lax.fori_loop(0, 10, turn, x)
+
+x = np.ones((2, 64, 24, 99), np.float32)
+results = [jax.pmap(step)(x) for _ in range(8)]
+assert all(np.isfinite(np.asarray(r)).all() for r in results)
+"""
+    # Without the tests' own flag, which keeps kernels to one thread each, and as on two cores.
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC", "NPROC")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
