@@ -107,6 +107,11 @@ MOST_CATEGORIES = 50
 """A column of texts with more categories than this, and more than half as many as entries, is taken for identifiers."""
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for a missing entry: None, NaN, a masked entry, pandas' NA or a text of ``MISSING``."""
+    return value is None or value is np.ma.masked or str(value).strip().lower() in MISSING
+
+
 def _cleaned(name: str, values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
     """The values of a column, texts without the space around them and as numbers where all are, and which are there."""
     if getattr(values, "ndim", 1) != 1:
@@ -116,12 +121,10 @@ def _cleaned(name: str, values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
     for row, value in enumerate(list(values)):
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
-        hidden = value is None or value is np.ma.masked or (masked is not None and masked[row])
-        text = "" if hidden else str(value).strip()
-        if hidden or text.lower() in MISSING:
+        if is_missing(value) or (masked is not None and masked[row]):
             given.append(None)
         elif isinstance(value, str):
-            given.append(text)
+            given.append(value.strip())
         elif isinstance(value, bool | np.bool_):
             given.append(str(value))
         else:
