@@ -109,10 +109,7 @@ def measure(config: Any) -> dict[str, float]:
 
 def main() -> None:
     one_core()
-    write(
-        "overhead",
-        {"digits": measure(digits.get_config()), "manifold": measure(manifold.get_config("quick"))},
-    )
+    write("overhead", {"digits": measure(digits.get_config()), "manifold": measure(manifold.get_config("quick"))})
 
 
 if __name__ == "__main__":

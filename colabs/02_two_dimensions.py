@@ -51,9 +51,7 @@ observations = jax.jit(jax.vmap(corruption.sample))(keys, truth)
 
 # %%
 start = dx.fit(dx.stream_key(0, "start"), corruption, observations, rank=2, iterations=3 if QUICK else 30).mixture
-exact_draw = jax.jit(
-    jax.vmap(lambda key, mixture, o: dx.sample_posterior(key, corruption, mixture, o), (0, None, 0)),
-)
+exact_draw = jax.jit(jax.vmap(lambda key, mixture, o: dx.sample_posterior(key, corruption, mixture, o), (0, None, 0)))
 x = np.asarray(exact_draw(jax.random.split(dx.stream_key(0, "e_step", 0), COUNT), start, observations))
 
 schedule = dx.VarianceExploding(sigma_min=1e-2, sigma_max=20.0)

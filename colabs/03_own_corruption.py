@@ -85,9 +85,7 @@ config = default()
 with config.unlocked():
     config.rounds = 5
     config.data.name, config.data.split = "digits", "all"
-    config.corruption = ConfigDict(
-        {"name": "__main__:Exposure", "stops": 1.0, "rate": 0.25, "noise_std": 0.05},
-    )
+    config.corruption = ConfigDict({"name": "__main__:Exposure", "stops": 1.0, "rate": 0.25, "noise_std": 0.05})
     config.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
     config.denoiser.preconditioning = "edm"
     config.e_step.steps, config.e_step.batch_size = 32, 600

@@ -12,11 +12,7 @@ from experiments.common import Job, Row, fields
 
 NAME = "extreme"
 METHODS = ("DiffEM, best", "DiffEM, published", "EM-MMPS")
-PUBLISHED = fields(
-    denoiser__preconditioning="edm",
-    m_step__loss_weight="snr",
-    m_step__time_law_beta="((3.0,3.0),)",
-)
+PUBLISHED = fields(denoiser__preconditioning="edm", m_step__loss_weight="snr", m_step__time_law_beta="((3.0,3.0),)")
 DIGITS = "--config=digits:mask90"
 PATCHES = (
     "--config=patches:mask90",
@@ -119,10 +115,7 @@ def panels(rows: list[Row]) -> list[figures.Panel]:
             for method, found in by.items()
         }
         out.append(figures.Panel(rounds, axis, "PSNR of one draw, dB"))
-        for metric, label, level in (
-            ("crps", "CRPS", None),
-            ("coverage_90", "truths in central 90% intervals", 0.9),
-        ):
+        for metric, label, level in (("crps", "CRPS", None), ("coverage_90", "truths in central 90% intervals", 0.9)):
             ends = {
                 method: [[(row["rounds"][-1]["seconds"], row["evaluation"][metric])] for row in found]
                 for method, found in by.items()
