@@ -47,7 +47,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy diffem_jax
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.table --measure
 
 # On a bare machine with a JAX that sees its GPU or TPU, in the Python that has it: make accelerator BIN=/usr/bin
 accelerator: $(VENV)/.dev

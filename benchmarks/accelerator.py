@@ -14,9 +14,7 @@ import os
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a check starts a second process on the same device
 
 import argparse
-import importlib.metadata
 import json
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -27,56 +25,30 @@ import jax
 
 from benchmarks import accelerator_checks as checks
 from benchmarks import accelerator_figures as figures
+from benchmarks import common
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path(__file__).parent / "accelerator.json"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-Item = tuple[str, Callable[[bool], Any]]
 
 
-def items() -> list[Item]:
+def items() -> list[tuple[str, Callable[[bool], Any]]]:
     """(name, small -> figures), the most important first."""
     # A program takes a GPU half a minute to compile: quick checks and the figure that matters most come first.
-    quick, slow, first = checks.ITEMS[:2], checks.ITEMS[2:], figures.ITEMS[:5]
-    return [*quick, *first, *slow, *figures.ITEMS[5:]]
-
-
-def machine() -> dict[str, Any]:
-    """The card, its driver and the versions that compute."""
-    device = jax.devices()[0]
-    found: dict[str, Any] = {
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "backend": jax.default_backend(),
-        "platform": device.client.platform_version.strip(),
-        "versions": {},
-    }
-    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "flax", "optax", "numpy"):
-        try:
-            found["versions"][name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        found["driver"] = "not asked: no nvidia-smi"
-    return found
+    return [*checks.ITEMS[:2], *figures.ITEMS[:5], *checks.ITEMS[2:], *figures.ITEMS[5:]]
 
 
 def run(minutes: float, output: Path, wanted: str = "") -> dict[str, Any]:
     """Tries the items whose names contain ``wanted`` as long as the minutes last; writes the file after each."""
-    began = time.monotonic()
-    small = jax.default_backend() == "cpu"
-    result: dict[str, Any] = {"machine": machine(), "small": small, "items": {}, "failed": {}, "not run": []}
+    began, small = time.monotonic(), jax.default_backend() == "cpu"
+    result: dict[str, Any] = {"machine": common.machine(), "small": small, "items": {}, "failed": {}, "not run": []}
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, item in items():
+        start = time.monotonic()
         if wanted not in name:
             continue
-        if time.monotonic() - began > 60 * minutes:
+        if start - began > 60 * minutes:
             result["not run"].append(name)
             continue
-        start = time.monotonic()
         try:
             result["items"][name] = {**item(small), "seconds": round(time.monotonic() - start, 2)}
             print(f"{name}: {json.dumps(result['items'][name])}", flush=True)
@@ -97,11 +69,12 @@ def page(result: dict[str, Any]) -> str:
     lines = [f"{m['devices']} x {m['device']} ({m['driver']}); {versions}."]
     for heading, part in (("Checks", dict(checks.ITEMS)), ("Figures", dict(figures.ITEMS))):
         lines += ["", f"### {heading}", "", "| | |", "|---|---|"]
-        for name in part:
-            if name in result["items"]:
-                found = result["items"][name]
-                text = "; ".join(f"{key} {_short(value)}" for key, value in found.items() if key != "seconds")
-                lines.append(f"| {name} | {text} |")
+        for name in (name for name in part if name in result["items"]):
+            found = {key: value for key, value in result["items"][name].items() if key != "seconds"}
+            cells = (
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
+            )
+            lines.append(f"| {name} | {'; '.join(cells)} |")
     for heading, missing in (("Failed", result["failed"]), ("Not run", dict.fromkeys(result["not run"], ""))):
         if missing:
             lines += ["", f"### {heading}", ""]
@@ -109,16 +82,9 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def write_page(output: Path, place: Path = ROOT / "docs" / "accelerators.md") -> None:
-    """Puts the figures between the page's markers."""
-    text = place.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    place.write_text(f"{head}{BEGIN}\n\n{page(json.loads(output.read_text()))}\n\n{END}{tail}")
+    """Puts the figures of a file between the page's markers."""
+    common.write_page(place, page(json.loads(output.read_text())))
 
 
 def main() -> None:
@@ -131,9 +97,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.page:
         write_page(options.output)
-        return
-    result = run(options.minutes, options.output, options.only)
-    print(page(result), flush=True)
+    else:
+        print(page(run(options.minutes, options.output, options.only)), flush=True)
 
 
 if __name__ == "__main__":

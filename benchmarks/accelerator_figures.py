@@ -7,7 +7,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.accelerator_checks import key
+from benchmarks.common import interleave
 from benchmarks.flops import flops as count_flops
+from benchmarks.loop import train
 from configs import cifar10, manifold
 from diffem_jax import em
 from diffem_jax.build.engine import Engine, make_engine
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.networks.convolution import convolve
 from diffem_jax.parallel import make_parallel, snapshot
-from diffem_jax.run.m_step import Training, train
 from diffem_jax.run.start import standard_normal
-from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage.programs import keep_compiled
-from diffem_jax.types import Observation, stream_key
+from diffem_jax.types import Observation
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v4": 275e12}
 """Dense bfloat16 operations a second by the makers' data sheets."""
@@ -34,32 +35,16 @@ UPDATES = 10
 PROGRAMS = tempfile.TemporaryDirectory(prefix="diffem_programs_")
 
 
-def key(*places: int) -> Any:
-    """A key of this script's own stream."""
-    return stream_key(0, "accelerator", *places)
-
-
-def peak() -> float | None:
-    """The card's dense bfloat16 peak, where it is known."""
-    kind = jax.devices()[0].device_kind
-    return next((value for name, value in PEAKS.items() if name in kind), None)
-
-
 def rate(flops: float, seconds: float) -> dict[str, float]:
-    """TFLOP/s, and the share of the card's bfloat16 peak."""
-    found = {"TFLOP/s": flops / seconds / 1e12}
-    return found | ({"share of bfloat16 peak": flops / seconds / top} if (top := peak()) else {})
+    """TFLOP/s, and the share of the card's dense bfloat16 peak where that is known."""
+    kind, found = jax.devices()[0].device_kind, {"TFLOP/s": flops / seconds / 1e12}
+    peak = next((value for name, value in PEAKS.items() if name in kind), None)
+    return found | ({"share of bfloat16 peak": flops / seconds / peak} if peak else {})
 
 
 def seconds_of(call: Callable[[], Any], repeats: int = 3) -> float:
     """The median seconds of a call, after one that compiles."""
-    jax.block_until_ready(call())
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    return statistics.median(interleave({"": call}, repeats, time.perf_counter)[""])
 
 
 @functools.cache
@@ -118,14 +103,12 @@ def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) ->
     return found | {f"GB {name}": stats[name] / 1e9 for name in ("peak_bytes_in_use",) if name in stats}
 
 
-def m_step(
-    dtype: str, batch: int, remat: bool = False, precision: str = "default", blocks: int = 2, updates: int = UPDATES
-) -> Any:
+def m_step(dtype: str, batch: int, precision: str = "default", updates: int = UPDATES, **network: Any) -> Any:
     """An item: the M-step of the CIFAR-10 U-Net."""
 
     def item(small: bool) -> dict[str, Any]:
         with jax.default_matmul_precision(precision):
-            return time_m_step(*unet(small, dtype, 8 if small else batch, remat, blocks), 2 if small else updates)
+            return time_m_step(*unet(small, dtype, 8 if small else batch, **network), 2 if small else updates)
 
     return item
 
@@ -139,23 +122,15 @@ def e_step(dtype: str, batch: int) -> Any:
         params = parallel.replicate(snapshot(jax.jit(engine.model.denoiser.init)(key(1))))
         x = np.random.default_rng(0).uniform(-2, 2, (count, *setup.shape)).astype(np.float32)
         seen = snapshot(jax.jit(jax.vmap(setup.corruption.sample))(jax.random.split(key(3), count), x))
-        arguments = (
-            parallel.replicate(key(4)),
-            params,
-            *parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32))),
-        )
+        rows = parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32)))
+        arguments = parallel.replicate(key(4)), params, *rows
         began = time.perf_counter()
-        lowered = engine.e_step.lower(*arguments)
-        compiled = lowered.compile()
+        compiled = engine.e_step.lower(*arguments).compile()
         compiling = time.perf_counter() - began
         flops = float(count_flops(engine.e_step, *arguments))
         each = seconds_of(lambda: compiled(*arguments)) / steps
-        return {
-            "ms a step": 1e3 * each,
-            "images a second and step": count / each,
-            **rate(flops / steps, each),
-            "compile": compiling,
-        }
+        found = {"ms a step": 1e3 * each, "images a second and step": count / each}
+        return found | rate(flops / steps, each) | {"compile": compiling}
 
     return item
 
@@ -195,9 +170,8 @@ def convolutions(dtype: str) -> Any:
                     return jnp.sum(functools.reduce(lambda h, _: f(h, k, (1, 1)), range(8), x).astype(jnp.float32) ** 2)
 
                 both = jax.jit(jax.grad(loss, argnums=(0, 1)))
-                found[f"{name} {kind} gradient TFLOP/s"] = (
-                    24 * flops / seconds_of(lambda b=both, x=x, k=kernel: b(x, k)) / 1e12
-                )
+                seconds = seconds_of(lambda b=both, x=x, k=kernel: b(x, k))
+                found[f"{name} {kind} gradient TFLOP/s"] = 24 * flops / seconds / 1e12
         return found
 
     return item
@@ -223,51 +197,25 @@ def dispatches(small: bool) -> dict[str, Any]:
     c = manifold.get_config("quick")
     setup = make_setup(c, (5,))
     engine = make_engine(setup, make_parallel("jit", jax.devices()[:1]), standard_normal(setup.shape))
-    return {
-        f"{n} a dispatch, ms": time_m_step(setup, engine, n)["ms an update"] for n in ((1, 2) if small else (1, 10, 50))
-    }
+    counts = (1, 2) if small else (1, 10, 50)
+    return {f"{n} a dispatch, ms": time_m_step(setup, engine, n)["ms an update"] for n in counts}
 
 
 def stalls(small: bool) -> dict[str, Any]:
     """What a reader that takes 80% of the compute time, and a checkpoint in the middle, add to an M-step."""
     setup, engine = unet(small, "bfloat16", 8 if small else 256)
     updates, calls = (2, 4) if small else (UPDATES, 12)
-    batch, shape = setup.config.m_step.batch_size, setup.shape
     host = snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
-    x = np.random.default_rng(0).uniform(-2, 2, (updates, batch, *shape)).astype(np.float32)
-
-    def once(wait: float, every: int) -> float:
-        def batches(first: int, count: int, own: slice) -> Iterator[Any]:
-            while True:
-                time.sleep(wait)
-                yield x[:count]
-
-        with tempfile.TemporaryDirectory() as folder:
-            training = Training(
-                "M-step",
-                1,
-                0,
-                updates * calls,
-                updates,
-                batch,
-                every,
-                engine.m_step,
-                batches,
-                Path(folder),
-                {"round": 1},
-            )
-            began = time.perf_counter()
-            train(training, engine.parallel, key(2), lambda: host, StopRequest(), lambda line: None)
-            return time.perf_counter() - began
-
-    once(0.0, 10**9)  # compiles
-    plain = statistics.median(once(0.0, 10**9) for _ in range(2))
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+    rows = updates, setup.config.m_step.batch_size, *setup.shape
+    x = np.random.default_rng(0).uniform(-2, 2, rows).astype(np.float32)
+    once = functools.partial(train, engine.m_step, host, x, calls)
+    once()  # compiles
+    plain = statistics.median(once() for _ in range(2))
     return {
         "seconds": plain,
-        "slow reader adds": once(0.8 * plain / calls, 10**9) / plain - 1,
-        "a checkpoint adds seconds": once(0.0, updates * (calls // 2)) - plain,
-        "GB of the checkpoint": size / 1e9,
+        "slow reader adds": once(pause=0.8 * plain / calls) / plain - 1,
+        "a checkpoint adds seconds": once(every=updates * (calls // 2)) - plain,
+        "GB of the checkpoint": sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e9,
     }
 
 

@@ -1,12 +1,14 @@
-"""What the benchmarks share: interleaved timing, medians, results as JSON."""
+"""What the benchmarks share: interleaved timing, runs without measures, the machine, results as JSON."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,19 @@ from diffem_jax.run.e_step import run_e_step
 from diffem_jax.storage.workdir import Workdir
 
 RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def interleave(
-    sides: dict[str, Callable[[], Any]], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Median seconds of each side, run in turn A B A B ... so that a machine's drift falls on all alike.
+    sides: Mapping[Any, Callable[[], Any]], repeats: int = 5, clock: Callable[[], float] = time.process_time
+) -> dict[Any, list[float]]:
+    """Seconds of each side in each turn, A B A B ..., so that a machine's drift falls on all alike; a first call compiles.
 
-    With ``time.process_time`` as clock and one core they are the seconds of a quiet core, whoever else uses this one.
+    Processor seconds on one core are those of a quiet core, whoever else uses it.
     """
-    return {name: statistics.median(values) for name, values in turns(sides, repeats, clock).items()}
-
-
-def turns(sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each side in each turn, after one that compiles."""
     for side in sides.values():
         jax.block_until_ready(side())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[Any, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             began = clock()
@@ -43,17 +41,14 @@ def turns(sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[],
     return seconds
 
 
-def overhead(
-    sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.process_time
-) -> tuple[float, float, float]:
-    """Median seconds of two sides, and the median over turns of what the first takes more than the second, as a share.
+def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
+    """The median of each side's turns."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
-    A share of each turn is of the machine as it was then: it is steadier than that of the medians.
-    """
-    seconds = turns(sides, repeats, clock)
-    (first, second) = seconds.values()
-    more = statistics.median(a / b - 1 for a, b in zip(first, second, strict=True))
-    return statistics.median(first), statistics.median(second), more
+
+def excess(first: Sequence[float], second: Sequence[float]) -> float:
+    """The share that the first side takes more, median over turns: steadier than that of the medians."""
+    return statistics.median(a / b - 1 for a, b in zip(first, second, strict=True))
 
 
 def make_run(problem: Any, folder: str | Path) -> Run:
@@ -68,9 +63,39 @@ def draw_round(run: Run, number: int, step: Callable[..., Any], params: Any) -> 
     run_e_step(run.problem, run.store, run.engine.parallel, step, params, number, run.stop, run.say)
 
 
+def machine() -> dict[str, Any]:
+    """The card, its driver and the versions that compute."""
+    device, versions = jax.devices()[0], {}
+    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "flax", "optax", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        driver = "not asked: no nvidia-smi"
+    return {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "backend": jax.default_backend(),
+        "platform": device.client.platform_version.strip(),
+        "versions": versions,
+        "driver": driver,
+    }
+
+
+def write_page(path: Path, text: str) -> None:
+    """Puts the text between the markers of a page, the prose around them stays."""
+    head, _, rest = path.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    path.write_text(f"{head}{BEGIN}\n\n{text.strip()}\n\n{END}{tail}")
+    print(f"wrote {path.name}")
+
+
 def write(name: str, result: dict[str, Any]) -> None:
     """Writes results/NAME.json and prints it."""
-    RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**result, "cores": len(os.sched_getaffinity(0))}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(f"{name}: {text}", flush=True)

@@ -2,11 +2,10 @@
 
     python -m benchmarks.e_step_cost
 
-Digits (pixels erased with rate 0.5) and the manifold: networks are trained as their configs say, then every sampler draws
-from them. Quality on digits: PSNR of a draw against the hidden truth, sliced Wasserstein distance to truths of other
-examples, and CRPS and coverage of 8 draws for 256 observations; on the manifold the Sinkhorn divergence. The cost of a
-draw by moment matching is also set against the conditional draw's for one small U-Net of the same width, in seconds and
-in FLOPs. Sides take turns; medians of three.
+Digits, pixels erased with rate 0.5: networks are trained as their configs say, then every sampler draws from them. Quality:
+PSNR of a draw against the hidden truth, sliced Wasserstein distance to truths of other examples, and CRPS and coverage of 8
+draws for 256 observations. The cost of a draw by moment matching is also set against the conditional draw's for one small
+U-Net of the same width, in seconds and in FLOPs. Sides take turns; medians of three.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import interleave, write
-from configs import digits, manifold, patches
+from benchmarks.common import interleave, medians, write
+from configs import digits, patches
 from diffem_jax import em, metrics
 from diffem_jax.build import methods as build
 from diffem_jax.build.problem import load_problem
@@ -38,23 +37,29 @@ REFERENCE = ("ddpm", 256)
 DRAWS, OBSERVATIONS = 8, 256
 
 
+def config_of(method: str, config: Any) -> Any:
+    """A config with a method; MMPS with one iteration of conjugate gradients and the published denoiser."""
+    with config.unlocked():
+        config.method, config.eval.metrics = method, ()
+        if method == "em_mmps":
+            config.denoiser.preconditioning, config.mmps.iterations = "edm", 1
+    return config
+
+
 def sides(config: Any, choices: list[tuple[str, int]]) -> tuple[Any, dict[Any, Callable[..., Any]]]:
     """A trained problem, and its E-step by every (sampler, number of evaluations), as functions of a seed."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = run_em(config, folder)
         start, state = load_start(workdir), checkpoints.load(workdir.last_round())
     problem = load_problem(config)
-    model = build.make_model(problem.setup, start)
-    params = jax.tree.map(jnp.asarray, state["ema_params"])
-    count = min(problem.num_examples, 4096)
-    observations = jax.tree.map(lambda leaf: jnp.asarray(leaf[:count]), problem.observations)
+    model, schedule = build.make_model(problem.setup, start), problem.setup.schedule
+    params, observations = jax.tree.map(jnp.asarray, (state["ema_params"], problem.observations))
     out: dict[Any, Callable[..., Any]] = {}
-    schedule = problem.setup.schedule
     for name, evaluations in choices:
         times = TIME_GRIDS[config.e_step.time_grid](schedule, evaluations // EVALUATIONS.get(name, 1))
         step = jax.jit(em.make_e_step(model.bind, SAMPLERS[name](schedule), times, problem.setup.shape))
 
-        def draw(seed: int = 0, rows: int = count, step: Any = step) -> Any:
+        def draw(seed: int = 0, rows: int = problem.num_examples, step: Any = step) -> Any:
             taken = jax.tree.map(lambda leaf: leaf[:rows], observations)
             return step(stream_key(seed, "bench"), params, taken, jnp.arange(rows))
 
@@ -62,11 +67,11 @@ def sides(config: Any, choices: list[tuple[str, int]]) -> tuple[Any, dict[Any, C
     return problem, out
 
 
-def digits_quality(problem: Any, draw: Callable[..., Any]) -> dict[str, float]:
+def quality(problem: Any, draw: Callable[..., Any]) -> dict[str, float]:
+    """What one draw of each observation and eight of some are worth."""
     truth, x = np.asarray(problem.truth), np.asarray(draw())
-    half = len(x) // 2
+    half, key = len(x) // 2, stream_key(0, "measure")
     many = np.stack([np.asarray(draw(seed, OBSERVATIONS)) for seed in range(DRAWS)])
-    key = stream_key(0, "measure")
     return {
         "psnr": float(metrics.psnr(x, truth).value),
         "sliced_wasserstein_unpaired": float(metrics.sliced_wasserstein(x[:half], truth[half : 2 * half], key).value),
@@ -75,16 +80,12 @@ def digits_quality(problem: Any, draw: Callable[..., Any]) -> dict[str, float]:
     }
 
 
-def manifold_quality(problem: Any, draw: Callable[..., Any]) -> dict[str, float]:
-    x = np.asarray(draw())
-    return {"sinkhorn": float(metrics.sinkhorn_divergence(x, np.asarray(problem.truth)[: len(x)]).value)}
-
-
-def table(method: str, problem: Any, draws: dict[Any, Any], quality: Callable[..., dict[str, float]]) -> list[Any]:
-    seconds = interleave(draws, repeats=3)
-    rows = []
+def table(method: str, choices: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """A row per sampler and number of evaluations."""
+    problem, draws = sides(config_of(method, digits.get_config()), choices)
+    seconds, rows = medians(interleave(draws, repeats=3)), []
     for (name, evaluations), draw in draws.items():
-        cost = 1e3 * seconds[name, evaluations] / len(draw())
+        cost = 1e3 * seconds[name, evaluations] / problem.num_examples
         row = {"method": method, "sampler": name, "evaluations": evaluations, "milliseconds_per_draw": cost}
         rows.append({**row, **quality(problem, draw)})
         print(rows[-1], flush=True)
@@ -95,22 +96,21 @@ def unet_ratio() -> dict[str, float]:
     """One draw of a small U-Net on 16x16x3: MMPS with one conjugate-gradient iteration over the conditional draw."""
     draws, flops, rows = {}, {}, 64
     for method in ("diffem", "em_mmps"):
-        config = patches.get_config("mask50")
+        config = config_of(method, patches.get_config("mask50"))
         with config.unlocked():
-            config.method, config.denoiser.preconditioning, config.m_step.loss_weight = method, "edm", "snr"
-            config.mmps.iterations, config.e_step.steps = 1, 8
+            config.denoiser.preconditioning, config.m_step.loss_weight, config.e_step.steps = "edm", "snr", 8
         setup = build.make_setup(config, tuple(config.data.shape))
         model = build.make_model(setup, standard_normal(setup.shape))
-        params = model.denoiser.init(stream_key(0, "init"))
         x = jax.random.normal(stream_key(0, "x"), (rows, *setup.shape))
         observations = jax.vmap(setup.corruption.sample)(jax.random.split(stream_key(0, "y"), rows), x)
         step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
+        params = model.denoiser.init(stream_key(0, "init"))
         arguments = (stream_key(0, "bench"), params, observations, jnp.arange(rows))
         compiled = jax.jit(step).lower(*arguments).compile()
         draws[method] = lambda compiled=compiled, arguments=arguments: compiled(*arguments)
         # XLA counts the body of the loop over steps once: the ratio is that of one step.
         flops[method] = compiled.cost_analysis()["flops"]
-    seconds = interleave(draws, repeats=3)
+    seconds = medians(interleave(draws, repeats=3))
     return {
         "seconds_ratio": seconds["em_mmps"] / seconds["diffem"],
         "flops_ratio": flops["em_mmps"] / flops["diffem"],
@@ -118,27 +118,8 @@ def unet_ratio() -> dict[str, float]:
     }
 
 
-def main() -> None:
-    result: dict[str, Any] = {"unet": unet_ratio()}
-    choices = [*itertools.product(SAMPLERS, COUNTS), REFERENCE]
-    print(result, flush=True)
-    config = digits.get_config()
-    config.eval.metrics = ()
-    result["digits"] = table("diffem", *sides(config, choices), digits_quality)
-    rival = digits.get_config()
-    with rival.unlocked():
-        rival.method, rival.denoiser.preconditioning, rival.mmps.iterations, rival.eval.metrics = (
-            "em_mmps",
-            "edm",
-            1,
-            (),
-        )
-    result["digits"] += table("em_mmps", *sides(rival, [*itertools.product(("ddpm", "ddim"), COUNTS)]), digits_quality)
-    config = manifold.get_config("best")
-    config.eval.metrics = ()
-    result["manifold"] = table("diffem", *sides(config, choices), manifold_quality)
-    write("e_step_cost", result)
-
-
 if __name__ == "__main__":
-    main()
+    result: dict[str, Any] = {"unet": unet_ratio()}
+    result["digits"] = table("diffem", [*itertools.product(SAMPLERS, COUNTS), REFERENCE])
+    result["digits"] += table("em_mmps", [*itertools.product(("ddpm", "ddim"), COUNTS)])
+    write("e_step_cost", result)

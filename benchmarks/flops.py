@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,36 +16,27 @@ def flops(function: Any, *arguments: Any) -> int:
     Of a convolution those with the padding's zeros, or with those between dilated entries, are not counted. Loops of unknown
     length count once, and what is no product not at all; what nobody uses counts too.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _count(jax.make_jaxpr(function)(*arguments))
 
 
-def _of(jaxpr: Jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            total += _product(equation)
-        elif equation.primitive.name == "conv_general_dilated":
-            total += _convolution(equation)
-        else:
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            total += times * sum(map(_of, _inner(equation.params.values())))
-    return total
+def _count(part: Any) -> int:
+    """Of a program, or of whatever of an equation's parameters holds programs."""
+    if isinstance(part, ClosedJaxpr):
+        return _count(part.jaxpr)
+    if isinstance(part, Jaxpr):
+        return sum(map(_of_equation, part.eqns))
+    return sum(map(_count, part)) if isinstance(part, tuple | list) else 0
 
 
-def _inner(values: Any) -> Iterator[Jaxpr]:
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _inner(value)
-
-
-def _product(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+def _of_equation(equation: Any) -> int:
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        return _convolution(equation)
+    times = equation.params["length"] if equation.primitive.name == "scan" else 1
+    return times * sum(map(_count, equation.params.values()))
 
 
 def _convolution(equation: Any) -> int:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import write
+from benchmarks.common import excess, interleave, medians, write
 from diffem_jax import em
 from diffem_jax.config import default
 from diffem_jax.parallel import make_parallel
@@ -40,16 +40,8 @@ from diffem_jax.types import stream_key
 
 TURNS = 5
 CALL_SECONDS = 0.1
-TINY = {
-    "data.num_examples": 200,
-    "network.features": "(16,)",
-    "rounds": 1,
-    "m_step.steps": 20,
-    "m_step.batch_size": 64,
-    "e_step.batch_size": 64,
-    "e_step.steps": 4,
-    "start.rank": 4,
-}
+TINY = """--config=digits --config.data.num_examples=200 --config.network.features=(16,) --config.rounds=1 --config.start.rank=4
+--config.m_step.steps=20 --config.m_step.batch_size=64 --config.e_step.batch_size=64 --config.e_step.steps=4"""
 COUNTING = """
 import atexit, jax
 from diffem_jax import main
@@ -82,18 +74,9 @@ def train(mapped: Any, state: Any, x: np.ndarray, calls: int, every: int = 10**6
 
     with tempfile.TemporaryDirectory() as folder:
         training = m_step.Training(
-            label="benchmark",
-            number=1,
-            first_step=0,
-            steps=calls * len(x),
-            dispatch=len(x),
-            batch_size=x.shape[1],
-            every=every,
-            m_step=mapped,
-            batches=batches,
-            folder=Path(folder),
-            record={},
-        )
+            label="benchmark", number=1, first_step=0, steps=calls * len(x), dispatch=len(x), batch_size=x.shape[1],
+            every=every, m_step=mapped, batches=batches, folder=Path(folder), record={},
+        )  # fmt: skip
         key, stop = stream_key(0, "m_step", 1), StopRequest()
         began = time.monotonic()
         with contextlib.redirect_stdout(None):
@@ -115,17 +98,14 @@ def reader() -> dict[str, float]:
         return after, {"loss": done[None], "gradient_norm": done[None]}
 
     mapped = make_parallel("jit", jax.devices()[:1]).map_m_step(step)
-    train(mapped, state, x, calls=2)
-    fast, slow = [], []
-    for _ in range(TURNS):
-        fast.append(train(mapped, state, x, calls))
-        slow.append(train(mapped, state, x, calls, pause=0.8 * CALL_SECONDS))
+    pauses = {"fast": 0.0, "slow": 0.8 * CALL_SECONDS}
+    sides = {name: lambda pause=pause: train(mapped, state, x, calls, pause=pause) for name, pause in pauses.items()}
+    seconds = interleave(sides, TURNS, time.monotonic)
     return {
         "calls": calls,
         "call_seconds": CALL_SECONDS,
-        "fast_reader_seconds": statistics.median(fast),
-        "slow_reader_seconds": statistics.median(slow),
-        "lost": statistics.median(b / a - 1 for a, b in zip(fast, slow, strict=True)),
+        **{f"{name}_reader_seconds": value for name, value in medians(seconds).items()},
+        "lost": excess(seconds["slow"], seconds["fast"]),
     }
 
 
@@ -147,21 +127,17 @@ def checkpoint() -> dict[str, float]:
     x = np.random.default_rng(0).normal(size=(2, 8, rows)).astype(np.float32)
     steps = calls * len(x)
 
-    def run(every: int) -> float:
-        return train(mapped, state, x, calls, every)
+    # every = steps / 3 writes two: none after the last update, which the round's own checkpoint holds
+    def run(every: int, writer: type = m_step.Background) -> float:
+        with mock.patch.object(m_step, "Background", writer):
+            return train(mapped, state, x, calls, every)
 
     run(10**6)
-    none, behind, within = [], [], []
-    for _ in range(2):
-        none.append(run(10**6))
-        behind.append(run(steps // 3))
-        with mock.patch.object(m_step, "Background", InTheLoop):
-            within.append(run(steps // 3))
-    update, interval = statistics.median(none) / steps, default().checkpoint.every_steps
-    # every = steps / 3 writes two: none after the last update, which the round's own checkpoint holds
+    times = [(run(10**6), run(steps // 3), run(steps // 3, InTheLoop)) for _ in range(2)]
+    update, interval = statistics.median(none for none, _, _ in times) / steps, default().checkpoint.every_steps
     extra = {
-        name: statistics.median(b / 2 - a / 2 for a, b in zip(none, times, strict=True))
-        for name, times in (("behind", behind), ("in_the_loop", within))
+        "behind": statistics.median((behind - none) / 2 for none, behind, _ in times),
+        "in_the_loop": statistics.median((within - none) / 2 for none, _, within in times),
     }
     return {
         "state_gb": 4 * 4 * 2 * rows * width / 1e9,
@@ -179,20 +155,20 @@ def start() -> dict[str, Any]:
         names = {k: v for k, v in os.environ.items() if "JAX" not in k}
         environment = {**names, "DIFFEM_DATA_DIR": folder, "JAX_PLATFORMS": "cpu"}
         for name in ("first", "second"):
-            flags = [f"--config.{field}={value}" for field, value in TINY.items()]
-            command = [sys.executable, "-c", COUNTING, "--config=digits", *flags, f"--workdir={folder}/{name}"]
             began = time.monotonic()
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                sys.exit(done.stderr[-2000:])
-            misses, hits, seconds = done.stdout.split("counted ")[1].split()
-            result[name] = {
-                "compiled": int(misses),
-                "found": int(hits),
-                "compile_seconds": float(seconds),
-                "seconds": time.monotonic() - began,
-            }
+            out = python(COUNTING, *TINY.split(), f"--workdir={folder}/{name}", env=environment)
+            misses, hits, seconds = out.split("counted ")[1].split()
+            found = {"compiled": int(misses), "found": int(hits), "compile_seconds": float(seconds)}
+            result[name] = found | {"seconds": time.monotonic() - began}
     return result
+
+
+def python(code: str, *flags: str, env: dict[str, str] | None = None) -> str:
+    """What a program in a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, env=env)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return done.stdout
 
 
 def fsdp() -> dict[str, float]:
@@ -201,10 +177,7 @@ def fsdp() -> dict[str, float]:
         "import jax; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 8)\n"
         "import json; from benchmarks.loop import on_devices; print('found', json.dumps(on_devices()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    return json.loads(done.stdout.split("found ")[1])
+    return json.loads(python(code).split("found ")[1])
 
 
 def on_devices() -> dict[str, float]:
@@ -231,11 +204,7 @@ def on_devices() -> dict[str, float]:
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     parts = {"reader": reader, "checkpoint": checkpoint, "start": start, "fsdp": fsdp}
     device = {"device": jax.devices()[0].device_kind}
     write("loop", device | {name: parts[name]() for name in sys.argv[1:] or parts})
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,6 @@ REPEATS = 3
 
 def observations(path: pathlib.Path, count: int) -> None:
     """An uncompressed .npz of masked noise, written chunk by chunk: nothing of its size is ever in memory."""
-    import zipfile
-
     rng = np.random.default_rng(0)
     mask = (rng.random((256, *SHAPE[:2], 1)) < 0.5).astype(np.uint8)
     y = rng.standard_normal((256, *SHAPE), np.float32) * mask
@@ -53,19 +52,11 @@ def config(path: str) -> Any:
 
     c = own_data.get_config("small")
     with c.unlocked():
-        c.data.path = path
-        c.network.features = (16,)
-        c.denoiser.preconditioning = "edm"
-        c.start.rank = 2
-        c.start.iterations = 2
-        c.start.num_examples = 512
-        c.e_step.steps = 2
-        c.e_step.batch_size = BATCH
-        c.m_step.batch_size = BATCH
-        c.m_step.steps = max(COUNTS) // BATCH
-        c.m_step.updates_per_dispatch = 2
-        c.checkpoint.every_steps = 10**6
-        c.eval.metrics = ()
+        c.data.path, c.eval.metrics, c.checkpoint.every_steps = path, (), 10**6
+        c.network.features, c.denoiser.preconditioning = (16,), "edm"
+        c.start.update({"rank": 2, "iterations": 2, "num_examples": 512})
+        c.e_step.update({"steps": 2, "batch_size": BATCH})
+        c.m_step.update({"batch_size": BATCH, "steps": max(COUNTS) // BATCH, "updates_per_dispatch": 2})
     return c
 
 
@@ -113,9 +104,6 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--stage"]:
-        print(json.dumps(stage(*sys.argv[2:])))
-        return
     from benchmarks.common import write
 
     result: dict[str, Any] = {}
@@ -137,4 +125,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--stage"]:
+        print(json.dumps(stage(*sys.argv[2:])))
+    else:
+        main()

@@ -10,7 +10,7 @@ alternate; medians over the turns, in processor seconds on one core, where the h
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import draw_round, make_run, one_core, overhead, write
+from benchmarks.common import draw_round, excess, interleave, make_run, medians, one_core, write
 from configs import digits, manifold
 from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.run.rounds import fresh_state, run_m_step
 from diffem_jax.types import example_keys, stream_key
 
 UPDATE_TURNS, DRAW_TURNS = 7, 21
+
+
+def compare(name: str, loop: Callable[[], Any], bare: Callable[[], Any], turns: int) -> dict[str, float]:
+    """Median seconds of both sides, and what the loop takes more."""
+    seconds = interleave({"loop": loop, "bare": bare}, turns)
+    found = {f"{name}_{side}_seconds": value for side, value in medians(seconds).items()}
+    return found | {f"{name}_overhead": excess(seconds["loop"], seconds["bare"])}
 
 
 def measure(config: Any) -> dict[str, float]:
@@ -60,15 +67,13 @@ def measure(config: Any) -> dict[str, float]:
         fresh = fresh_state(run)
         # A copy a call, made outside of the timing: the loop donates its state.
         states = iter([jax.tree.map(jnp.array, fresh) for _ in range(UPDATE_TURNS + 1)])
-        key = stream_key(config.seed, "m_step", 1)
-        m_loop, m_bare, m_overhead = overhead(
-            {
-                "loop": lambda: run_m_step(run, 1, next(states)),
-                "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
-            },
+        key, e = stream_key(config.seed, "m_step", 1), config.e_step
+        m_step = compare(
+            "m_step",
+            lambda: run_m_step(run, 1, next(states)),
+            lambda: bare(fresh.params, fresh.opt_state, key, staged),
             UPDATE_TURNS,
         )
-        e = config.e_step
         # The last batch is padded to the others' shape, and its draws are as long.
         batches = -(-problem.num_examples // e.batch_size)
         observed = rows(problem.observations, np.arange(e.batch_size))
@@ -87,30 +92,15 @@ def measure(config: Any) -> dict[str, float]:
         # A round that is not in the store yet, so that every call draws all of it.
         number = iter(range(1, 1000))
         params = jax.tree.map(np.asarray, fresh.ema_params)
-        e_loop, e_bare, e_overhead = overhead(
-            {
-                "loop": lambda: draw_round(run, next(number), run.engine.e_step, params),
-                "bare": lambda: [evaluations(params, key, observed) for _ in range(batches)],
-            },
+        e_step = compare(
+            "e_step",
+            lambda: draw_round(run, next(number), run.engine.e_step, params),
+            lambda: [evaluations(params, key, observed) for _ in range(batches)],
             DRAW_TURNS,
         )
-        for path in Path(folder).glob("reconstructions/*/*"):
-            path.unlink()
-    return {
-        "updates": updates,
-        "m_step_loop_seconds": m_loop,
-        "m_step_bare_seconds": m_bare,
-        "m_step_overhead": m_overhead,
-        "e_step_loop_seconds": e_loop,
-        "e_step_bare_seconds": e_bare,
-        "e_step_overhead": e_overhead,
-    }
-
-
-def main() -> None:
-    one_core()
-    write("overhead", {"digits": measure(digits.get_config()), "manifold": measure(manifold.get_config("quick"))})
+    return {"updates": updates, **m_step, **e_step}
 
 
 if __name__ == "__main__":
-    main()
+    one_core()
+    write("overhead", {"digits": measure(digits.get_config()), "manifold": measure(manifold.get_config("quick"))})

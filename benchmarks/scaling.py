@@ -26,8 +26,8 @@ from diffem_jax.run.start import standard_normal
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 CONFIGS = {
-    "cifar10:mask75": (lambda: cifar10.get_config("mask75"), (32, 32, 3), 50_000),
-    "celeba:mask50": (lambda: celeba.get_config("mask50"), (64, 64, 3), celeba.EXAMPLES),
+    "cifar10:mask75": (cifar10, (32, 32, 3)),
+    "celeba:mask50": (celeba, (64, 64, 3)),
 }
 COMPUTE_SHARE, MEMORY_SHARE = 0.5, 0.8
 """Of the peak arithmetic and of the peak memory bandwidth: assumed."""
@@ -36,24 +36,17 @@ FUSED_SHARE = 0.19
 compiled for TPU v5e without a TPU. Taken for every program."""
 
 
-class Machine(NamedTuple):
-    """Peak FLOP/s by dtype, memory bandwidth and all-reduce bandwidth of a chip in bytes/s."""
+class Chip(NamedTuple):
+    """Peak FLOP/s by dtype, memory bandwidth and all-reduce bandwidth in bytes/s."""
 
-    name: str
-    chips: int
     peak: dict[str, float]
     memory: float
     link: float
 
 
-H100 = ({"float32": 494e12, "bfloat16": 989e12}, 3.35e12, 450e9)
-V5E = ({"float32": 197e12, "bfloat16": 197e12}, 819e9, 200e9)
-MACHINES = (
-    Machine("1 H100", 1, *H100),
-    Machine("8 H100", 8, *H100),
-    Machine("v5e-8", 8, *V5E),
-    Machine("v5e-64", 64, *V5E),
-)
+H100 = Chip({"float32": 494e12, "bfloat16": 989e12}, 3.35e12, 450e9)
+V5E = Chip({"float32": 197e12, "bfloat16": 197e12}, 819e9, 200e9)
+MACHINES = {"1 H100": (1, H100), "8 H100": (8, H100), "v5e-8": (8, V5E), "v5e-64": (64, V5E)}
 
 
 def programs(config: Any, shape: tuple[int, ...]) -> dict[str, tuple[Callable[..., Any], Callable[[int], Any]]]:
@@ -69,16 +62,15 @@ def programs(config: Any, shape: tuple[int, ...]) -> dict[str, tuple[Callable[..
     def images(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
 
-    def observations(batch: int) -> Any:
+    def evaluation_shapes(batch: int) -> Any:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-        return jax.eval_shape(jax.vmap(setup.corruption.sample), keys, images(batch))
+        return key, state.params, jax.eval_shape(jax.vmap(setup.corruption.sample), keys, images(batch)), images(batch)
+
+    def update_shapes(batch: int) -> Any:
+        return key, state, images(1, batch), jax.ShapeDtypeStruct((1, batch), jnp.int32)
 
     update = em.make_m_step(model.loss, setup.optimizer, ema_decay=config.m_step.ema_decay)
-    slots = jax.ShapeDtypeStruct
-    return {
-        "evaluation": (evaluate, lambda batch: (key, state.params, observations(batch), images(batch))),
-        "update": (update, lambda batch: (key, state, images(1, batch), slots((1, batch), jnp.int32))),
-    }
+    return {"evaluation": (evaluate, evaluation_shapes), "update": (update, update_shapes)}
 
 
 def per_example(function: Callable[..., Any], shapes: Callable[[int], Any]) -> dict[str, float]:
@@ -96,63 +88,56 @@ def per_example(function: Callable[..., Any], shapes: Callable[[int], Any]) -> d
 def count() -> dict[str, Any]:
     """What a round of each config computes."""
     out: dict[str, Any] = {}
-    for name, (make, shape, examples) in CONFIGS.items():
+    for name, (module, shape) in CONFIGS.items():
         for dtype in ("float32", "bfloat16"):
-            config = make()
+            config: Any = module.get_config(name.partition(":")[2])
             with config.unlocked():
                 config.network.dtype, config.network.native_gradient = dtype, True  # what runs on accelerators
             work = programs(config, shape)
-            params = work["evaluation"][1](1)[1]
             out[f"{name} {dtype}"] = {
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-                "examples": examples,
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(work["evaluation"][1](1)[1])),
+                "examples": module.EXAMPLES,
                 "evaluations": config.e_step.steps,
                 "updates": config.m_step.steps,
                 "batch": config.m_step.batch_size,
                 "e_batch": config.e_step.batch_size,
                 **{part: per_example(*program) for part, program in work.items()},
             }
-            print(name, dtype, out[f"{name} {dtype}"], flush=True)
     return out
 
 
-def seconds(machine: Machine, row: dict[str, Any], part: str, dtype: str) -> float:
-    """Seconds of one evaluation of a batch, or of one update, on all chips together."""
-    batch = max(1.0, row["e_batch" if part == "evaluation" else "batch"] / machine.chips)
-    arithmetic = row[part]["flops"] * batch / (COMPUTE_SHARE * machine.peak[dtype])
-    moved = FUSED_SHARE * (row[part]["bytes"] * batch + row[part]["fixed_bytes"])
-    reduced = 0.0
-    if part == "update" and machine.chips > 1:
-        reduced = 2 * (machine.chips - 1) / machine.chips * 4 * row["parameters"] / machine.link
-    return max(arithmetic, moved / (MEMORY_SHARE * machine.memory)) + reduced
-
-
-def hours(machine: Machine, row: dict[str, Any], dtype: str) -> str:
+def hours(chips: int, chip: Chip, row: dict[str, Any], dtype: str) -> str:
     """Hours of the E-step and of the M-step of a round."""
-    batches = -(-row["examples"] // row["e_batch"])
-    e = seconds(machine, row, "evaluation", dtype) * row["evaluations"] * batches / 3600
-    m = seconds(machine, row, "update", dtype) * row["updates"] / 3600
-    return f"{e:.2f} + {m:.2f}"
+
+    def seconds(part: str, batch: float) -> float:
+        arithmetic = row[part]["flops"] * batch / (COMPUTE_SHARE * chip.peak[dtype])
+        moved = FUSED_SHARE * (row[part]["bytes"] * batch + row[part]["fixed_bytes"])
+        return max(arithmetic, moved / (MEMORY_SHARE * chip.memory))
+
+    reduced = 2 * (chips - 1) / chips * 4 * row["parameters"] / chip.link
+    evaluations = row["evaluations"] * -(-row["examples"] // row["e_batch"])
+    e = seconds("evaluation", max(1.0, row["e_batch"] / chips)) * evaluations
+    m = (seconds("update", max(1.0, row["batch"] / chips)) + reduced) * row["updates"]
+    return f"{e / 3600:.2f} + {m / 3600:.2f}"
 
 
 def write_page() -> None:
     """Writes the page from the counts."""
     counts = json.loads((RESULTS / "scaling.json").read_text())["count"]
-    names = " | ".join(machine.name for machine in MACHINES)
     lines = [
         "# What a round costs at full size",
         "",
         "Written by `python -m benchmarks.scaling`. No accelerator was there: hours are a model, of XLA's counts and the assumptions",
         "below. A round is E-step + M-step; compilation, start, measures and reading from disk are left out.",
         "",
-        f"| config | parameters | GFLOP per evaluation, per update | EFLOP per round | {names} |",
+        f"| config | parameters | GFLOP per evaluation, per update | EFLOP per round | {' | '.join(MACHINES)} |",
         "|" + "---|" * (4 + len(MACHINES)),
     ]
     for case, row in counts.items():
         e, m = row["evaluation"]["flops"], row["update"]["flops"]
         work = f"{e * row['evaluations'] * row['examples'] / 1e18:.2f} + {m * row['batch'] * row['updates'] / 1e18:.2f}"
         cells = [case, f"{row['parameters'] / 1e6:.1f} M", f"{e / 1e9:.0f}, {m / 1e9:.0f}", work]
-        cells += [hours(machine, row, case.split()[1]) for machine in MACHINES]
+        cells += [hours(*machine, row, case.split()[1]) for machine in MACHINES.values()]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

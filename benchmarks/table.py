@@ -1,36 +1,39 @@
 """docs/performance.md from benchmarks/results/*.json: numbers are generated, never typed.
 
-python -m benchmarks.table
+python -m benchmarks.table              # the page from the results that are there
+python -m benchmarks.table --measure    # every benchmark once more, each in a process of its own, then the page
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
-from benchmarks.run import NAMES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
+NAMES = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "updates", "loop", "width")
+HEAD = f"""# Performance
+
+Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`
+measures one again, `make bench` these: {", ".join(NAMES)}."""
 
 
 def about(name: str) -> str:
     """What a benchmark measures: its docstring without the command."""
-    source = HERE / f"{name}.py"
-    text = (ast.get_docstring(ast.parse(source.read_text())) if source.exists() else "") or ""
-    return "\n\n".join(p for p in text.split("\n\n") if not p.startswith(("python -m", "    python -m")))
+    text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    return "\n\n".join(part for part in text.split("\n\n") if not part.lstrip().startswith("python -m"))
 
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
-    return [
-        "",
-        "| " + " | ".join(heads) + " |",
-        "|" + "---|" * len(heads),
-        *("| " + " | ".join(map(show, row)) + " |" for row in rows),
-    ]
+    """The lines of a Markdown table."""
+    first, *rest = (f"| {' | '.join(map(show, row))} |" for row in ([head.replace("_", " ") for head in heads], *rows))
+    return ["", first, "|" + "---|" * len(heads), *rest]
 
 
 def blocks(title: str, value: dict[str, Any]) -> list[str]:
@@ -44,50 +47,46 @@ def blocks(title: str, value: dict[str, Any]) -> list[str]:
     if numbers:
         out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in numbers.items()])
     records = {key: inner for key, inner in value.items() if isinstance(inner, dict)}
-    alike = {(*inner, *map(type, inner.values())) for inner in records.values()}
-    if (
-        len(records) > 1
-        and len(alike) == 1
-        and not any(isinstance(v, dict | list) for r in records.values() for v in r.values())
-    ):
-        heads = [head.replace("_", " ") for head in next(iter(records.values()))]
-        out += table(["", *heads], [[key, *inner.values()] for key, inner in records.items()])
+    shapes = {(*inner, *map(type, inner.values())) for inner in records.values()}
+    flat = not any(isinstance(v, dict | list) for record in records.values() for v in record.values())
+    if len(records) > 1 and len(shapes) == 1 and flat:
+        heads = ["", *next(iter(records.values()))]
+        out += table(heads, [[key, *inner.values()] for key, inner in records.items()])
         records = {}
     for key, inner in value.items():
         name = " / ".join(filter(None, (title, key.replace("_", " "))))
         if isinstance(inner, list):
             heads = list(dict.fromkeys(head for row in inner for head in row))
-            rows = [[row.get(head) for head in heads] for row in inner]
-            out += ["", f"**{name}**", *table([head.replace("_", " ") for head in heads], rows)]
+            out += ["", f"**{name}**", *table(heads, [[row.get(head) for head in heads] for row in inner])]
         elif key in records:
             out += ["", *blocks(name, inner)]
     return out
 
 
 def show(value: Any) -> str:
+    """A cell."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def measure() -> list[str]:
+    """Runs every benchmark; returns the names of those that failed."""
+    return [name for name in NAMES if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode]
+
+
 def main() -> None:
-    out = [
-        "# Performance",
-        "",
-        "Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`",
-        f"measures one again, `make bench` these: {', '.join(NAMES)}.",
-    ]
-    for path in sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("scaling")):
-        out += [
-            "",
-            f"## {path.stem.replace('_', ' ')}",
-            "",
-            about(path.stem),
-            *blocks("", {k: v for k, v in json.loads(path.read_text()).items() if k != "cores"}),
-        ]
+    """Writes the page."""
+    out = [HEAD]
+    for path in sorted(path for path in RESULTS.glob("*.json") if path.stem != "scaling"):
+        result = {key: value for key, value in json.loads(path.read_text()).items() if key != "cores"}
+        out += ["", f"## {path.stem.replace('_', ' ')}", "", about(path.stem), *blocks("", result)]
     PAGE.write_text("\n".join(out) + "\n")
     print(f"wrote {PAGE.name}")
 
 
 if __name__ == "__main__":
+    failed = measure() if "--measure" in sys.argv else []
     main()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")

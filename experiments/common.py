@@ -14,10 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.common import write_page
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
 from diffem_jax.run.sample import round_step
@@ -38,6 +39,7 @@ class Job(NamedTuple):
         group: the setting it is compared in ('rate 0.5'), '' where there is one.
         before: the method of the same group and seed that must have run.
         evaluate: measure the posterior at the end (--mode=evaluate).
+        seeds: the most seeds, where one takes long.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     group: str = ""
     before: str = ""
     evaluate: bool = True
+    seeds: int = 10
 
     def folder(self, work: Path, seed: int) -> Path:
         """The work directory of a seed."""
@@ -56,48 +59,67 @@ def fields(**values: Any) -> tuple[str, ...]:
     return tuple(f"--config.{name.replace('__', '.')}={value}" for name, value in values.items())
 
 
+QUICK = fields(rounds=1, m_step__steps=40, e_step__steps=8)
+"""What --quick adds to every run."""
+
+
 def arguments(description: str) -> argparse.Namespace:
     """--seeds, --quick, --only, --work, --processes, --report."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS - 1")
-    parser.add_argument("--quick", action="store_true", help="a small budget, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a small budget, to see that it works; writes no page")
     parser.add_argument("--only", default="", help="runs whose 'group/method' contains this")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="where the runs lie")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and figures of what is there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.work = options.work / ("quick" if options.quick else "")
+    return options
 
 
-def run_jobs(name: str, jobs: Sequence[Job], options: argparse.Namespace) -> list[Row]:
-    """Does what is missing and returns the rows of all runs that are finished."""
-    work = options.work / (name + ("_quick" if options.quick else ""))
-    wanted = [j for j in jobs if options.only in f"{j.group}/{j.method}"]
+def run_jobs(jobs: Sequence[Job], work: Path, options: argparse.Namespace) -> list[tuple[Job, int]]:
+    """Does what is missing and returns the job and seed of all runs that are finished."""
     if not options.report:
+        wanted = [j for j in jobs if options.only in f"{j.group}/{j.method}"]
+        if options.quick:
+            wanted = [job._replace(flags=(*job.flags, *QUICK)) for job in wanted]
         with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
             # A run that another one begins from comes first.
             for stage in ([j for j in wanted if not j.before], [j for j in wanted if j.before]):
-                tasks = [pool.submit(_run, job, work, seed) for seed in range(options.seeds) for job in stage]
-                for task in concurrent.futures.as_completed(tasks):
+                pairs = [(job, seed) for seed in range(options.seeds) for job in stage if seed < job.seeds]
+                for task in concurrent.futures.as_completed(
+                    [pool.submit(_run, job, work, seed) for job, seed in pairs]
+                ):
                     # One run that fails does not end the others; it is missing from the tables, and done again next time.
                     try:
                         task.result()
                     except (subprocess.CalledProcessError, OSError) as error:
                         print(f"FAILED: {error}", file=sys.stderr, flush=True)
-    rows = [row for job in jobs for seed in range(options.seeds) if (row := collect(job, work, seed)) is not None]
-    place = ROOT / "experiments" / name / ("results_quick.json" if options.quick else "results.json")
-    place.write_text(json.dumps(rows, indent=1) + "\n")
-    return rows
+    pairs = [(job, seed) for job in jobs for seed in range(options.seeds)]
+    return [(job, seed) for job, seed in pairs if (job.folder(work, seed) / "trained.json").exists()]
 
 
 def main(
-    name: str, description: str, jobs: Callable[[bool], list[Job]], report: Callable[[list[Row], bool], None]
+    name: str,
+    description: str,
+    jobs: Sequence[Job],
+    tables: Callable[[list[Row]], str],
+    draw: Callable[[list[Row], Path], None],
+    measure: Callable[[Job, Path, int], Iterable[Row]] | None = None,
 ) -> None:
-    """An experiment's command: runs what is missing of ``jobs(quick)``, then ``report(rows, quick)``."""
-    options = arguments(description)
-    rows = run_jobs(name, jobs(options.quick), options)
+    """An experiment's command: runs what is missing, writes the rows, the tables of the README, the figures in its folder."""
+    options, place = arguments(description), ROOT / "experiments" / name
+    work = options.work / name
+    rows_of = measure or (lambda *run: [collect(*run)])
+    rows = [row for job, seed in run_jobs(jobs, work, options) for row in rows_of(job, work, seed)]
     if not rows:
         sys.exit("no finished run")
-    report(rows, options.quick)
+    if options.quick:
+        print(tables(rows))
+        return
+    (place / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_page(place / "README.md", tables(rows))
+    draw(rows, place)
 
 
 def _run(job: Job, work: Path, seed: int) -> None:
@@ -115,24 +137,23 @@ def _run(job: Job, work: Path, seed: int) -> None:
         began = time.monotonic()
         print(f"{title}: {stage} ...", flush=True)
         with (folder / f"{stage}.log").open("a") as log:
-            subprocess.run(
-                [sys.executable, "-m", "diffem_jax.main", f"--workdir={folder}", *command],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            train(folder, *command, log=log)
         seconds = time.monotonic() - began
         mark.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n")
         print(f"{title}: {stage} in {seconds:.0f} s", flush=True)
 
 
-def collect(job: Job, work: Path, seed: int) -> Row | None:
+def train(folder: Path, *flags: str, log: Any = None) -> Workdir:
+    """The real command on a work directory; a finished run is passed over."""
+    command = [sys.executable, "-m", "diffem_jax.main", f"--workdir={folder}", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, stdout=log, stderr=log and subprocess.STDOUT, check=True, env=environment)
+    return Workdir(folder)
+
+
+def collect(job: Job, work: Path, seed: int) -> Row:
     """A finished run as a row: its rounds with cumulated seconds and network calls, its evaluation, its stop record."""
     folder = Workdir(job.folder(work, seed))
-    if not (folder.root / "trained.json").exists():
-        return None
     records, config = folder.records(), folder.stored_config()
     fit = checkpoints.metadata(folder.start / "fit")
     # Compilation is left out: it is paid once a setting, and not at all where a compilation cache is shared.
@@ -145,15 +166,9 @@ def collect(job: Job, work: Path, seed: int) -> Row | None:
         if record["round"]:
             calls += training_calls(config) + sampling_calls(config, examples)
         rounds.append({**record, "seconds": seconds, "network_calls": calls})
-    found = {kind: [r for r in records if r.get("kind") == kind] for kind in ("evaluation", "stop")}
-    return {
-        "group": job.group,
-        "method": job.method,
-        "seed": seed,
-        "rounds": rounds,
-        "evaluation": found["evaluation"][-1] if found["evaluation"] else {},
-        "stop": found["stop"][-1] if found["stop"] else {},
-    }
+    last = {record.get("kind"): record for record in records}
+    found = {kind: last.get(kind, {}) for kind in ("evaluation", "stop")}
+    return {"group": job.group, "method": job.method, "seed": seed, "rounds": rounds, **found}
 
 
 def _rows(folder: Workdir) -> int:
@@ -216,28 +231,37 @@ def table(
     return "\n".join(out)
 
 
-def write_readme(name: str, text: str, quick: bool = False) -> None:
-    """Puts the tables between the markers of the experiment's README; those of a small budget say so, and give way to full ones."""
-    if quick and (ROOT / "experiments" / name / "results.json").exists():
-        print(f"the README of {name} keeps the results of the full budget")
-        return
-    text = f"Of `--quick` runs, whose budget is too small for a verdict.\n\n{text}" if quick else text
-    write_page(ROOT / "experiments" / name / "README.md", text)
+def columns(rows: Sequence[Row], values: Mapping[str, Callable[[Row], float | None]], digits: int = 3) -> str:
+    """A Markdown table with a line per method and a column per value."""
+    found = [{**row, "column": head, "value": value(row)} for head, value in values.items() for row in rows]
+    return table(found, lambda row: row["value"], across="column", digits=digits)
 
 
-def write_page(path: Path, text: str) -> None:
-    """Puts the text between the markers of a page, the prose around them stays."""
-    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
-    page = path.read_text()
-    head, _, rest = page.partition(begin)
-    _, _, tail = rest.partition(end)
-    path.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}")
-    print(f"wrote {path.relative_to(ROOT)}")
+def ends(rows: Sequence[Row], metrics: Mapping[str, str], digits: int = 3) -> str:
+    """A Markdown table with a line per method and a column per metric of the last round: {metric: title}."""
+    return columns(rows, {title: lambda r, m=metric: last(r, m) for metric, title in metrics.items()}, digits)
+
+
+def curves(rows: Sequence[Row], point: Callable[[Row], tuple[float, float] | None]) -> dict[str, list[Any]]:
+    """For a figure: method -> for each run the points of its rounds, those that there are."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        points = [p for r in row["rounds"] if (p := point(r)) is not None]
+        found.setdefault(row["method"], []).append(points)
+    return found
+
+
+def settings(rows: Sequence[Row], name: Callable[[Row], str], x: Callable[[Row], float], metric: str) -> dict[str, Any]:
+    """For a figure: name -> for each seed the points (x, metric of the last round), where every seed has some."""
+    found: dict[str, dict[int, list[Any]]] = {}
+    for row in rows:
+        if (value := last(row, metric)) is not None:
+            found.setdefault(name(row), {}).setdefault(row["seed"], []).append((x(row), value))
+    seeds = {row["seed"] for row in rows}
+    return {line: [points[seed] for seed in sorted(seeds)] for line, points in found.items() if set(points) == seeds}
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
     """'3 seeds' for the tables' captions."""
     count = len({row["seed"] for row in rows})
-    return (
-        f"{count} seed{'s' if count > 1 else ''}; ± is the standard deviation over seeds" if count > 1 else "one seed"
-    )
+    return f"{count} seeds; ± is the standard deviation over seeds" if count > 1 else "one seed"

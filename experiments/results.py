@@ -11,6 +11,9 @@ from typing import Any
 
 from experiments import common
 from experiments.common import ROOT, Row
+from experiments.kinds import run as kinds
+from experiments.patches import classical
+from experiments.stopping import run as stopping
 
 PAGE = ROOT / "docs" / "results.md"
 HEAD = """# Results
@@ -33,25 +36,16 @@ MEASURES = {
 }
 
 
-def load(name: str) -> Any:
+def load(name: str, file: str = "results") -> Any:
     """The stored results of an experiment."""
-    return json.loads((ROOT / "experiments" / name / "results.json").read_text())
+    return json.loads((ROOT / "experiments" / name / f"{file}.json").read_text())
 
 
-def section(title: str, command: str, folder: str, *parts: str) -> str:
-    """A heading, the command, where the rest is, and the tables."""
-    link = f"[Tables and figures](../experiments/{folder}/README.md)."
-    return "\n\n".join([f"## {title}", f"`python -m experiments.{command}`. {link}", *parts])
-
-
-def measures(rows: list[Row], names: dict[str, str]) -> list[str]:
+def measures(name: str) -> str:
     """A table per measure: methods down, settings across."""
-    return [f"{title}:\n\n{common.table(rows, lambda r, m=name: common.last(r, m))}" for name, title in names.items()]
-
-
-def rates(name: str, title: str) -> str:
-    """Methods against rates of erased pixels."""
-    return section(title, f"{name}.run", name, *measures(load(name), MEASURES))
+    rows = load(name)
+    tables = (common.table(rows, lambda r, m=metric: common.last(r, m)) for metric in MEASURES)
+    return "\n\n".join(f"{title}:\n\n{table}" for title, table in zip(MEASURES.values(), tables, strict=True))
 
 
 def manifold() -> str:
@@ -61,41 +55,15 @@ def manifold() -> str:
         "rounds": lambda row: float(row["rounds"][-1]["round"]),
         "seconds": lambda row: row["rounds"][-1]["seconds"],
     }
-    rows = [{**row, "group": what, "value": value(row)} for row in load("manifold") for what, value in kinds.items()]
     note = "The divergence of a perfect reconstruction is slightly negative ([its definition](differences.md#sinkhorn-divergence))."
-    return section("Manifold", "manifold.run", "manifold", common.table(rows, lambda row: row["value"]), note)
+    return f"{common.columns(load('manifold'), kinds)}\n\n{note}"
 
 
-def extreme() -> str:
-    """Nine of ten pixels erased."""
-    return section("Nine of ten pixels erased", "extreme.run", "extreme", *measures(load("extreme"), MEASURES))
-
-
-def stopping() -> str:
+def stops() -> str:
     """How often each rule picks a good round."""
-    from experiments.stopping.run import RULES, verdict
-
     rows = load("stopping")
-    lines = ["| rule | within 5% of the best round |", "|---|---|"]
-    for rule in RULES:
-        good = sum(verdict(row, rule)["worse"] <= 5 for row in rows)
-        lines.append(f"| `{rule}` | {good} of {len(rows)} runs |")
-    return section("Stopping without clean data", "stopping.run", "stopping", "\n".join(lines))
-
-
-def kinds() -> str:
-    """Tables, series and volumes."""
-    from experiments.kinds.kinds import table
-
-    return section("Tables, series, volumes", "kinds.kinds", "kinds", table(load("kinds")))
-
-
-def classical() -> str:
-    """Patches against classical restoration."""
-    from experiments.patches.classical import tables
-
-    found = json.loads((ROOT / "experiments" / "patches" / "classical.json").read_text())
-    return section("Photographs against classical restoration", "patches.classical", "patches", tables(found))
+    lines = [f"| `{rule}` | {stopping.good(rows, rule)} of {len(rows)} runs |" for rule in stopping.RULES]
+    return "\n".join(["| rule | within 5% of the best round |", "|---|---|", *lines])
 
 
 def others() -> str:
@@ -109,10 +77,24 @@ def others() -> str:
 
 def page() -> str:
     """The whole page."""
-    digits = rates("digits", "Digits, by the share of erased pixels")
-    patches = rates("patches", "Photographs, by the share of erased pixels")
-    parts = [HEAD.strip(), digits, patches, extreme(), manifold(), classical(), kinds(), stopping(), others()]
-    return "\n\n".join(parts) + "\n"
+    sections = [
+        ("Digits, by the share of erased pixels", "digits.run", measures("digits")),
+        ("Photographs, by the share of erased pixels", "patches.run", measures("patches")),
+        ("Nine of ten pixels erased", "extreme.run", measures("extreme")),
+        ("Manifold", "manifold.run", manifold()),
+        (
+            "Photographs against classical restoration",
+            "patches.classical",
+            classical.tables(load("patches", "classical")),
+        ),
+        ("Tables, series, volumes", "kinds.run", kinds.tables(load("kinds"))),
+        ("Stopping without clean data", "stopping.run", stops()),
+    ]
+    parts = [HEAD.strip()]
+    for title, command, tables in sections:
+        link = f"[Tables and figures](../experiments/{command.partition('.')[0]}/README.md)."
+        parts += [f"## {title}", f"`python -m experiments.{command}`. {link}", tables]
+    return "\n\n".join([*parts, others()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 
-from benchmarks import accelerator
+from benchmarks import accelerator, common
 from benchmarks import accelerator_figures as figures
 from benchmarks.flops import flops
 
@@ -18,7 +18,7 @@ def test_the_checks_of_an_accelerator_hold_on_a_cpu(tmp_path):
     assert not result["failed"], result["failed"]
     assert {*result["items"], *result["not run"]} == {name for name, _ in accelerator.items()}
     assert "randomness" in result["items"] and json.loads(output.read_text()) == result
-    page.write_text(f"# Page\n{accelerator.BEGIN}\nstale\n{accelerator.END}\nrest\n")
+    page.write_text(f"# Page\n{common.BEGIN}\nstale\n{common.END}\nrest\n")
     accelerator.write_page(output, page)
     assert result["machine"]["device"] in page.read_text() and "stale" not in page.read_text()
 

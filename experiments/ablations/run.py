@@ -9,61 +9,49 @@ shows whether training on one's own draws eats itself.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
-NAME = "ablations"
-BASE = (
-    "--config=digits",
-    *fields(
-        rounds=3,
-        m_step__steps=300,
-        m_step__batch_size=256,
-        network__features="(256,256,256)",
-        eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired')",
-        eval__posterior_examples=128,
-    ),
+BASE = fields(
+    rounds=3,
+    m_step__steps=300,
+    m_step__batch_size=256,
+    network__features="(256,256,256)",
+    eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired')",
+    eval__posterior_examples=128,
 )
 EDM = fields(denoiser__preconditioning="edm")
+MIXTURE = fields(start__name="mixture", start__components=10, start__rank=8, start__iterations=20)
+# Recall is the share of truths near some draw: it falls where training on one's own draws loses variety.
+VARIETY = fields(eval__metrics="('psnr','features_recall','features_precision','sliced_wasserstein_unpaired')")
+# Of the data, whatever rate the method assumes.
+TRUE = fields(data_corruption__name="pixel_mask", data_corruption__rate=0.5, data_corruption__noise_std=0.01)
+ASSUMED = "assumed rate (true 0.50)"
 
 
-def jobs(quick: bool) -> list[Job]:
-    base = (*BASE, *(fields(rounds=2, m_step__steps=200) if quick else ()))
-    out = [
-        Job(str(steps), (*base, *fields(e_step__steps=steps)), "sampler steps") for steps in (8, 16, 32, 64, 128, 256)
-    ]
-    out += [
-        Job("gaussian", base, "start"),
-        Job(
-            "mixture of 10",
-            (*base, *fields(start__name="mixture", start__components=10, start__rank=8, start__iterations=20)),
-            "start",
-        ),
-        Job("EM-MMPS", (*base, *EDM, *fields(method="em_mmps")), "start"),
-        Job("warm from EM-MMPS", (*base, *fields(start__checkpoint="{before}")), "start", before="EM-MMPS"),
-    ]
-    for name, flags in (("posterior", ()), ("published denoiser", EDM)):
-        out += [
-            Job(f"{name}, {carry}", (*base, *flags, *fields(m_step__carry=carry)), "carried over")
-            for carry in ("all", "params", "nothing")
-        ]
-    true = fields(
-        data_corruption__name="pixel_mask", data_corruption__rate=0.5, data_corruption__noise_std=0.01
-    )  # of the data, whatever rate the method assumes
-    out += [
-        Job(f"{rate:.2f}", (*base, *true, *fields(corruption__rate=rate)), "assumed rate (true 0.50)")
-        for rate in (0.4, 0.45, 0.5, 0.55, 0.6)
-    ]
-    out += [Job(str(std), (*base, *fields(corruption__noise_std=std)), "noise") for std in (0.001, 0.01, 0.1, 0.2, 0.4)]
-    jpeg = tuple(flag.replace("--config=digits", "--config=digits:jpeg") for flag in base)
-    out.append(Job("JPEG quality 20", jpeg, "not linear"))
-    # Recall is the share of truths near some draw: it falls where training on one's own draws loses variety.
-    many = fields(eval__metrics="('psnr','features_recall','features_precision','sliced_wasserstein_unpaired')")
-    many += fields(rounds=6 if quick else 30, m_step__steps=100 if quick else 300)
-    out.append(Job("30 rounds", (*base, *many), "rounds"))
-    return out
+def job(group: str, method: str, *flags: str, before: str = "", config: str = "digits") -> Job:
+    """A run of the base with some flags."""
+    return Job(method, (f"--config={config}", *BASE, *flags), group, before)
 
 
+JOBS = [
+    *(job("sampler steps", str(n), *fields(e_step__steps=n)) for n in (8, 16, 32, 64, 128, 256)),
+    job("start", "gaussian"),
+    job("start", "mixture of 10", *MIXTURE),
+    job("start", "EM-MMPS", *EDM, *fields(method="em_mmps")),
+    job("start", "warm from EM-MMPS", *fields(start__checkpoint="{before}"), before="EM-MMPS"),
+    *(
+        job("carried over", f"{name}, {carry}", *flags, *fields(m_step__carry=carry))
+        for name, flags in (("posterior", ()), ("published denoiser", EDM))
+        for carry in ("all", "params", "nothing")
+    ),
+    *(job(ASSUMED, f"{rate:.2f}", *TRUE, *fields(corruption__rate=rate)) for rate in (0.4, 0.45, 0.5, 0.55, 0.6)),
+    *(job("noise", str(std), *fields(corruption__noise_std=std)) for std in (0.001, 0.01, 0.1, 0.2, 0.4)),
+    job("not linear", "JPEG quality 20", config="digits:jpeg"),
+    job("rounds", "30 rounds", *VARIETY, *fields(rounds=30)),
+]
 COLUMNS = {
     "psnr": "PSNR, dB",
     "accuracy": "accuracy",
@@ -74,61 +62,36 @@ COLUMNS = {
 }
 
 
-def report(rows: list[Row], quick: bool) -> None:
-    """One table per question, and figures of the rounds."""
+def of(rows: list[Row], group: str) -> list[Row]:
+    """The runs of one question."""
+    return [row for row in rows if row["group"] == group]
+
+
+def tables(rows: list[Row]) -> str:
+    """One table per question."""
     parts = [f"Last round, {common.seeds_of(rows)}."]
     for group in dict.fromkeys(row["group"] for row in rows):
-        lines = [
-            {**row, "what": title, "value": common.last(row, metric)}
-            for metric, title in COLUMNS.items()
-            for row in rows
-            if row["group"] == group
-        ]
-        parts.append(f"### {group}\n\n{common.table(lines, lambda r: r['value'], across='what')}")
-    end = "_quick" if quick else ""
-    parts.append(f"![Sampler steps, noise, assumed rate](settings{end}.png)\n\n![Over rounds](rounds{end}.png)")
-    common.write_readme(NAME, "\n\n".join(parts), quick)
-    place = common.ROOT / "experiments" / NAME
-    seeds = sorted({row["seed"] for row in rows})
+        parts.append(f"### {group}\n\n{common.ends(of(rows, group), COLUMNS)}")
+    return "\n\n".join([*parts, "![Sampler steps, noise, assumed rate](settings.png)", "![Over rounds](rounds.png)"])
 
-    def setting(group: str, metric: str) -> dict[str, list[list[tuple[float, float]]]]:
-        found = [
-            [
-                (float(row["method"]), value)
-                for row in rows
-                if row["group"] == group and row["seed"] == seed and (value := common.last(row, metric)) is not None
-            ]
-            for seed in seeds
-        ]
-        return {"DiffEM": found} if found and all(found) else {}
 
-    panels = [
-        figures.Panel(lines, group, metric, log_x=group != "assumed rate (true 0.50)")
-        for group in ("sampler steps", "noise", "assumed rate (true 0.50)")
-        for metric in ("psnr", "coverage_90")
-        if (lines := setting(group, metric))
-    ]
-    if panels:
-        figures.draw(place / f"settings{end}.png", panels, columns=2)
+def draw(rows: list[Row], place: Path) -> None:
+    """Measures against the settings that are numbers, and over rounds."""
+    panels = []
+    for group in ("sampler steps", "noise", ASSUMED):
+        for metric in ("psnr", "coverage_90"):
+            lines = common.settings(of(rows, group), lambda r: "DiffEM", lambda r: float(r["method"]), metric)
+            panels.append(figures.Panel(lines, group, metric, log_x=group != ASSUMED))
+    figures.draw(place / "settings.png", panels, columns=2)
     panels = []
     for group in ("start", "carried over", "rounds"):
-        chosen = [row for row in rows if row["group"] == group]
+        chosen = of(rows, group)
         for metric in ("psnr", "sliced_wasserstein_unpaired", "features_recall", "features_precision"):
-            if not chosen or metric not in chosen[0]["rounds"][0]:
-                continue
-            curves = {
-                method: [[(r["round"], r[metric]) for r in row["rounds"]] for row in chosen if row["method"] == method]
-                for method in dict.fromkeys(row["method"] for row in chosen)
-            }
-            if curves:
-                panels.append(figures.Panel(curves, f"round ({group})", metric.replace("_", " ")))
-    if panels:
-        figures.draw(place / f"rounds{end}.png", panels, columns=2)
-
-
-def main() -> None:
-    common.main(NAME, __doc__ or "", jobs, report)
+            if metric in chosen[0]["rounds"][0]:
+                lines = common.curves(chosen, lambda r, m=metric: (r["round"], r[m]))
+                panels.append(figures.Panel(lines, f"round ({group})", metric.replace("_", " ")))
+    figures.draw(place / "rounds.png", panels, columns=2)
 
 
 if __name__ == "__main__":
-    main()
+    common.main("ablations", __doc__ or "", JOBS, tables, draw)

@@ -14,17 +14,16 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.common import machine
 from diffem_jax import metrics
 from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.commands import exit_codes, keep_programs
@@ -49,35 +48,19 @@ def seconds(text: str) -> int:
 
 def get_config(options: argparse.Namespace) -> ConfigDict:
     """This project's settings; with ``--small`` a network and a data set that a CPU trains in seconds."""
-    small = options.small
     c = default()
     with c.unlocked():
         c.seed, c.rounds = options.seed, options.rounds
         c.data.name, c.data.path = "experiments.cifar10.files:images", str(options.data)
         c.data.num_examples = options.examples
-        c.corruption = ConfigDict(
-            {"name": "pixel_mask", "rate": 0.75, "noise_std": 1e-3, "fill_iterations": 40, "fill_order": 2}
-        )
-        c.network = ConfigDict(
-            {
-                "name": "unet",
-                "channels": (8, 8) if small else (128, 256, 256),
-                "blocks": 1 if small else 2,
-                "heads": () if small else ((1, 4),),
-                "embedding": 16 if small else 256,
-                "dropout": 0.0,
-                "dtype": "bfloat16",
-            }
-        )
+        mask = {"rate": 0.75, "noise_std": 1e-3, "fill_iterations": 40, "fill_order": 2}
+        c.corruption = ConfigDict({"name": "pixel_mask", **mask})
+        size: dict[str, Any] = {"channels": (128, 256, 256), "blocks": 2, "heads": ((1, 4),), "embedding": 256}
+        c.network = ConfigDict({"name": "unet", **size, "dropout": 0.0, "dtype": "bfloat16"})
         c.denoiser.base = "start_moments"
-        c.start.rank = 4 if small else 64
-        c.start.iterations = 2 if small else 16
-        c.start.num_examples = 64 if small else 4096
-        c.e_step.steps = 4 if small else options.steps
-        c.e_step.batch_size = 32 if small else 1024
-        c.m_step.steps = options.updates
-        c.m_step.batch_size = 8 if small else 256
-        c.m_step.updates_per_dispatch = 25
+        c.start.rank, c.start.iterations, c.start.num_examples = 64, 16, 4096
+        c.e_step.steps, c.e_step.batch_size = options.steps, 1024
+        c.m_step.steps, c.m_step.batch_size, c.m_step.updates_per_dispatch = options.updates, 256, 25
         c.m_step.learning_rate = 6e-4
         c.m_step.warmup_steps = min(50, options.updates // 4)
         c.m_step.ema_decay = 0.995
@@ -86,8 +69,12 @@ def get_config(options: argparse.Namespace) -> ConfigDict:
         c.m_step.augment = ("flip",)
         c.eval.metrics = ("psnr", "frechet") if options.features else ("psnr",)
         c.eval.features = "experiments.cifar10.resnet:features" if options.features else ""
-        c.eval.num_examples = 64 if small else 4096
+        c.eval.num_examples = 4096
         c.checkpoint.keep_rounds = 2
+        if options.small:
+            c.network.update({"channels": (8, 8), "blocks": 1, "heads": (), "embedding": 16})
+            c.start.rank, c.start.iterations, c.start.num_examples = 4, 2, 64
+            c.e_step.steps, c.e_step.batch_size, c.m_step.batch_size, c.eval.num_examples = 4, 32, 8, 64
     return c
 
 
@@ -131,18 +118,6 @@ def measure(folder: Workdir, config: ConfigDict, options: argparse.Namespace) ->
     return found
 
 
-def card() -> dict[str, Any]:
-    """The device, its driver, and the versions of what computes."""
-    device = jax.devices()[0]
-    found = {"device": device.device_kind, "jax": jax.__version__, "platform": device.client.platform_version.strip()}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        found["driver"] = ""
-    return found
-
-
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,7 +154,7 @@ def main(argv: list[str]) -> None:
     timer.cancel()
     folder, trained = Workdir(options.workdir), time.monotonic() - began
     records = [r for r in folder.records() if r.get("kind") == "round"]
-    found = {"card": card(), "seconds of this command before measuring": trained, "rounds": records}
+    found = {"card": machine(), "seconds of this command before measuring": trained, "rounds": records}
     found["network"] = config.network.to_dict()
     found |= {name: getattr(options, name) for name in ("examples", "updates", "steps", "seed", "small")}
     if checkpoints.latest(folder.rounds) is not None:

@@ -5,12 +5,12 @@ python -m experiments.digits.run [--seeds=3] [--quick] [--processes=2]
 
 from __future__ import annotations
 
-from experiments import rates
-from experiments.common import fields
+from experiments import common, rates
+from experiments.rates import draw, tables
 
 BASE = (
     "--config=digits",
-    *fields(
+    *common.fields(
         rounds=3,
         m_step__steps=400,
         m_step__batch_size=256,
@@ -20,7 +20,6 @@ BASE = (
         eval__posterior_examples=128,
     ),
 )
-QUICK = fields(rounds=2, m_step__steps=300)
 
 if __name__ == "__main__":
-    rates.main("digits", __doc__ or "", BASE, QUICK)
+    common.main("digits", __doc__ or "", rates.jobs(BASE), tables, draw)

@@ -1,6 +1,6 @@
 """Draws docs/corruptions.png: every corruption of the registry on one photograph.
 
-    python experiments/gallery/gallery.py [--output=docs/corruptions.png]
+    python experiments/gallery/gallery.py
 
 Each tile shows y itself where y is an image, its logarithm where it is a spectrum, and the back-projection A^T y
 where y is a list of numbers.
@@ -8,7 +8,6 @@ where y is a list of numbers.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 
 import jax
@@ -73,11 +72,8 @@ def show(name: str, x: jax.Array) -> np.ndarray:
     corruption = CORRUPTIONS[name](shape=x.shape, **fields)
     observation = jax.jit(corruption.sample)(jax.random.key(7), x)
     y = np.asarray(observation.y)
-    if how == "spectrum":
-        y = np.log1p(20 * np.hypot(y[..., ::2], y[..., 1::2]))
-        return y / y.max()
-    if how == "magnitude":
-        y = np.log1p(20 * np.abs(y))
+    if how in ("spectrum", "magnitude"):
+        y = np.log1p(20 * (np.abs(y) if how == "magnitude" else np.hypot(y[..., ::2], y[..., 1::2])))
         return y / y.max()
     if how == "back":
         y = np.asarray(corruption.adjoint(*observation))
@@ -90,16 +86,10 @@ def show(name: str, x: jax.Array) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    root = pathlib.Path(__file__).resolve().parents[2]
-    parser.add_argument("--output", type=pathlib.Path, default=root / "docs" / "corruptions.png")
-    output = parser.parse_args().output
-    assert set(TILES) == set(CORRUPTIONS), set(TILES) ^ set(CORRUPTIONS)
     x = photograph()
     pictures = [("x", "the photograph", np.asarray(x) / 4 + 0.5)]
     pictures += [(name, TILES[name][0], show(name, x)) for name in CORRUPTIONS]
-    columns = 6
-    rows = -(-len(pictures) // columns)
+    rows, columns = -(-len(pictures) // 6), 6
     figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.42 * rows), dpi=110)
     for axis in axes.flat:
         axis.axis("off")
@@ -108,9 +98,7 @@ def main() -> None:
         axis.set_title(name, fontsize=9.5, family="monospace", fontweight="bold", pad=16, color="#1b2a41")
         axis.text(0.5, 1.035, note, transform=axis.transAxes, ha="center", fontsize=8, color="#5b6675")
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.945, wspace=0.06, hspace=0.27)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, facecolor="white")
-    print(f"{len(pictures) - 1} corruptions in {output.name}")
+    figure.savefig(pathlib.Path(__file__).resolve().parents[2] / "docs" / "corruptions.png", facecolor="white")
 
 
 if __name__ == "__main__":

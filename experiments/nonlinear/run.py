@@ -1,6 +1,6 @@
 """A run on a corruption that is not linear: do observations of the draws agree with y?
 
-    python -m experiments.nonlinear.run [--variant=phase] [--workdir=runs/nonlinear] [--flags ...] [--report]
+    python -m experiments.nonlinear.run [--variant=phase] [--flags ...] [--report]
 
 Trains ``digits:VARIANT`` through the command, draws a posterior for every observation from the start and from each
 round that is kept, corrupts the draws again without noise and compares with y. Writes results.json (its entry of the
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -21,7 +19,6 @@ import numpy as np
 
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.storage.workdir import Workdir
 from experiments import common, figures
 
 HERE = pathlib.Path(__file__).parent
@@ -38,12 +35,9 @@ def tables(results: dict[str, Any]) -> str:
     parts = []
     for variant, result in results.items():
         flags = " ".join(result["flags"])
-        lines = [
-            f"`digits:{variant}`{f' with `{flags}`' if flags else ''}, noise {result['noise']}; {result['seconds']:.0f} s of M-steps, E-steps and compilation",
-            "",
-            "| draws of | rms of y - A(x) | in noise stds | PSNR |",
-            "|---|---|---|---|",
-        ]
+        title = f"`digits:{variant}`{f' with `{flags}`' if flags else ''}, noise {result['noise']}"
+        lines = [f"{title}; {result['seconds']:.0f} s of M-steps, E-steps and compilation", ""]
+        lines += ["| draws of | rms of y - A(x) | in noise stds | PSNR |", "|---|---|---|---|"]
         for row in result["draws"]:
             psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
             lines.append(f"| {row['of']} | {row['misfit']:.4f} | {row['misfit'] / result['noise']:.2f} | {psnr} |")
@@ -51,16 +45,9 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def report(results: dict[str, Any], quick: bool = False) -> None:
-    """The tables of the README."""
-    common.write_readme(HERE.name, tables(results), quick)
-
-
 def measure(variant: str, folder: pathlib.Path, flags: list[str]) -> dict[str, Any]:
     """Trains (a finished run is passed over), draws, and compares with y and with the hidden truth."""
-    command = [sys.executable, "-m", "diffem_jax.main", f"--config=digits:{variant}", f"--workdir={folder}"]
-    subprocess.run(command + [f"--{flag}" for flag in flags], check=True)
-    workdir = Workdir(folder)
+    workdir = common.train(folder, f"--config=digits:{variant}", *(f"--{flag}" for flag in flags))
     parts = ("m_step_seconds", "e_step_seconds", "compile_seconds")
     seconds = sum(record.get(part, 0.0) for record in workdir.records() for part in parts)
     config = stored_config(workdir)
@@ -82,16 +69,16 @@ def measure(variant: str, folder: pathlib.Path, flags: list[str]) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="phase", choices=("phase", "jpeg"))
-    parser.add_argument("--workdir", default="runs/nonlinear")
     parser.add_argument("--flags", nargs="*", default=[], help="further flags of the command, without their dashes")
     parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
     given = parser.parse_args()
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     if not given.report:
-        results[given.variant] = measure(given.variant, pathlib.Path(given.workdir) / given.variant, given.flags)
+        folder = common.ROOT / "runs" / "experiments" / "nonlinear" / given.variant
+        results[given.variant] = measure(given.variant, folder, given.flags)
         path.write_text(json.dumps(results, indent=1) + "\n")
-    report(results)
+    common.write_page(HERE / "README.md", tables(results))
 
 
 if __name__ == "__main__":

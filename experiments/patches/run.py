@@ -2,17 +2,17 @@
 
     python -m experiments.patches.run [--seeds=3] [--quick] [--processes=2]
 
-1,024 crops and short M-steps, so that all seeds fit about an hour on two cores; 'quick' takes 512 crops.
+1,024 crops and short M-steps, so that all seeds fit about an hour on two cores.
 """
 
 from __future__ import annotations
 
-from experiments import rates
-from experiments.common import fields
+from experiments import common, rates
+from experiments.rates import draw, tables
 
 BASE = (
     "--config=patches:mask50",
-    *fields(
+    *common.fields(
         rounds=2,
         data__num_examples=1024,
         start__num_examples=1024,
@@ -28,7 +28,6 @@ BASE = (
         eval__posterior_examples=64,
     ),
 )
-QUICK = fields(rounds=1, data__num_examples=512, m_step__steps=50)
 
 if __name__ == "__main__":
-    rates.main("patches", __doc__ or "", BASE, QUICK)
+    common.main("patches", __doc__ or "", rates.jobs(BASE), tables, draw)

@@ -9,48 +9,55 @@ reconstructions as a mean squared error, so that 5% mean something; manifold: by
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
-NAME = "stopping"
 RULES = ("held_out", "observation_score", "observation_distance")
 
 
-def jobs(quick: bool) -> list[Job]:
-    def rule(rounds: int) -> tuple[str, ...]:
-        return fields(rounds=rounds, stop__rule=RULES[0], stop__patience=rounds)
-
-    small = fields(m_step__batch_size=256, network__features="(256,256,256)", m_step__steps=100 if quick else 400)
-    digits = ("--config=digits", *small, *rule(4 if quick else 12), *_metrics("'psnr'", "'sliced_wasserstein'"))
-    eager = fields(denoiser__preconditioning="edm", m_step__learning_rate=2e-3)
-    patches = (
-        "--config=patches:mask50",
-        *fields(data__num_examples=1024, start__num_examples=1024, start__rank=32, m_step__steps=40 if quick else 100),
-        *fields(m_step__batch_size=32, m_step__augment="()", e_step__steps=8, e_step__batch_size=256),
-        *fields(network__channels="(16,32)", eval__num_examples=1024),
-        *rule(2 if quick else 6),
-        *_metrics("'psnr'", "'sliced_wasserstein'"),
-    )
-    manifold = ("--config=manifold:quick", *rule(3 if quick else 8), *_metrics("'sinkhorn'", "'sliced_wasserstein'"))
-    # Too little training a round: the draws of an under-fitted network drift away from a good start.
-    starved = (*manifold, *fields(start__name="mixture", start__components=32, start__rank=1, start__num_examples=4096))
-    return [
-        Job("as shipped", manifold, "manifold", evaluate=False),
-        Job(
-            "under-fitted",
-            (*starved, *fields(denoiser__preconditioning="edm", m_step__steps=200)),
-            "manifold",
-            evaluate=False,
-        ),
-        Job("as shipped", digits, "digits", evaluate=False),
-        Job("published denoiser", (*digits, *eager), "digits", evaluate=False),
-        Job("as shipped", patches, "patches", evaluate=False),
-    ]
+def flags(config: str, rounds: int, metric: str, **values: object) -> tuple[str, ...]:
+    """A run of so many rounds with the measures that are compared."""
+    measures = f"('{metric}','sliced_wasserstein','observation_score','observation_distance')"
+    rule = fields(rounds=rounds, stop__rule="held_out", stop__patience=rounds)
+    return (f"--config={config}", *fields(**values), *rule, *fields(eval__metrics=measures))
 
 
-def _metrics(*names: str) -> tuple[str, ...]:
-    return fields(eval__metrics=f"({','.join(names)},'observation_score','observation_distance')")
+DIGITS = flags("digits", 12, "psnr", m_step__batch_size=256, network__features="(256,256,256)", m_step__steps=400)
+MANIFOLD = flags("manifold:quick", 8, "sinkhorn")
+# Too little training a round: the draws of an under-fitted network drift away from a good start.
+STARVED = fields(
+    start__name="mixture",
+    start__components=32,
+    start__rank=1,
+    start__num_examples=4096,
+    denoiser__preconditioning="edm",
+    m_step__steps=200,
+)
+PATCHES = flags(
+    "patches:mask50",
+    6,
+    "psnr",
+    data__num_examples=1024,
+    start__num_examples=1024,
+    start__rank=32,
+    m_step__steps=100,
+    m_step__batch_size=32,
+    m_step__augment="()",
+    e_step__steps=8,
+    e_step__batch_size=256,
+    network__channels="(16,32)",
+    eval__num_examples=1024,
+)
+EAGER = fields(denoiser__preconditioning="edm", m_step__learning_rate=2e-3)
+JOBS = [
+    Job("as shipped", MANIFOLD, "manifold", evaluate=False),
+    Job("under-fitted", (*MANIFOLD, *STARVED), "manifold", evaluate=False),
+    Job("as shipped", DIGITS, "digits", evaluate=False),
+    Job("published denoiser", (*DIGITS, *EAGER), "digits", evaluate=False),
+    Job("as shipped", PATCHES, "patches", evaluate=False),
+]
 
 
 def hidden(row: Row) -> Callable[[Row], float]:
@@ -62,61 +69,58 @@ def hidden(row: Row) -> Callable[[Row], float]:
 
 
 def verdict(row: Row, rule: str) -> dict[str, float]:
-    """The picked and the best round, and how much worse the picked one is, in per cent of the best."""
+    """The picked and the best round, and how much worse the picked and the last one are, in per cent of the best."""
     rounds = [r for r in row["rounds"] if r["round"] > 0 and rule in r]
     truth = hidden(row)
     picked = min(rounds, key=lambda r: (r[rule], r["round"]))
     best = min(rounds, key=lambda r: (truth(r), r["round"]))
-    last = rounds[-1]
-    return {
-        "picked": picked["round"],
-        "best": best["round"],
-        "worse": 100 * (truth(picked) / truth(best) - 1),
-        "last_worse": 100 * (truth(last) / truth(best) - 1),
-    }
+    worse, last_worse = (100 * (truth(r) / truth(best) - 1) for r in (picked, rounds[-1]))
+    return {"picked": picked["round"], "best": best["round"], "worse": worse, "last_worse": last_worse}
 
 
-def report(rows: list[Row], quick: bool) -> None:
-    """A table per rule and one figure."""
+def good(rows: list[Row], rule: str) -> int:
+    """How many runs the rule ends within 5% of the best round."""
+    return sum(verdict(row, rule)["worse"] <= 5 for row in rows)
+
+
+def tables(rows: list[Row]) -> str:
+    """A table per rule."""
     parts = []
     for rule in RULES:
         lines = [
+            f"`{rule}`: within 5% of the best round in {good(rows, rule)} of {len(rows)} runs.",
+            "",
             "| data | run | seed | picked | best | picked is worse by | the last is worse by |",
             "|---|---|---|---|---|---|---|",
         ]
-        within = 0
         for row in rows:
             v = verdict(row, rule)
-            within += v["worse"] <= 5
-            lines.append(
-                f"| {row['group']} | {row['method']} | {row['seed']} | {v['picked']} | {v['best']} | {v['worse']:.1f}% | "
-                f"{v['last_worse']:.1f}% |"
-            )
-        table = "\n".join(lines)
-        parts.append(f"`{rule}`: within 5% of the best round in {within} of {len(rows)} runs.\n\n{table}")
-    parts.append(f"![Rules and truth](stopping{'_quick' if quick else ''}.png)")
-    common.write_readme(NAME, "\n\n".join(parts), quick)
+            cells = [row["group"], row["method"], row["seed"], v["picked"], v["best"]]
+            cells += [f"{v['worse']:.1f}%", f"{v['last_worse']:.1f}%"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, "![Rules and truth](stopping.png)"])
+
+
+def draw(rows: list[Row], place: Path) -> None:
+    """What each rule and the truth say of every round, from their best to their worst."""
+
+    def scaled(found: list[Row], value: Callable[[Row], float]) -> list[list[tuple[float, float]]]:
+        out = []
+        for row in found:
+            rounds = [r for r in row["rounds"] if r["round"] > 0]
+            low, high = min(map(value, rounds)), max(map(value, rounds))
+            out.append([(r["round"], (value(r) - low) / ((high - low) or 1.0)) for r in rounds])
+        return out
+
     panels = []
     for group, method in dict.fromkeys((row["group"], row["method"]) for row in rows):
         found = [row for row in rows if (row["group"], row["method"]) == (group, method)]
-
-        def relative(value: Callable[[Row], float], found: list[Row] = found) -> list[list[tuple[float, float]]]:
-            out = []
-            for row in found:
-                rounds = [r for r in row["rounds"] if r["round"] > 0]
-                low, high = min(map(value, rounds)), max(map(value, rounds))
-                out.append([(r["round"], (value(r) - low) / ((high - low) or 1.0)) for r in rounds])
-            return out
-
-        lines = {"hidden truth": relative(hidden(found[0]))}
-        lines |= {rule.replace("_", " "): relative(lambda r, rule=rule: r[rule]) for rule in RULES}
+        lines = {"hidden truth": scaled(found, hidden(found[0]))}
+        lines |= {rule.replace("_", " "): scaled(found, lambda r, rule=rule: r[rule]) for rule in RULES}
         panels.append(figures.Panel(lines, f"round ({group}, {method})", "scaled from best (0) to worst (1)"))
-    figures.draw(common.ROOT / "experiments" / NAME / f"stopping{'_quick' if quick else ''}.png", panels)
-
-
-def main() -> None:
-    common.main(NAME, __doc__ or "", jobs, report)
+    figures.draw(place / "stopping.png", panels)
 
 
 if __name__ == "__main__":
-    main()
+    common.main("stopping", __doc__ or "", JOBS, tables, draw)

@@ -16,14 +16,14 @@ A step of the sampler from sigma_t to sigma_s draws x_s from a Gaussian of varia
 sigma_t^2, whose mean moves by p times the denoiser's error. Its part of KL(path of the network || path of the exact
 denoiser) is p E |error|^2 / (2 sigma_s^2). What the exact denoiser's own steps leave undone is not in the bound.
 
-Writes results.json and theory.png into --output and, where that is this folder, the tables of README.md.
+Writes results.json, theory.png and the tables of README.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,9 +58,8 @@ START = exact.Normal(np.zeros(3), 2.0 * np.eye(3))
 class Fixed(Linear):
     """One known matrix for every example."""
 
-    def forward(self, x, operator):
+    def forward(self, x: Any, operator: Any) -> Any:
         """A x."""
-        del operator
         return jnp.asarray(OPERATOR) @ x
 
 
@@ -88,7 +87,7 @@ def moments(x: np.ndarray) -> exact.Normal:
     return exact.Normal(x.mean(0), np.cov(x.T))
 
 
-def make_path_error(schedule, corruption, denoiser, times):
+def make_path_error(schedule: Any, corruption: Any, denoiser: Any, times: Any) -> Any:
     """(key, params, normal, observation) -> (the draw, its part of the path divergence, mean squared denoiser error)."""
     sampler = ddpm(schedule)
 
@@ -151,9 +150,8 @@ def network_course(
         chosen = np.stack([next(batches) for _ in range(updates)])
         state, _ = m_step(stream_key(seed, "m_step", number), em.make_state(params, optimizer), x[chosen], slots)
         params = state.params
-        draws, parts, off = e_step(
-            stream_key(seed, "e_step", number), state.ema_params, as_gaussian(normal), observations
-        )
+        key = stream_key(seed, "e_step", number)
+        draws, parts, off = e_step(key, state.ema_params, as_gaussian(normal), observations)
         before, x = normal, np.asarray(draws)
         normal = moments(x)
         moved, error = exact.kl(normal, before), float(np.mean(parts))
@@ -164,44 +162,19 @@ def network_course(
 
 def table(rows: list[Row]) -> str:
     """The rows as they stand in the README."""
-    lines = [
-        "| round | KL exact | KL | moved | score error | bound on KL | rms error of x-hat |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| round | KL exact | KL | moved | score error | bound on KL | rms error of x-hat |", "|" + "---|" * 7]
     for row in rows:
         cells = [f"{value:.4f}" if np.isfinite(value) else "" for value in row[1:]]
         lines.append(f"| {row.round} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def figure(courses: dict[str, list[Row]], path: Path) -> None:
-    """KL of exact and network rounds, the score error and the bound, for several lengths of training."""
-    kinds = {
-        "exact rounds (closed form)": "exact",
-        "network rounds": "kl",
-        "bound on the network's": "bound",
-        "score error": "error",
+def courses_of(results: dict[str, Any]) -> dict[str, list[Row]]:
+    """The rows of each length of training."""
+    return {
+        label: [Row(**{k: np.nan if v is None else v for k, v in row.items()}) for row in rows]
+        for label, rows in results["courses"].items()
     }
-    panels = []
-    for label, rows in courses.items():
-        lines = {
-            title: [[(row.round, value) for row in rows if np.isfinite(value := getattr(row, name))]]
-            for title, name in kinds.items()
-        }
-        panels.append(figures.Panel(lines, f"round ({label})", "nats", log_y=True))
-    figures.draw(path, panels)
-
-
-def measure(rounds: int, lengths: list[int], count: int) -> dict[str, Any]:
-    """What results.json holds: the predicted rate, the seconds and each course's rows."""
-    began, courses = time.monotonic(), {}
-    for updates in lengths:
-        rows = [row._asdict() for row in network_course(rounds, updates, count)]
-        finite = [{k: v if np.isfinite(v) else None for k, v in row.items()} for row in rows]
-        courses[f"{updates} updates per round"] = finite
-        print(f"{updates} updates per round: {time.monotonic() - began:.0f} s so far", flush=True)
-    predicted = exact.predicted_rate(TRUTH, CHANNEL)
-    return {"predicted_factor": predicted, "seconds": time.monotonic() - began, "count": count, "courses": courses}
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -214,39 +187,39 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "![KL of exact rounds and of a network's, the score error and the bound](theory.png)"])
 
 
-def courses_of(results: dict[str, Any]) -> dict[str, list[Row]]:
-    """The rows of each length of training."""
-    return {
-        label: [Row(**{k: np.nan if v is None else v for k, v in row.items()}) for row in rows]
-        for label, rows in results["courses"].items()
+def draw(results: dict[str, Any], place: Path) -> None:
+    """KL of exact and network rounds, the score error and the bound, for several lengths of training."""
+    kinds = {
+        "exact rounds (closed form)": "exact",
+        "network rounds": "kl",
+        "bound on the network's": "bound",
+        "score error": "error",
     }
+    panels = []
+    for label, rows in courses_of(results).items():
+        lines = {
+            title: [[(row.round, value) for row in rows if np.isfinite(value := getattr(row, name))]]
+            for title, name in kinds.items()
+        }
+        panels.append(figures.Panel(lines, f"round ({label})", "nats", log_y=True))
+    figures.draw(place / "theory.png", panels)
 
 
-def report(results: dict[str, Any], quick: bool = False) -> None:
-    """The tables of the README and the picture beside it."""
-    common.write_readme(HERE.name, tables(results), quick)
-    figure(courses_of(results), HERE / "theory.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--updates", type=int, nargs="+", default=[50, 600])
-    parser.add_argument("--count", type=int, default=8192)
-    parser.add_argument("--report", action="store_true", help="run nothing: tables and picture of what is there")
-    options = parser.parse_args()
-    path = options.output / "results.json"
-    if not options.report:
-        results = measure(options.rounds, options.updates, options.count)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    results = json.loads(path.read_text())
-    if options.output.resolve() == HERE.resolve():
-        report(results)
-    else:
-        print(tables(results))
-        figure(courses_of(results), options.output / "theory.png")
+def measure(rounds: int = 6, lengths: tuple[int, ...] = (50, 600), count: int = 8192) -> dict[str, Any]:
+    """What results.json holds: the predicted rate, the seconds and each course's rows."""
+    began, courses = time.monotonic(), {}
+    for updates in lengths:
+        rows = [row._asdict() for row in network_course(rounds, updates, count)]
+        finite = [{k: v if np.isfinite(v) else None for k, v in row.items()} for row in rows]
+        courses[f"{updates} updates per round"] = finite
+    predicted = exact.predicted_rate(TRUTH, CHANNEL)
+    return {"predicted_factor": predicted, "seconds": time.monotonic() - began, "count": count, "courses": courses}
 
 
 if __name__ == "__main__":
-    main()
+    file = HERE / "results.json"
+    if "--report" not in sys.argv:
+        file.write_text(json.dumps(measure(), indent=1) + "\n")
+    results = json.loads(file.read_text())
+    common.write_page(HERE / "README.md", tables(results))
+    draw(results, HERE)

@@ -1,10 +1,10 @@
 """Tables, series and volumes: posterior draws against imputers that know one value only.
 
-    python -m experiments.kinds.kinds [--only=wine30] [--runs=runs/kinds]
+    python -m experiments.kinds.run [--only=wine30]
 
 For each config: train, draw 64 posteriors for every observation, and compare the error of the posterior mean on missing
 entries with classical answers; coverage is how often central intervals of the draws hold the hidden value. Writes
-experiments/kinds/results.json, the table in README.md and kinds.png.
+results.json, the table in README.md and kinds.png.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import griddata
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer
 
 from configs import series, tables, volumes
 from diffem_jax import metrics
 from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.run.train import run_em
 from experiments import common
+from experiments.figures import plt
 
 HERE = pathlib.Path(__file__).parent
 KINDS: dict[str, Any] = {
@@ -32,37 +36,24 @@ DRAWS = {"series": 32, "volumes": 16}
 """Draws an observation; 64 for tables."""
 ROWS = {"series": 512, "volumes": 128}
 HEADS = (
-    "missing",
-    "draws' mean",
-    "start's mean",
-    "classical",
-    "coverage 80 %",
-    "95 %",
-    "start's 80 %",
-    "95 %",
-    "seconds of training",
+    "| data | missing | draws' mean | start's mean | classical | coverage 80 % | 95 % | start's 80 % | 95 % |"
+    " seconds of training |"
 )
+
+
+def interpolate(v: np.ndarray, m: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Linear interpolation of one example's entries on a grid [N, dimensions], the nearest beyond its hull."""
+    near = griddata(grid[m > 0], v[m > 0], grid, "nearest")
+    linear = griddata(grid[m > 0], v[m > 0], grid, "linear")
+    return np.where(np.isfinite(linear), linear, near)
 
 
 def impute(name: str, y: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     """What fills gaps without draws: scikit-learn's imputers for tables, interpolation elsewhere."""
-    if name == "series":
-        time_axis = np.arange(y.shape[1])
-        lines = [np.interp(time_axis, time_axis[m > 0], v[m > 0]) for v, m in zip(y[..., 0], mask[..., 0], strict=True)]
-        return {"linear interpolation": np.stack(lines)[..., None]}
-    if name == "volumes":
-        from scipy.interpolate import griddata
-
-        grid = np.stack(np.meshgrid(*map(np.arange, y.shape[1:-1]), indexing="ij"), -1).reshape(-1, 3)
-        filled = []
-        for v, m in zip(y.reshape(len(y), -1), mask.reshape(len(y), -1), strict=True):
-            near = griddata(grid[m > 0], v[m > 0], grid, "nearest")
-            linear = griddata(grid[m > 0], v[m > 0], grid, "linear")
-            filled.append(np.where(np.isfinite(linear), linear, near))
-        return {"linear interpolation": np.stack(filled).reshape(y.shape)}
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-    from sklearn.impute import IterativeImputer, KNNImputer
-
+    if name in ("series", "volumes"):
+        grid = np.stack(np.meshgrid(*map(np.arange, y.shape[1:-1]), indexing="ij"), -1).reshape(-1, y.ndim - 2)
+        pairs = zip(y.reshape(len(y), -1), mask.reshape(len(y), -1), strict=True)
+        return {"linear interpolation": np.stack([interpolate(v, m, grid) for v, m in pairs]).reshape(y.shape)}
     gaps = np.where(mask > 0, y, np.nan)
     return {
         "IterativeImputer": IterativeImputer(max_iter=30, random_state=0).fit_transform(gaps),
@@ -70,10 +61,11 @@ def impute(name: str, y: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def measure(name: str, runs: pathlib.Path) -> dict[str, Any]:
+def measure(name: str) -> dict[str, Any]:
+    """Trains (a finished run is passed over), draws, and compares."""
     module, variant = KINDS[name]
     config = module.get_config(variant)
-    folder = run_em(config, runs / name)
+    folder = run_em(config, common.ROOT / "runs" / "experiments" / "kinds" / name)
     problem = load_problem(config)
     count, samples = min(ROWS.get(name, 10**6), problem.num_examples), DRAWS.get(name, 64)
     observed, truth = rows(problem.observations, np.arange(count)), np.asarray(problem.truth[:count])
@@ -101,17 +93,18 @@ def measure(name: str, runs: pathlib.Path) -> dict[str, Any]:
         "coverage": cover(drawn),
         "start_coverage": cover(first),
         "seconds": seconds,
-        "picture": [a[:6].tolist() for a in (observed.y, observed.operator, truth)] + [drawn[:16, :6].tolist()],
+        "picture": [
+            np.round(a, 2).tolist() for a in (observed.y[:6], observed.operator[:6], truth[:6], drawn[:16, :6])
+        ],
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    lines = ["| data | " + " | ".join(HEADS) + " |", "|---" * (len(HEADS) + 1) + "|"]
+def tables(results: dict[str, Any]) -> str:
+    """A line per set, the least error in bold."""
+    lines = [HEADS, "|---" * 10 + "|"]
     for name, r in results.items():
-        least = min(r["mean"], r["start"], *r["classical"].values())
-        mean, start, *others = (
-            f"**{v:.3f}**" if v == least else f"{v:.3f}" for v in (r["mean"], r["start"], *r["classical"].values())
-        )
+        errors = (r["mean"], r["start"], *r["classical"].values())
+        mean, start, *others = (f"**{v:.3f}**" if v == min(errors) else f"{v:.3f}" for v in errors)
         classical = ", ".join(f"{n} {v}" for n, v in zip(r["classical"], others, strict=True))
         cells = [f"{r['missing']:.0%}", mean, start, classical]
         cells += [f"{c:.3f}" for c in (*r["coverage"], *r["start_coverage"])] + [f"{r['seconds']:.0f}"]
@@ -121,11 +114,6 @@ def table(results: dict[str, Any]) -> str:
 
 def figure(results: dict[str, Any], path: pathlib.Path) -> None:
     """A table's missing entries with their intervals, a series with its gap, slices of a volume."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [name for name in ("wine50", "series", "volumes") if name in results]
     figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 3.6), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
@@ -157,23 +145,13 @@ def figure(results: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="names, separated by commas; the others keep their stored numbers")
-    parser.add_argument("--runs", default="runs/kinds")
-    arguments = parser.parse_args()
-    file, measured = HERE / "results.json", {}
-    for name in arguments.only.split(",") if arguments.only else KINDS:
-        measured[name] = measure(name, pathlib.Path(arguments.runs))
-        print(table({name: measured[name]}).splitlines()[-1], flush=True)
-    stored = {**(json.loads(file.read_text()) if file.exists() else {}), **measured}
-    results = {name: stored[name] for name in KINDS if name in stored}
-    figure(results, HERE / "kinds.png")
-    for r in results.values():
-        r["picture"] = [np.round(a, 2).tolist() for a in map(np.asarray, r["picture"])]
-    file.write_text(json.dumps(results) + "\n")
-    print(table(results))
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(KINDS), help="names; the others keep their stored numbers")
+    file = HERE / "results.json"
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    stored |= {name: measure(name) for name in parser.parse_args().only.split(",")}
+    results = {name: stored[name] for name in KINDS if name in stored}
+    file.write_text(json.dumps(results) + "\n")
+    common.write_page(HERE / "README.md", tables(results))
+    figure(results, HERE / "kinds.png")
