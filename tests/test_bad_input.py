@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import json
 import os
-import pickle
 import struct
 import subprocess
 import sys
@@ -26,7 +24,6 @@ FIELDS = flatten(default())
 CHOICES = {name: field.choices for name, field in configuration.FIELDS.items() if field.choices}
 RANGES = {name: field.range for name, field in configuration.FIELDS.items() if field.range}
 TYPED = [name for name, value in FIELDS.items() if not isinstance(value, str)]
-QUICK = ["--config=digits", "--config.eval.metrics=()"]
 
 
 @pytest.fixture(autouse=True)
@@ -279,76 +276,20 @@ Y = np.random.default_rng(0).uniform(-2, 2, (N, 8, 8, 1)).astype(np.float32)
 MASK = (np.random.default_rng(1).uniform(size=(N, 8, 8, 1)) < 0.5).astype(np.float32)
 
 
-def _with(array, index, value):
-    array = np.array(array)
-    array[index] = value
-    return array
-
-
-def _savez(path, compressed=False, **arrays):
-    (np.savez_compressed if compressed else np.savez)(path, **arrays)
-
-
 def _own(tmp_path, path, *argv):
-    own = [
-        "--config.data.shape=(8,8,1)",
-        "--config.data.name=observations",
-        f"--config.data.path={path}",
-        "--config.eval.metrics=()",
-    ]
-    return _train(tmp_path, *own, *argv)
-
-
-SEEN = tuple(int(i) for i in np.argwhere(MASK)[0])
-BAD_ARRAYS = {
-    "nan seen": {"y": _with(Y, SEEN, np.nan), "mask": MASK},
-    "inf seen": {"y": _with(Y, SEEN, np.inf), "mask": MASK},
-    "minus inf": {"y": _with(Y, SEEN, -np.inf), "mask": MASK},
-    "no y": {"x": Y, "mask": MASK},
-    "no mask, and zeros where hidden": {"y": Y * MASK},
-    "grey levels": {"y": Y * 127 + 127, "mask": np.ones_like(MASK)},
-    "rank 1": {"y": Y[:, 0, 0, 0], "mask": MASK},
-    "rank 0": {"y": np.float32(1), "mask": MASK},
-    "rank 3": {"y": Y[..., 0], "mask": MASK},
-    "rank 5": {"y": Y[None], "mask": MASK},
-    "other size": {"y": np.zeros((N, 9, 8, 1), np.float32), "mask": MASK},
-    "other channels": {"y": np.zeros((N, 8, 8, 3), np.float32), "mask": MASK},
-    "zero rows": {"y": Y[:0], "mask": MASK[:0]},
-    "zero size": {"y": np.zeros((N, 0, 8, 1), np.float32), "mask": np.zeros((N, 0, 8, 1), np.float32)},
-    "fewer masks": {"y": Y, "mask": MASK[:-1]},
-    "more masks": {"y": Y[:-1], "mask": MASK},
-    "mask of other size": {"y": Y, "mask": MASK[:, :4]},
-    "mask of all zeros": {"y": Y, "mask": np.zeros_like(MASK)},
-    "mask of halves": {"y": Y, "mask": MASK * 0.5},
-    "mask of nan": {"y": Y, "mask": _with(MASK, (2, 1, 1, 0), np.nan)},
-    "mask of 255": {"y": Y, "mask": MASK * 255},
-    "mask of text": {"y": Y, "mask": MASK.astype("U3")},
-    "mask and operator": {"y": Y, "mask": MASK, "operator": MASK},
-    "int64 y": {"y": Y.astype(np.int64), "mask": MASK},
-    "bool y": {"y": Y > 0, "mask": MASK},
-    "complex y": {"y": Y.astype(np.complex64), "mask": MASK},
-    "text y": {"y": Y.astype("U8"), "mask": MASK},
-    "bytes y": {"y": Y.astype("S8"), "mask": MASK},
-    "object y": {"y": Y.astype(object), "mask": MASK},
-    "object mask": {"y": Y, "mask": MASK.astype(object)},
-    "ragged y": {"y": np.array([Y[0], None], object), "mask": MASK},
-    "dates": {"y": np.zeros((N, 8, 8, 1), "datetime64[s]"), "mask": MASK},
-    "records": {"y": np.zeros((N, 8, 8, 1), [("a", "f4")]), "mask": MASK},
-    "huge values": {"y": _with(Y, SEEN, 1e30), "mask": MASK},
-}
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("case", BAD_ARRAYS)
-def test_bad_observations(tmp_path, case, compressed):
-    path = tmp_path / "obs.npz"
-    _savez(path, compressed, **BAD_ARRAYS[case])
-    refused(_own(tmp_path, path), str(path))
+    fields = ("data.shape=(8,8,1)", "data.name=observations", f"data.path={path}", "eval.metrics=()")
+    return _train(tmp_path, *(f"--config.{field}" for field in fields), *argv)
 
 
 def _good(path):
-    _savez(path, y=Y, mask=MASK)
+    np.savez(path, y=Y, mask=MASK)
     return path.read_bytes()
+
+
+def _not_a_number(path):
+    y = Y.copy()
+    y[tuple(np.argwhere(MASK)[0])] = np.nan
+    np.savez(path, y=y, mask=MASK)
 
 
 def _bomb(path):
@@ -360,69 +301,21 @@ def _bomb(path):
             member.write(bytes(2**20))
 
 
-def _lying(path):
-    """A header that promises far more than there is."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 8, 8, 1)})
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("y.npy", header.getvalue() + bytes(64))
-
-
-def _traversal(name):
-    def write(path):
-        data = io.BytesIO()
-        np.save(data, Y)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(name, data.getvalue())
-
-    return write
-
-
-def _twice(path):
-    data = io.BytesIO()
-    np.save(data, Y)
-    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning):
-        archive.writestr("y.npy", data.getvalue())
-        archive.writestr("y.npy", data.getvalue())
-
-
-def _cut(share):
-    def write(path):
-        whole = _good(path)
-        path.write_bytes(whole[: int(len(whole) * share)])
-
-    return write
-
-
 BAD_FILES = {
-    "empty": lambda p: p.write_bytes(b""),
-    "text": lambda p: p.write_text("y = 3\n"),
-    "json": lambda p: p.write_text(json.dumps({"y": [1, 2]})),
-    "pickle": lambda p: p.write_bytes(pickle.dumps({"y": Y})),
-    "png": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
-    "zip of nothing": lambda p: zipfile.ZipFile(p, "w").close(),
+    "NaN that is seen": _not_a_number,
+    "text": lambda path: path.write_text("y = 3\n"),
+    "cut off": lambda path: path.write_bytes(_good(path)[:-300]),
     "bomb": _bomb,
-    "lying header": _lying,
-    "dots": _traversal("../y.npy"),
-    "absolute": _traversal("/tmp/y.npy"),
-    "drive": _traversal("C:y.npy"),
-    "folder in it": _traversal("a/y.npy"),
-    "no suffix": _traversal("y"),
-    "twice": _twice,
-    "cut 1%": _cut(0.01),
-    "cut 30%": _cut(0.3),
-    "cut 70%": _cut(0.7),
-    "cut 99%": _cut(0.99),
-    "garbled header": lambda p: p.write_bytes(_good(p).replace(b"NUMPY", b"MUNPY")),
-    "an empty folder": lambda p: p.mkdir(),
 }
+"""The others are in tests/data: here is what the command makes of the reader's errors, and in how much memory."""
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_files_that_are_no_observations(tmp_path, case):
     path = tmp_path / "obs.npz"
     BAD_FILES[case](path)
-    with little_memory(60):  # the bomb alone would be 160 MB
+    refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")  # imports are no part of what follows
+    with little_memory(60) if case == "bomb" else contextlib.nullcontext():  # unpacked it would be 160 MB
         refused(_own(tmp_path, path), str(path))
 
 
@@ -484,28 +377,9 @@ def test_missing_file_and_more_examples_than_it_holds(tmp_path):
     refused(_own(tmp_path, tmp_path / "obs.npz", "--config.eval.metrics=('psnr',)"), "psnr")
 
 
-def test_object_array_is_never_unpickled(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    path = tmp_path / "obs.npz"
-    np.savez(path, y=np.array([[Evil()]], object), mask=MASK)
-    refused(_own(tmp_path, path), str(path), "pickled")
-    assert not (tmp_path / "executed").exists()
-
-
 FAST = settings(
-    max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@FAST
-@given(data=st.binary(max_size=300))
-def test_any_bytes_are_refused(tmp_path, data):
-    path = tmp_path / "obs.npz"
-    path.write_bytes(data)
-    refused(_own(tmp_path, path), str(path))
 
 
 @FAST
@@ -513,7 +387,7 @@ def test_any_bytes_are_refused(tmp_path, data):
 def test_garbled_headers_never_end_in_a_traceback(tmp_path, at, flip, length):
     """Either refused, or still readable: then the wrong number of masks is refused."""
     path = tmp_path / "obs.npz"
-    _savez(path, y=Y, mask=MASK[:-1])
+    np.savez(path, y=Y, mask=MASK[:-1])
     data = bytearray(path.read_bytes())
     first = at % len(data)
     for i in range(first, min(len(data), first + length)):
@@ -529,7 +403,7 @@ def test_garbled_headers_never_end_in_a_traceback(tmp_path, at, flip, length):
 )
 def test_any_wrong_shape_is_refused(tmp_path, shape, dtype):
     path = tmp_path / "obs.npz"
-    _savez(path, y=np.zeros(shape, dtype), mask=MASK)
+    np.savez(path, y=np.zeros(shape, dtype), mask=MASK)
     refused(_own(tmp_path, path), str(path))
 
 

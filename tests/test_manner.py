@@ -41,18 +41,6 @@ def test_help_names_every_flag_and_no_other():
     assert len(defined) > 10 and named == defined
 
 
-def test_long_help_lists_all_flags_and_exits_with_0():
-    ended = command("--helpfull")
-    assert ended.code == 0 and "--sample_seed" in ended.out and len(ended.out.splitlines()) > 60
-
-
-@pytest.mark.parametrize("code", ["0", "2", "130", "143", "75", "1"])
-def test_exit_codes_are_documented(code):
-    text = usage.HELP.partition("Exit codes:")[2]
-    assert re.search(rf"\b{code} ", text)
-    assert f"\n| {code} | " in PAGE.read_text()
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -239,20 +227,3 @@ def test_first_lines_say_what_will_be_done(tmp_path):
     )
     for word in (*words, "1,234 updates", "analytic_2m in 32 steps", "prior       99", "my run", "2 x cpu"):
         assert word in text, (word, text)
-
-
-@pytest.mark.slow
-def test_run_in_a_folder_with_spaces(tmp_path, monkeypatch):
-    from faults.harness import arguments
-
-    here = tmp_path / "some where"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    tiny = arguments(e_step__batch_size=100, eval__metrics="()", rounds=1)
-    ended = command(*tiny, "--workdir=my runs/a b")
-    assert ended.code == 0, ended
-    work = here / "my runs" / "a b"
-    assert (work / "report.html").exists() and (work / "samples" / "round_00001.png").exists()
-    assert "'--workdir=my runs/a b'" in ended.out or "--workdir='my runs/a b'" in ended.out
-    ended = command("--mode=report", "--workdir=my runs/a b")
-    assert ended.code == 0 and sorted(p.name for p in here.iterdir()) == ["my runs"]

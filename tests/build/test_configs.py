@@ -327,37 +327,10 @@ def test_every_config_is_tested():
     assert names == set(VARIANTS) == set(SHAPES)
 
 
-def test_published_warm_start():
-    """32 rounds of EM-MMPS, then 10 of DiffEM: arXiv 2510.12691, CIFAR-10."""
-    text = importlib.import_module("configs.cifar10").__doc__
-    mmps, warm = (
-        dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
-        for line in text.splitlines()
-        if "cifar10:mask75 --" in line and ("mmps" in line)
-    )
-    assert mmps == {"method": "em_mmps", "rounds": "32"} and warm["rounds"] == "10"
-    config = load("cifar10", "mask75")
-    config.method, config.rounds = "em_mmps", 32
-    validate(config)
-    make_model(make_setup(config, (32, 32, 3)), standard_normal((32, 32, 3)))
-    config = load("cifar10", "mask75")
-    config.start.checkpoint, config.rounds = warm["start.checkpoint"], 10
-    validate(config)
-
-
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match="nonsense"):
         load(name, "nonsense")
-
-
-def test_published_settings_of_the_manifold():
-    config = load("manifold", "paper")
-    assert (config.rounds, config.data.num_examples, config.m_step.steps) == (32, 65_536, 65_536)
-    assert (config.e_step.sampler, config.e_step.steps) == ("pc", 4096)
-    assert config.m_step.learning_rate_schedule == "linear" and config.m_step.clip_norm == 1
-    assert (config.network.embedding, config.network.normalize, config.start.name) == (64, True, "gaussian")
-    assert np.allclose((config.schedule.sigma_min, config.schedule.sigma_max), (1e-3, 10.0))
 
 
 def test_published_settings_of_images():

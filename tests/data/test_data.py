@@ -276,10 +276,21 @@ def test_examples_with_nothing_seen_are_counted(tmp_path):
 BAD = {
     "NaN": (lambda: _changed(y=_set((7, 0, 0, 1), np.nan)), "1 of 1080 entries are NaN.*first in example 7"),
     "infinity": (lambda: _changed(y=_set((slice(3, 5), 0, 0), np.inf)), "6 of 1080.*first in example 3"),
+    "minus infinity": (lambda: _changed(y=_set((3, 0, 0), -np.inf)), "3 of 1080.*first in example 3"),
     "rank": (lambda: _changed(y=lambda y: y[..., 0]), r"\(12, 6, 5\); expected \('N', 6, 5, 3\)"),
+    "rank 0": (lambda: _changed(y=lambda y: y[0, 0, 0, 0]), "expected"),
+    "rank 1": (lambda: _changed(y=lambda y: y[:, 0, 0, 0]), "expected"),
+    "rank 5": (lambda: _changed(y=lambda y: y[None]), "expected"),
+    "channels": (lambda: _changed(y=lambda y: y[..., :1]), "expected"),
+    "zero size": (lambda: _changed(y=lambda y: y[:, :0], mask=lambda m: m[:, :0]), "expected"),
     "shape": (lambda: _changed(y=lambda y: y[:, :4]), r"\(12, 4, 5, 3\); expected"),
     "complex": (lambda: _changed(y=lambda y: y.astype(complex)), "two channels"),
     "strings": (lambda: _changed(y=lambda y: y.astype(str)), "dtype <U"),
+    "bytes": (lambda: _changed(y=lambda y: y.astype("S8")), "dtype"),
+    "dates": (lambda: _changed(y=lambda y: y.astype("datetime64[s]")), "dtype"),
+    "records": (lambda: _changed(y=lambda y: np.zeros(y.shape, [("a", "f4")])), "dtype"),
+    "ragged": (lambda: _changed(y=lambda y: np.array([y[0], None], object)), "pickled objects"),
+    "huge values": (lambda: _changed(y=_set((0, 0, 0), 1e30)), "expected"),
     "bool": (lambda: _changed(y=lambda y: y > 0), "dtype bool"),
     "integers": (lambda: _changed(y=lambda y: y.astype(np.int32)), "scale to"),
     "objects": (lambda: _changed(y=lambda y: y.astype(object)), "pickled objects"),
@@ -289,9 +300,13 @@ BAD = {
     "mask of zeros": (lambda: _changed(mask=np.zeros_like), "nothing is seen in any of 12"),
     "mask values": (lambda: _changed(mask=_set((4, 1, 1), 0.5)), "value 0.5 in example 4"),
     "mask NaN": (lambda: _changed(mask=_set((4, 1, 1), np.nan)), "value nan in example 4"),
+    "mask text": (lambda: _changed(mask=lambda m: m.astype("U3")), "dtype"),
+    "mask objects": (lambda: _changed(mask=lambda m: m.astype(object)), "pickled objects"),
+    "mask size": (lambda: _changed(mask=lambda m: m[:, :4]), "expected"),
     "mask rank": (lambda: _changed(mask=lambda m: m[..., 0]), r"\(12, 6, 5\); expected \(12, 6, 5, 1\)"),
     "counts": (lambda: _changed(mask=lambda m: m[:9]), r"9.*expected 12"),
     "grey levels": (lambda: _changed(y=lambda y: np.abs(y) * 100), "y / 255"),
+    "more masks": (lambda: _changed(y=lambda y: y[:9]), "expected 9"),
     "two operators": (lambda: _changed(operator=lambda _: np.zeros((N, 6, 5, 1))), "both"),
 }
 
@@ -340,6 +355,12 @@ def _garbled(path):
     path.write_bytes(content)
 
 
+def _twice(path):
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning):
+        for _ in range(2):
+            archive.writestr("y.npy", _npy(np.zeros((2, 3))))
+
+
 HOSTILE = {
     "not a zip": (lambda p: p.write_bytes(b"hello"), "not an .npz"),
     "empty file": (lambda p: p.write_bytes(b""), "not an .npz"),
@@ -347,6 +368,12 @@ HOSTILE = {
     "garbled": (_garbled, "damaged"),
     "traversal": (lambda p: _zip(p, "../y.npy", _npy(np.zeros((2, 3)))), "plain names"),
     "absolute": (lambda p: _zip(p, "/tmp/y.npy", _npy(np.zeros((2, 3)))), "plain names"),
+    "drive": (lambda p: _zip(p, "C:y.npy", _npy(np.zeros((2, 3)))), "plain names"),
+    "folder in it": (lambda p: _zip(p, "a/y.npy", _npy(np.zeros((2, 3)))), "plain names"),
+    "no suffix": (lambda p: _zip(p, "y", _npy(np.zeros((2, 3)))), "o.npz"),
+    "twice": (_twice, "o.npz"),
+    "zip of nothing": (lambda p: zipfile.ZipFile(p, "w").close(), "o.npz"),
+    "folder": (lambda p: p.mkdir(), "o.npz"),
     "no array": (lambda p: _zip(p, "y.npy", b"import os"), "not a readable .npy"),
     "header too large": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99)), "cut off"),
     "packed header": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99), zipfile.ZIP_DEFLATED), "not fit"),

@@ -1,6 +1,5 @@
 """tensorflow-datasets without TensorFlow: preparing the digits, reading images, races and kills."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -43,28 +42,6 @@ except ImportError:
     print(d.x.shape, d.test_x.shape, float(d.x.min()), float(d.x.max()))
 """
     assert _without_tensorflow(tmp_path, code) == "(1500, 8, 8, 1) (297, 8, 8, 1) -2.0 2.0\n"
-
-
-def _race(folder, barrier, queue):
-    from diffem_jax.data.digits import prepare_digits
-
-    barrier.wait(60)
-    queue.put(str(prepare_digits(folder)))
-
-
-@pytest.mark.slow
-def test_two_processes_prepare_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=_race, args=(tmp_path, barrier, queue)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    found = {queue.get(timeout=60) for _ in workers}
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    assert len(found) == 1
-    assert [f.name for f in (tmp_path / "diffem_digits").iterdir()] == ["1.0.0"]
 
 
 def test_what_a_killed_process_left_is_not_taken_for_the_result(tmp_path):
@@ -152,13 +129,6 @@ def test_splits_are_joined_and_the_shape_is_that_of_the_celeba_config(tiny):
         data.load("tfds:tiny_set", split="train+dev", cache_dir=cache)
     with pytest.raises(UserError, match=r"data\.shape: \(6, 6\)"):
         data.load("tfds:tiny_set", shape=(6, 6), cache_dir=cache)
-
-
-def test_images_are_read_where_tensorflow_cannot_be_imported(tiny, tmp_path):
-    code = "import sys; from diffem_jax import data; "
-    code += f"d = data.load('tfds:tiny_set', cache_dir={str(tiny[0])!r}, num_examples=5); "
-    code += "assert 'tensorflow' not in sys.modules; print(d.x.shape)"
-    assert _without_tensorflow(tmp_path, code) == "(5, 12, 10, 3)\n"
 
 
 def test_prepare_command(tmp_path, capsys, tiny):

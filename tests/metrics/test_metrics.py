@@ -205,14 +205,6 @@ def test_the_standard_error_of_a_divergence_is_its_scatter(paired):
     assert np.mean([f.standard_error for f in found]) == pytest.approx(scatter, rel=0.3)
 
 
-def test_sinkhorn_compiles_once(monkeypatch):
-    x = [curve(96, seed) for seed in range(4)]
-    metrics.sinkhorn_cost(x[0], x[1], iterations=20)
-    # A second trace would call this and fail.
-    monkeypatch.setattr(jax.nn, "logsumexp", None)
-    assert metrics.sinkhorn_cost(x[2], x[3], regularization=2e-3, iterations=20) > 0
-
-
 def test_sliced_wasserstein_of_a_shift():
     x = normal(500, 8)
     shift = normal(8, seed=1)

@@ -111,18 +111,6 @@ def test_what_a_reader_raises_ends_the_training_there(tmp_path, at):
     assert max(seen, default=0) <= at * DISPATCH
 
 
-def test_no_more_rows_are_read_than_are_trained_on(tmp_path):
-    asked = []
-
-    def read(first, updates, own):
-        for rows in batches(first, updates, own):
-            asked.append(1)
-            yield rows
-
-    train(tmp_path, read=read)
-    assert len(asked) == STEPS // DISPATCH
-
-
 def test_copies_that_nobody_asked_for_are_refused_after_the_first_call(tmp_path, monkeypatch):
     """The first call traces, and on a GPU the constants of its program are copied to the host."""
     copied = []

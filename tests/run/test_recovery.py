@@ -1,9 +1,5 @@
 """What stops a run or sends it back: draws and losses that are not finite, a reader that fails."""
 
-import errno
-import shutil
-import signal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +19,6 @@ from diffem_jax.run.m_step import Training
 from diffem_jax.run.m_step import train as train_updates
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.reconstructions import RowReader
 from diffem_jax.storage.workdir import Workdir
 
 TINY = arguments(
@@ -57,10 +52,6 @@ def test_the_round_that_failed_is_trained_again_by_the_same_command(run):
     workdir, _, _, second = run
     assert second.code == 0, second
     assert [r["round"] for r in Workdir(workdir).records() if r["kind"] == "round"] == [0, 1]
-
-
-class Slow(BaseException):
-    pass
 
 
 def test_start_draws_that_fail_name_the_start(tmp_path, monkeypatch):
@@ -130,35 +121,3 @@ def test_a_round_that_goes_on_with_other_dispatches_has_as_many_updates(tmp_path
     assert "from update 10 of 24" in said
     assert int(state.step) == 14 and told[-1] == (24, 2)
     assert sum(count for _, count in told) == 14
-
-
-@pytest.mark.slow
-def test_a_reader_that_fails_raises_in_the_main_loop_at_once(run, tmp_path, monkeypatch):
-    """The reader of the M-step's own rows; no thread swallows it, nothing hangs, and the run goes on once it reads again."""
-    workdir = tmp_path / "run"
-    shutil.copytree(run[0], workdir)
-    monkeypatch.setenv(broken.WORKDIR, str(workdir))
-    more = [*TINY, BROKEN, f"--workdir={workdir}", "--config.rounds=2"]
-    calls, right = [], RowReader.rows
-
-    def failing(self, indices):
-        calls.append(len(indices))
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "Input/output error", "shard-00001-of-00004.npy")
-        return right(self, indices)
-
-    def late(number, frame):
-        raise Slow
-
-    monkeypatch.setattr(RowReader, "rows", failing)
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(120)
-    try:
-        with pytest.raises(OSError, match="shard-00001"):
-            command(*more)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    assert len(calls) == 2
-    monkeypatch.setattr(RowReader, "rows", right)
-    assert command(*more).code == 0

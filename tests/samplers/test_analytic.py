@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffem_jax import testing
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.denoisers.edm import gaussian_denoiser
 from diffem_jax.denoisers.spread import observed_spread
@@ -27,10 +26,6 @@ def draw_many(denoise, times, shape, count, schedule, seed=1):
 def posterior_covariance(cov, a, noise):
     gain = cov @ a.T @ np.linalg.inv(a @ cov @ a.T + noise**2 * np.eye(len(a)))
     return cov - gain @ a @ cov
-
-
-def test_contract():
-    testing.check_sampler(analytic_2m, steps=160, tolerance=0.0)
 
 
 @pytest.mark.parametrize("grid", [log_uniform_grid, tangent_grid])

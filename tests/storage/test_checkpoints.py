@@ -128,15 +128,6 @@ def test_a_full_disk_is_a_user_error_and_leaves_the_earlier_ones_whole(folder, m
     assert not list(folder.glob("round_00004*"))
 
 
-def test_a_mistake_of_the_program_is_not_called_a_full_disk(folder, monkeypatch):
-    def wrong(*args, **kwargs):
-        raise ValueError("unknown handler")
-
-    monkeypatch.setattr(checkpoints.ocp, "save_checkpointables", wrong)
-    with pytest.raises(ValueError, match="unknown handler"):
-        checkpoints.save(folder / "round_00004", _tree(4), {})
-
-
 @pytest.mark.parametrize("change", ["shape", "missing", "more"])
 def test_a_checkpoint_of_another_network_is_told(folder, change):
     like = {

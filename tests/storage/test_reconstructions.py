@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 
 import numpy as np
@@ -154,25 +153,6 @@ def test_only_its_own_files_are_dropped(tmp_path):
     assert (tmp_path / "round_00000" / "shard-00000-of-00001.npy").exists()
     assert not (tmp_path / "round_00002").exists()
     assert store.rounds() == [3] and store.round(3).is_complete()
-
-
-def _write_half(folder, half):
-    round_ = ReconstructionStore(folder).create(5, N, SHAPE, SHARD)
-    for shard in range(half, round_.num_shards, 2):
-        round_.write_shard(shard, _rows(round_, shard))
-
-
-def test_two_processes_write_different_shards(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_half, args=(tmp_path, half)) for half in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
-    round_ = ReconstructionStore(tmp_path).round(5)
-    round_.finalise()
-    assert np.array_equal(round_.open()[:][:, 0, 0], np.arange(N))
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (5, 13), (1, 3)])
