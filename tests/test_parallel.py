@@ -11,12 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from diffem_jax.build.muon import muon
 from diffem_jax.em import make_m_step, make_state
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import make_parallel, on_host, snapshot
 
 ROOT = Path(__file__).parent.parent
-UPDATES, BATCH, WIDTH = 3, 16, 32
+UPDATES, BATCH, WIDTH, ADAM = 3, 16, 32, optax.adam(1e-2)
 
 
 def loss(params, key, x):
@@ -25,10 +26,10 @@ def loss(params, key, x):
     return jnp.mean((jnp.tanh(noisy @ params["in"] + params["bias"]) @ params["out"] - x) ** 2)
 
 
-def train(way, calls=2):
+def train(way, calls=2, inner=ADAM):
     """The state after some calls, on the devices, and the losses."""
     parallel = make_parallel(way)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), inner)
     step = parallel.map_m_step(make_m_step(loss, optimizer, ema_decay=0.9, mean=parallel.mean))
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
@@ -67,6 +68,16 @@ def compare(devices):
 
 def test_a_cut_state_gives_the_same_numbers():
     compare(2)
+
+
+def test_muon_gives_the_same_numbers_on_all_layouts():
+    """Its matrices are cut over the devices under fsdp, and its products are of whole ones."""
+    (whole, expected), *others = (train(way, inner=muon(lambda count: 1e-2)) for way in ("jit", "pmap", "fsdp"))
+    for state, losses in others:
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(snapshot(state.params)), jax.tree.leaves(snapshot(whole.params)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert share(others[1][0]) < 0.52
 
 
 def test_on_eight_devices_each_holds_an_eighth():

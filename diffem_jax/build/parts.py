@@ -13,6 +13,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffem_jax import corruptions, networks, samplers
+from diffem_jax.build.muon import muon
 from diffem_jax.config import FIELDS, frozen, lookup
 from diffem_jax.denoisers import losses
 from diffem_jax.errors import UserError
@@ -188,6 +189,7 @@ def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
         "adam": lambda: optax.adam(rate),
         "adamw": lambda: optax.adamw(rate, weight_decay=m_step.weight_decay),
         "sgd": lambda: optax.sgd(rate),
+        "muon": lambda: muon(rate),
     }[m_step.optimizer]()
     return optax.chain(optax.clip_by_global_norm(m_step.clip_norm), optimizer) if m_step.clip_norm else optimizer
 

@@ -92,7 +92,8 @@ def class_fields(section: str, name: str) -> dict[str, Field]:
             value, kind = None if p.default is p.empty else p.default, hints.get(p.name, Any)
             if hasattr(value, "dtype"):  # a dtype, which a configuration names
                 value, kind = jnp.dtype(value).name, str
-            allowed = LIMITS.get(p.name, kind) if isinstance(value, float) else kind
+            allowed = LIMITS.get(p.name, kind) if isinstance(value, float | int) else kind
+            allowed = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else allowed
             found[f"{section}.{p.name}"] = Field(f"{section}.{p.name}", value, allowed, f"of {name}")
     largest = f"{section}.noise_std_max"
     if CLASSES[section] is CORRUPTIONS and largest not in found:

@@ -102,7 +102,8 @@ TABLE = (
     Field("m_step.learning_rate_schedule", "cosine", ("constant", "linear", "cosine"), "its course over a round"),
     Field("m_step.learning_rate_end", 1e-6, (0, 10), "where linear and cosine end"),
     Field("m_step.warmup_steps", 0, (0, 10**9), "updates of a round over which the rate rises from 0"),
-    Field("m_step.optimizer", "adam", ("adam", "adamw", "sgd"), "the optimiser"),
+    Field("m_step.optimizer", "adam", ("adam", "adamw", "sgd", "muon"), "the optimiser; muon trains kernels, and the rest by adam at "
+          "a fifth of the learning rate"),
     Field("m_step.weight_decay", 0.0, (0, 10), "of adamw"),
     Field("m_step.clip_norm", 1.0, (0, 1e9), "0 does not clip"),
     Field("m_step.ema_decay", 0.999, (0, 0.9999999), "of the average of the parameters that draws; 0 takes the last ones"),
@@ -163,7 +164,13 @@ CLASSES: dict[str, dict[str, Any]] = {
 """Sections whose ``name`` chooses a class or function, which brings fields of its own; no data_corruption is that of ``corruption``."""
 NOT_FIELDS = ("shape", "parent", "name", "report")
 """Parameters of classes and functions that the program sets."""
-LIMITS = {"noise_std": (0, 1e6), "noise_std_max": (0, 1e6), "rate": (0, 0.999999), "dropout": (0, 0.99)}
+LIMITS = {
+    "noise_std": (0, 1e6),
+    "noise_std_max": (0, 1e6),
+    "rate": (0, 0.999999),
+    "dropout": (0, 0.99),
+    "patch": (1, 64),
+}
 """Ranges of fields that classes bring, by their last name."""
 
 RETIRED: dict[str, Any] = {

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from diffem_jax.build.methods import make_model, make_setup
 from diffem_jax.build.parts import make_network
+from diffem_jax.config import default, validate
 from diffem_jax.errors import UserError
 from diffem_jax.networks import NETWORKS
 from diffem_jax.networks.convolution import convolve
 from diffem_jax.networks.embedding import parameter_count, sinusoidal_embedding
 from diffem_jax.networks.mlp import MLP
-from diffem_jax.networks.unet import ResBlock, UNet
+from diffem_jax.networks.unet import ResBlock, UNet, depth_to_space, space_to_depth
 from diffem_jax.run.start import standard_normal
 
 SMALL = {"channels": (4, 8), "blocks": 1, "heads": ((1, 2),), "embedding": 8, "dropout": 0.0}
@@ -42,6 +43,9 @@ CASES = {
     "unet_1d": (UNet(**PLAIN), (4, 2)),
     "unet_2d_odd": (UNet(**SMALL), (5, 7, 3)),
     "unet_3d": (UNet(**PLAIN), (4, 2, 2, 1)),
+    "patched_1d": (UNet(**PLAIN, patch=2, skips="add"), (9, 2)),
+    "patched_2d": (UNet(**SMALL, patch=2), (7, 6, 3)),
+    "patched_3d": (UNet(**PLAIN, patch=2, skips="add"), (4, 4, 2, 1)),
 }
 
 
@@ -59,10 +63,34 @@ def test_shapes_and_independence(case):
         assert moved[1] > 1e-4 and max(moved[0], moved[2]) < 1e-5, (i, moved)
 
 
-@pytest.mark.parametrize("case", ["mlp", "unet"])
+def test_without_patches_a_unet_is_as_it_was():
+    """Parameters and output of the version before patches and added skips, to which stored networks belong."""
+    network, inputs = UNet(**SMALL), data((5, 7, 3))
+    variables = prepare(network, *inputs)
+    out = jax.jit(network.apply)(variables, *inputs)
+    assert (len(jax.tree.leaves(variables)), parameter_count(variables)) == (76, 6423)
+    np.testing.assert_allclose(out[1, 2, 3], [0.9064437, 1.0102704, 3.0723329], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (8, 6), (4, 3, 2)])
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_patches_and_back(shape, patch):
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    packed = space_to_depth(x, patch)
+    assert packed.shape == (2, *(-(-n // patch) for n in shape), 3 * patch ** len(shape))
+    np.testing.assert_array_equal(depth_to_space(packed, patch, shape), x)
+
+
+def test_a_patch_holds_neighbouring_pixels():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 1], [2.0, 3.0, 6.0, 7.0])
+
+
+@pytest.mark.parametrize("case", ["mlp", "unet", "patched"])
 def test_start_and_gradients(case):
     """Networks start at zero, so that the first denoiser is its preconditioning's own; gradients are finite."""
-    network = {"mlp": MLP(features=(8,)), "unet": UNet(channels=(4,), blocks=1, heads=(), embedding=8)}[case]
+    tiny = {"channels": (4,), "blocks": 1, "heads": (), "embedding": 8}
+    network = {"mlp": MLP(features=(8,)), "unet": UNet(**tiny), "patched": UNet(**tiny, patch=2, skips="add")}[case]
     inputs = data((4, 1))
     out, variables = jax.jit(network.init_with_output)(jax.random.key(0), *inputs)
     assert not np.asarray(out).any() and list(variables) == ["params"]
@@ -147,6 +175,22 @@ def test_a_config_chooses_bfloat16_and_remat():
     convolutions = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
     assert convolutions and all("xbf16>" in line and "f32>" not in line for line in convolutions)
     assert 0 < abs(losses["bfloat16"] / losses["float32"] - 1) < 0.03, losses
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("patch", 0, "expected a number from 1 to 64"),
+        ("skips", "ad", "did you mean 'add'"),
+        ("patch", 1.5, "whole number"),
+    ],
+)
+def test_wrong_fields_of_a_unet_are_refused(field, value, words):
+    config = default()
+    with config.unlocked():
+        config.network = {"name": "unet", field: value}
+    with pytest.raises(UserError, match=rf"config.network.{field}: .*{words}"):
+        validate(config)
 
 
 def test_another_dtype_is_refused():

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from diffem_jax import em
+from diffem_jax.build.muon import muon
 from diffem_jax.errors import Preempted, UserError
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run import m_step
@@ -29,7 +31,7 @@ def batches(first, updates, own):
         yield np.random.default_rng(number).normal(size=(updates, BATCH, 3)).astype(np.float32)
 
 
-def train(folder, read=batches, stop=None, note=lambda done, losses: None):
+def train(folder, read=batches, stop=None, note=lambda done, losses: None, step=None, state=None):
     training = m_step.Training(
         label="M-step 1",
         number=1,
@@ -38,13 +40,13 @@ def train(folder, read=batches, stop=None, note=lambda done, losses: None):
         dispatch=DISPATCH,
         batch_size=BATCH,
         every=4,
-        m_step=STEP,
+        m_step=step or STEP,
         batches=read,
         folder=folder,
         record={"round": 1},
         note=note,
     )
-    state = em.make_state(jnp.zeros(3), OPTIMIZER)
+    state = state or em.make_state(jnp.zeros(3), OPTIMIZER)
     with jax.numpy_dtype_promotion("standard"):
         return m_step.train(
             training, PARALLEL, jax.random.key(0), lambda: state, stop or StopRequest(), lambda line: None
@@ -78,6 +80,26 @@ def test_a_stopped_training_goes_on_with_the_same_bits(tmp_path, calls):
     newest = checkpoints.latest(tmp_path / "stopped")
     assert newest is not None and checkpoints.metadata(newest)["done"] == calls * DISPATCH
     assert bits(train(tmp_path / "stopped")) == bits(whole)
+
+
+def test_muon_goes_on_with_the_same_bits(tmp_path):
+    """Its momentum comes back, and the kernels and biases that its two parts do not train stay out."""
+
+    def loss(params, key, x):
+        return jnp.sum((x @ params["kernel"] + params["bias"] + 0.1 * jax.random.normal(key, x.shape) - 2 * x) ** 2)
+
+    optimizer = muon(lambda count: 0.1 / (1 + count))
+    params = {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}
+    run = partial(
+        train,
+        step=PARALLEL.map_m_step(em.make_m_step(loss, optimizer, ema_decay=0.9)),
+        state=em.make_state(params, optimizer),
+    )
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Preempted):
+        run(tmp_path / "stopped", stop=StopAfter(3))
+    assert bits(run(tmp_path / "stopped")) == bits(whole)
+    assert all(np.abs(np.asarray(whole[0].params[name] - params[name])).max() > 0.01 for name in params)
 
 
 def test_a_failed_write_ends_the_training_at_its_next_look(tmp_path, monkeypatch):
