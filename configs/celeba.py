@@ -24,42 +24,20 @@ def get_config(variant: str = "mask50") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = rounds
-        c.data.name = "tfds:celeb_a"
-        c.data.split = "train+validation+test"
+        c.data.update(name="tfds:celeb_a", split="train+validation+test")
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": rate, "noise_std": 1e-3})
-        c.network = ConfigDict(
-            {
-                "name": "unet",
-                "channels": (128, 256, 384, 512),
-                "blocks": 3,
-                "heads": ((3, 4),),
-                "embedding": 256,
-                "dropout": 0.1,
-                "dtype": "float32",
-                "remat": True,
-            }
-        )
+        c.network = ConfigDict({"name": "unet", "channels": (128, 256, 384, 512), "blocks": 3, "heads": ((3, 4),)})
+        c.network.update(embedding=256, dropout=0.1, dtype="float32", remat=True)
         c.data.shape = (64, 64, 3)
         c.denoiser.preconditioning = "edm"
         # Draws of DDPM keep noise of sigma_min, which must lie below that of the measurements.
         c.schedule.sigma_min = 3e-4
-        c.start.rank = 1024
-        c.start.num_examples = 20_000
-        c.e_step.sampler = "ddpm"
-        c.e_step.time_grid = "log_uniform"
+        c.start.update(rank=1024, num_examples=20_000)
+        c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=64, batch_size=256)
         c.prior.sampler = "ddim"
-        c.e_step.steps = 64
-        c.e_step.batch_size = 256
-        c.m_step.steps = 64 * EXAMPLES // BATCH
-        c.m_step.batch_size = BATCH
-        c.m_step.learning_rate = 1e-4
-        c.m_step.learning_rate_schedule = "constant"
-        c.m_step.ema_decay = 0.999
-        c.m_step.ema_warmup = False
-        c.m_step.carry = "ema"
-        c.m_step.augment = ("flip", "shift")
-        c.prior.steps = 512 * EXAMPLES // BATCH
-        c.prior.base = "none"
-        c.eval.metrics = ("psnr",)
-        c.eval.num_examples = 2048
+        c.m_step.update(steps=64 * EXAMPLES // BATCH, batch_size=BATCH, learning_rate=1e-4)
+        c.m_step.update(learning_rate_schedule="constant", ema_decay=0.999, ema_warmup=False, carry="ema")
+        c.m_step.update(augment=("flip", "shift"))
+        c.prior.update(steps=512 * EXAMPLES // BATCH, base="none")
+        c.eval.update(metrics=("psnr",), num_examples=2048)
     return c

@@ -37,42 +37,19 @@ def get_config(variant: str = "mask75") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 21
-        c.data.name = "tfds:cifar10"
-        c.data.num_examples = EXAMPLES
+        c.data.update(name="tfds:cifar10", num_examples=EXAMPLES)
         c.corruption = ConfigDict(CORRUPTIONS[variant])
-        c.network = ConfigDict(
-            {
-                "name": "unet",
-                "channels": (128, 256, 384),
-                "blocks": 5,
-                "heads": ((1, 4),),
-                "embedding": 256,
-                "dropout": 0.1,
-                "dtype": "float32",
-                "remat": False,
-            }
-        )
+        c.network = ConfigDict({"name": "unet", "channels": (128, 256, 384), "blocks": 5, "heads": ((1, 4),)})
+        c.network.update(embedding=256, dropout=0.1, dtype="float32", remat=False)
         c.denoiser.preconditioning = "edm"
         # Draws of DDPM keep noise of sigma_min, which must lie below that of the measurements.
         c.schedule.sigma_min = 3e-4
-        c.start.rank = 64
-        c.start.num_examples = 20_000
-        c.e_step.sampler = "ddpm"
-        c.e_step.time_grid = "log_uniform"
+        c.start.update(rank=64, num_examples=20_000)
+        c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256, batch_size=512)
         c.prior.sampler = "ddim"
-        c.e_step.steps = 256
-        c.e_step.batch_size = 512
-        c.m_step.steps = epochs * EXAMPLES // BATCH
-        c.m_step.batch_size = BATCH
-        c.m_step.learning_rate = 2e-4
-        c.m_step.learning_rate_schedule = "constant"
-        c.m_step.ema_decay = 0.9999
-        c.m_step.ema_warmup = False
-        c.m_step.carry = "ema"
-        c.m_step.augment = ("flip", "hue", "saturation")
-        c.prior.steps = 512 * EXAMPLES // BATCH
-        c.prior.base = "none"
-        c.prior.sampler_steps = 256
-        c.eval.metrics = ("psnr",)
-        c.eval.num_examples = 2048
+        c.m_step.update(steps=epochs * EXAMPLES // BATCH, batch_size=BATCH, learning_rate=2e-4)
+        c.m_step.update(learning_rate_schedule="constant", ema_decay=0.9999, ema_warmup=False, carry="ema")
+        c.m_step.update(augment=("flip", "hue", "saturation"))
+        c.prior.update(steps=512 * EXAMPLES // BATCH, base="none", sampler_steps=256)
+        c.eval.update(metrics=("psnr",), num_examples=2048)
     return c

@@ -36,51 +36,40 @@ def get_config(variant: str = "mask50") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 8
-        c.data.name = "digits"
-        c.data.split = "all"
+        c.data.update(name="digits", split="all")
         c.corruption = ConfigDict(CORRUPTIONS[variant])
         c.network = ConfigDict({"name": "mlp", "features": (256, 256, 256), "embedding": 64, "normalize": True})
         c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
         c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
-        c.e_step.steps = 16
+        c.e_step.update(steps=16, batch_size=904)
         if variant in ("jpeg", "phase"):
             # No closed form says how x scatters given y.
-            c.e_step.sampler = "dpmpp_2m_sde"
-            c.e_step.time_grid = "log_uniform"
-            c.e_step.steps = 32
-        c.e_step.batch_size = 904
-        c.m_step.steps = 1000
-        c.m_step.batch_size = 256
-        c.m_step.updates_per_dispatch = 200  # about a second
+            c.e_step.update(sampler="dpmpp_2m_sde", time_grid="log_uniform", steps=32)
+        c.m_step.update(steps=1000, batch_size=256, updates_per_dispatch=200)  # about a second
         if variant == "mask90":
             # Where so little is seen, what a round does wrong is fed back round by round: draws of the right width, several an
             # observation so that the network does not learn single ones by heart, few updates, and the round that predicts
             # best what was held back.
             c.rounds = 2
             c.start.rank = 32
-            c.schedule.sigma_min = 0.01
-            c.schedule.sigma_max = 30.0
+            c.schedule.update(sigma_min=0.01, sigma_max=30.0)
             c.e_step.draws = 8
             c.m_step.steps = 300
             c.stop.rule = "held_out"
         if variant == "phase":
             c.rounds = 3
-            c.m_step.batch_size = 512
-            c.m_step.steps = 300
+            c.m_step.update(batch_size=512, steps=300)
         if published:
             c.rounds = 21
             c.start.rank = 24
-            c.schedule.sigma_min = 1e-3
-            c.schedule.sigma_max = 100.0
+            c.schedule.update(sigma_min=1e-3, sigma_max=100.0)
             c.e_step.draws = 1
             c.denoiser.preconditioning = "edm"
-            c.e_step.sampler = "ddpm"
-            c.e_step.time_grid = "log_uniform"
+            c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256)
             c.prior.sampler = "ddim"
-            c.e_step.steps = 256
             c.stop.rule = "none"
-            c.m_step.steps = 1800  # 256 epochs, but for a number that dispatches divide
-            c.m_step.learning_rate_schedule = "linear"
+            # 256 epochs, but for a number that dispatches divide.
+            c.m_step.update(steps=1800, learning_rate_schedule="linear")
         c.eval.metrics = ("psnr", "accuracy")
     return c

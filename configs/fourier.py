@@ -24,58 +24,33 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 3
-        c.corruption = ConfigDict(
-            {"name": "fourier_mask", "acceleration": 2.0, "center_fraction": 0.125, "noise_std": 0.01}
-        )
+        mask = {"acceleration": 2.0, "center_fraction": 0.125, "noise_std": 0.01}
+        c.corruption = ConfigDict({"name": "fourier_mask", **mask})
         # The gram matrix has a closed form for one variance, not for one a coordinate.
         c.denoiser.base = "isotropic"
         c.eval.metrics = ("psnr",)
         if variant == "digits":
-            c.data.name = "digits"
-            c.data.split = "all"
+            c.data.update(name="digits", split="all")
             c.network = ConfigDict({"name": "mlp", "features": (512, 512, 512), "embedding": 64, "normalize": True})
             c.start.rank = 24
             c.e_step.batch_size = 600
         elif variant == "patches":
-            c.data.name = "patches"
-            c.data.shape = (16, 16, 3)
-            c.data.num_examples = 8192
-            c.network = ConfigDict(
-                {"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64, "dropout": 0.0}
-            )
-            c.start.num_examples = 2048
-            c.start.iterations = 10
-            c.e_step.steps = 16
-            c.e_step.batch_size = 256
-            c.m_step.batch_size = 64
-            c.m_step.augment = ("flip",)
+            c.data.update(name="patches", shape=(16, 16, 3), num_examples=8192)
+            c.network = ConfigDict({"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64})
+            c.network.update(dropout=0.0)
+            c.start.update(num_examples=2048, iterations=10)
+            c.e_step.update(steps=16, batch_size=256)
+            c.m_step.update(batch_size=64, augment=("flip",))
             c.eval.num_examples = 2048
         else:
             c.rounds = 16
-            c.data.name = "arrays"
-            c.data.shape = (320, 320, 1)
-            c.corruption.acceleration = 6.0
-            c.corruption.center_fraction = 0.04
-            c.network = ConfigDict(
-                {
-                    "name": "unet",
-                    "channels": (64, 128, 256, 512),
-                    "blocks": 2,
-                    "heads": ((3, 4),),
-                    "embedding": 256,
-                    "dropout": 0.1,
-                    "remat": True,
-                }
-            )
-            c.start.num_examples = 2048
-            c.start.iterations = 10
-            c.e_step.steps = 64
-            c.e_step.batch_size = 64
-            c.m_step.steps = 25_000
-            c.m_step.batch_size = 64
-            c.m_step.learning_rate = 1e-4
-            c.m_step.learning_rate_schedule = "constant"
-            c.m_step.ema_decay = 0.9999
-            c.m_step.augment = ("flip",)
+            c.data.update(name="arrays", shape=(320, 320, 1))
+            c.corruption.update(acceleration=6.0, center_fraction=0.04)
+            c.network = ConfigDict({"name": "unet", "channels": (64, 128, 256, 512), "blocks": 2, "heads": ((3, 4),)})
+            c.network.update(embedding=256, dropout=0.1, remat=True)
+            c.start.update(num_examples=2048, iterations=10)
+            c.e_step.update(steps=64, batch_size=64)
+            c.m_step.update(steps=25_000, batch_size=64, learning_rate=1e-4, learning_rate_schedule="constant")
+            c.m_step.update(ema_decay=0.9999, augment=("flip",))
             c.eval.num_examples = 256
     return c

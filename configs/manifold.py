@@ -23,45 +23,31 @@ def get_config(variant: str = "best") -> ConfigDict:
         raise ValueError(f"variant {variant!r}; expected one of {', '.join(VARIANTS)}")
     c = default()
     with c.unlocked():
-        c.data.name = "manifold"
-        c.data.num_examples = 16_384
+        c.data.update(name="manifold", num_examples=16_384)
         c.corruption = ConfigDict({"name": "projection", "measurements": 2, "noise_std": 0.01})
         c.network = ConfigDict({"name": "mlp", "features": (256, 256, 256), "embedding": 64, "normalize": True})
         c.schedule.sigma_max = 10.0
         c.start.rank = 5
-        c.e_step.steps = 16
-        c.e_step.batch_size = 4096
-        c.m_step.batch_size = 1024
-        c.m_step.time_law_beta = ((2.0, 5.0), (5.0, 2.0))
+        c.e_step.update(steps=16, batch_size=4096)
+        c.m_step.update(batch_size=1024, time_law_beta=((2.0, 5.0), (5.0, 2.0)))
         c.eval.metrics = ("sinkhorn",)
         if variant == "quick":
             c.rounds = 8
-            c.m_step.steps = 400
-            c.m_step.learning_rate = 2e-3
+            c.m_step.update(steps=400, learning_rate=2e-3)
         elif variant == "best":
             c.rounds = 2
-            c.start.name = "mixture"
-            c.start.components = 32
-            c.start.rank = 1
-            c.start.num_examples = 4096
-            c.start.tolerance = 1e-5
-            c.start.variance_floor = 1e-5
+            c.start.update(name="mixture", components=32, rank=1, num_examples=4096)
+            c.start.update(tolerance=1e-5, variance_floor=1e-5)
             c.m_step.steps = 400
         else:
             c.rounds = 7
             c.denoiser.preconditioning = "edm"
-            c.e_step.sampler = "ddpm"
-            c.e_step.time_grid = "log_uniform"
+            c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256)
             c.prior.sampler = "ddim"
-            c.e_step.steps = 256
-            c.m_step.steps = 2000
-            c.m_step.learning_rate_schedule = "linear"
+            c.m_step.update(steps=2000, learning_rate_schedule="linear")
         if variant == "paper":
             c.rounds = 32
             c.data.num_examples = 65_536
-            c.e_step.sampler = "pc"
-            c.e_step.steps = 4096
-            c.e_step.batch_size = 16_384
-            c.m_step.steps = 65_536
-            c.m_step.ema_decay = 0.0
+            c.e_step.update(sampler="pc", steps=4096, batch_size=16_384)
+            c.m_step.update(steps=65_536, ema_decay=0.0)
     return c

@@ -30,10 +30,8 @@ def get_config(variant: str = "auto") -> ConfigDict:
         c.data.name = "observations"
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01})
         c.m_step.operators = "data"
-        c.start.rank = 24
-        c.start.num_examples = 8192
-        c.e_step.steps = 16
-        c.e_step.batch_size = 512
+        c.start.update(rank=24, num_examples=8192)
+        c.e_step.update(steps=16, batch_size=512)
         c.rounds = 5
         if variant in ("auto", "small"):
             leave_open(c)
@@ -42,36 +40,19 @@ def get_config(variant: str = "auto") -> ConfigDict:
             c.rounds = 2
             c.corruption = ConfigDict({"name": "group_mask", "rate": 0.3, "noise_std": 0.01, "groups": ()})
             c.network = ConfigDict({"name": "mlp", "features": (128, 128), "embedding": 32, "normalize": True})
-            c.start.iterations = 100
-            c.start.variance_floor = 1e-3
+            c.start.update(iterations=100, variance_floor=1e-3)
             c.e_step.batch_size = 256
-            c.m_step.steps = 400
-            c.m_step.batch_size = 256
-            c.m_step.learning_rate = 3e-4
-            c.m_step.ema_decay = 0.99
+            c.m_step.update(steps=400, batch_size=256, learning_rate=3e-4, ema_decay=0.99)
         else:
-            c.network = ConfigDict(
-                {
-                    "name": "unet",
-                    "channels": (64, 128),
-                    "blocks": 2,
-                    "heads": ((1, 4),),
-                    "embedding": 128,
-                    "dropout": 0.0,
-                }
-            )
+            c.network = ConfigDict({"name": "unet", "channels": (64, 128), "blocks": 2, "heads": ((1, 4),)})
+            c.network.update(embedding=128, dropout=0.0)
             c.m_step.batch_size = 128
         if variant == "paper":
             c.rounds = 21
             c.denoiser.preconditioning = "edm"
-            c.e_step.sampler = "ddpm"
-            c.e_step.time_grid = "log_uniform"
+            c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256)
             c.prior.sampler = "ddim"
-            c.e_step.steps = 256
-            c.m_step.steps = 8192
-            c.m_step.batch_size = 256
-            c.m_step.learning_rate = 2e-4
-            c.m_step.learning_rate_schedule = "constant"
-            c.m_step.ema_decay = 0.9999
+            c.m_step.update(steps=8192, batch_size=256, ema_decay=0.9999)
+            c.m_step.update(learning_rate=2e-4, learning_rate_schedule="constant")
         c.eval.metrics = ("observation_distance",)
     return c

@@ -32,46 +32,28 @@ def get_config(variant: str = "mask50") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 2
-        c.data.name = "patches"
-        c.data.shape = (16, 16, 3)
-        c.data.num_examples = 8192
+        c.data.update(name="patches", shape=(16, 16, 3), num_examples=8192)
         c.corruption = ConfigDict(CORRUPTIONS[variant])
-        c.network = ConfigDict(
-            {"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64, "dropout": 0.0}
-        )
+        c.network = ConfigDict({"name": "unet", "channels": (32, 64), "blocks": 1, "heads": (), "embedding": 64})
+        c.network.update(dropout=0.0)
         # On the CPU a single update a dispatch runs its convolutions outside of any loop, twice as fast.
         c.network.native_gradient = True
         c.m_step.updates_per_dispatch = 1
         c.denoiser.base = "start_moments"
-        c.start.rank = 64
-        c.start.iterations = 30 if variant == "mask90" else 12
-        c.start.num_examples = 4096
-        c.e_step.steps = 12
-        c.e_step.batch_size = 256
-        c.m_step.steps = 600 if variant == "blur" else 800
-        c.m_step.batch_size = 64
-        c.m_step.learning_rate = 2e-3
-        c.m_step.loss_weight = "base"
-        c.m_step.time_law_beta = ((4.0, 2.5),)
-        c.m_step.augment = ("flip",)
+        c.start.update(rank=64, iterations=30 if variant == "mask90" else 12, num_examples=4096)
+        c.e_step.update(steps=12, batch_size=256)
+        c.m_step.update(steps=600 if variant == "blur" else 800, batch_size=64, learning_rate=2e-3, loss_weight="base")
+        c.m_step.update(time_law_beta=((4.0, 2.5),), augment=("flip",))
         if variant == "jpeg":
             c.denoiser.preconditioning = "edm"
             c.m_step.loss_weight = "snr"
         if published:
             c.rounds = 21
             c.denoiser.preconditioning = "edm"
-            c.e_step.sampler = "ddpm"
-            c.e_step.time_grid = "log_uniform"
+            c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256)
             c.prior.sampler = "ddim"
-            c.e_step.steps = 256
-            c.m_step.steps = 256 * 8192 // 256
-            c.m_step.batch_size = 256
-            c.m_step.learning_rate = 2e-4
-            c.m_step.learning_rate_schedule = "constant"
-            c.m_step.loss_weight = "snr"
-            c.m_step.time_law_beta = ((3.0, 3.0),)
-            c.m_step.ema_decay = 0.9999
-            c.m_step.updates_per_dispatch = 50  # for an accelerator
-        c.eval.metrics = ("psnr",)
-        c.eval.num_examples = 2048
+            c.m_step.update(steps=256 * 8192 // 256, batch_size=256, learning_rate=2e-4)
+            c.m_step.update(learning_rate_schedule="constant", loss_weight="snr", time_law_beta=((3.0, 3.0),))
+            c.m_step.update(ema_decay=0.9999, updates_per_dispatch=50)  # for an accelerator
+        c.eval.update(metrics=("psnr",), num_examples=2048)
     return c

@@ -17,14 +17,11 @@ def get_config(variant: str = "gaps") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 2
-        c.data.name = "series"
-        c.data.num_examples = 1024
+        c.data.update(name="series", num_examples=1024)
         c.corruption = ConfigDict({"name": "block_mask", "block": 32, "noise_std": 0.05})
         c.network = ConfigDict({"name": "mlp", "features": (256, 256), "embedding": 32, "normalize": True})
         c.start.rank = 24
-        c.e_step.steps = 16
-        c.e_step.batch_size = 512
-        c.m_step.steps = 300
-        c.m_step.batch_size = 256
+        c.e_step.update(steps=16, batch_size=512)
+        c.m_step.update(steps=300, batch_size=256)
         c.eval.metrics = ("psnr",)
     return c

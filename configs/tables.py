@@ -24,18 +24,11 @@ def get_config(variant: str = "wine30") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 2
-        c.data.name = name
-        c.data.split = "all"
+        c.data.update(name=name, split="all")
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": percent / 100, "noise_std": 0.01})
         c.network = ConfigDict({"name": "mlp", "features": (128, 128), "embedding": 32, "normalize": True})
-        c.start.rank = TABLES[name]
-        c.start.iterations = 100
-        c.start.variance_floor = 1e-3
-        c.e_step.steps = 16
-        c.e_step.batch_size = 256
+        c.start.update(rank=TABLES[name], iterations=100, variance_floor=1e-3)
+        c.e_step.update(steps=16, batch_size=256)
         # Few rows: short training at a low rate, so that the network corrects the start and does not learn rows by heart.
-        c.m_step.steps = 400
-        c.m_step.batch_size = 256
-        c.m_step.learning_rate = 3e-4
-        c.m_step.ema_decay = 0.99
+        c.m_step.update(steps=400, batch_size=256, learning_rate=3e-4, ema_decay=0.99)
     return c

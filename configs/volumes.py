@@ -17,22 +17,15 @@ def get_config(variant: str = "mask50") -> ConfigDict:
     c = default()
     with c.unlocked():
         c.rounds = 1
-        c.data.name = "volumes"
-        c.data.num_examples = 512
-        c.data.shape = (8, 8, 8, 1)
+        c.data.update(name="volumes", num_examples=512, shape=(8, 8, 8, 1))
         c.corruption = ConfigDict({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.05, "fill_iterations": 20})
         # The network corrects a harmonic interpolation, as for patches.
         c.denoiser.base = "start_moments"
-        c.m_step.loss_weight = "base"
-        c.m_step.time_law_beta = ((4.0, 2.5),)
-        c.m_step.learning_rate = 2e-3
-        c.network = ConfigDict(
-            {"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32, "dropout": 0.0}
-        )
+        c.m_step.update(loss_weight="base", time_law_beta=((4.0, 2.5),), learning_rate=2e-3)
+        c.network = ConfigDict({"name": "unet", "channels": (16, 32), "blocks": 1, "heads": (), "embedding": 32})
+        c.network.update(dropout=0.0)
         c.start.rank = 16
-        c.e_step.steps = 12
-        c.e_step.batch_size = 128
-        c.m_step.steps = 200
-        c.m_step.batch_size = 32
+        c.e_step.update(steps=12, batch_size=128)
+        c.m_step.update(steps=200, batch_size=32)
         c.eval.metrics = ("psnr",)
     return c
