@@ -4,9 +4,7 @@
 # We are given 1,797 images of handwritten digits of which half of the pixels were erased, and nothing else. DiffEM learns
 # from them a sampler of p(x | y), a full image given a damaged one, and of p(x), new images.
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/01_quickstart.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com (File, Upload notebook). A few minutes on one CPU core; the same cells use
-# a GPU or TPU where there is one. `DIFFEM_COLAB_QUICK=1` in the environment shortens everything to seconds.
+# A few minutes on one CPU core; the same cells use a GPU or TPU where there is one.
 
 # %%
 import os
@@ -42,14 +40,11 @@ config = load_config("digits")
 config.m_step.steps = 600
 config.prior.steps = 1000
 if QUICK:
-    config.data.num_examples = 64
-    config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
-    config.network.features = (16,)
-    config.e_step.steps, config.e_step.batch_size = 4, 64
-    config.start.iterations, config.start.rank = 2, 1
-    config.denoiser.base = "isotropic"
-    config.prior.steps, config.prior.sampler_steps = 10, 4
-    config.eval.metrics = ("psnr",)
+    config.data.num_examples, config.rounds, config.network.features, config.eval.metrics = 64, 1, (16,), ("psnr",)
+    config.start.update(iterations=2, rank=1)
+    config.m_step.update(steps=10, batch_size=32)
+    config.e_step.update(steps=4, batch_size=64)
+    config.prior.update(steps=10, sampler_steps=4)
 
 # %% [markdown]
 # ## What is seen

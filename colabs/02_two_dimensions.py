@@ -5,8 +5,7 @@
 # a: a line on which x lies, never the point. From 8,192 such lines EM finds the clusters. Since x has a mixture of
 # Gaussians here, the exact posterior p(x | y) is known and stands beside the network's.
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/02_two_dimensions.ipynb` in a checkout shows it; or
-# upload the .ipynb at colab.research.google.com. About two minutes on two CPU cores.
+# About two minutes on two CPU cores.
 
 # %%
 import os

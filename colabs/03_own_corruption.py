@@ -8,8 +8,7 @@
 # Here: a camera whose known exposure g differs from picture to picture, a response that saturates, and dead pixels:
 # y = m (tanh(g x) + n).
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/03_own_corruption.ipynb` in a checkout shows it; or
-# upload the .ipynb at colab.research.google.com. A few minutes on one CPU core.
+# A few minutes on one CPU core.
 
 # %%
 import dataclasses
@@ -48,10 +47,8 @@ class Exposure(AdditiveNoise):
     def draw_operator(self, key):
         gain_key, mask_key = jax.random.split(key)
         gain = 2.0 ** jax.random.uniform(gain_key, (), minval=-self.stops, maxval=self.stops)
-        return {
-            "gain": gain,
-            "mask": jax.random.bernoulli(mask_key, 1 - self.rate, (*self.spatial, 1)).astype(jnp.float32),
-        }
+        mask = jax.random.bernoulli(mask_key, 1 - self.rate, (*self.spatial, 1)).astype(jnp.float32)
+        return {"gain": gain, "mask": mask}
 
     def observed(self, operator):
         return jnp.broadcast_to(operator["mask"], self.shape) > 0
@@ -92,11 +89,9 @@ with config.unlocked():
     config.m_step.steps = 500
     config.eval.metrics = ("psnr", "accuracy")
     if QUICK:
-        config.data.num_examples = 64
-        config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
-        config.network.features = (16,)
-        config.e_step.steps, config.e_step.batch_size = 4, 64
-        config.eval.metrics = ("psnr",)
+        config.data.num_examples, config.rounds, config.network.features, config.eval.metrics = 64, 1, (16,), ("psnr",)
+        config.m_step.update(steps=10, batch_size=32)
+        config.e_step.update(steps=4, batch_size=64)
 run_em(config, workdir)
 
 # %% [markdown]

@@ -5,12 +5,12 @@
 # calls `denoise(x, t)`, an estimate of E[x | x_t], and knows nothing else. Here the denoiser is the exact one of a Gaussian mixture,
 # so that what is measured is the sampler's own error, against the number of evaluations.
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/04_own_sampler.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com. About a minute on two CPU cores.
+# About a minute on two CPU cores.
 
 # %%
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -67,9 +67,8 @@ rng = np.random.default_rng(0)
 
 
 def exact():
-    return (np.asarray(means)[rng.integers(0, 6, COUNT)] + np.sqrt(0.02) * rng.normal(size=(COUNT, 2))).astype(
-        np.float32
-    )
+    noise = np.sqrt(0.02) * rng.normal(size=(COUNT, 2))
+    return (np.asarray(means)[rng.integers(0, 6, COUNT)] + noise).astype(np.float32)
 
 
 truth = exact()
@@ -82,10 +81,9 @@ for name, make in makers.items():
     cost = EVALUATIONS.get(name, 1)
     for budget in BUDGETS:
         times = dx.log_uniform_grid(schedule, budget // cost)
-        run = jax.jit(
-            jax.vmap(lambda key, make=make, times=times: dx.sample(key, make(schedule), denoise, times, (2,)))
-        )
-        error = sliced_wasserstein(np.asarray(run(keys)), truth, dx.stream_key(0, "distance")).value
+        one = partial(dx.sample, sampler=make(schedule), denoise=denoise, times=times, shape=(2,))
+        draws = np.asarray(jax.jit(jax.vmap(one))(keys))
+        error = sliced_wasserstein(draws, truth, dx.stream_key(0, "distance")).value
         results.setdefault(name, []).append(float(error))
     print(f"{name:13}", " ".join(f"{error:.5f}" for error in results[name]))
 floor = float(sliced_wasserstein(exact(), truth, dx.stream_key(0, "distance")).value)

@@ -5,8 +5,7 @@
 # seen; or a folder of images with one of masks. No clean data. What you get: several draws for each observation, their mean, and where they disagree. Here the file
 # is made from digits, so that the answers can be checked against a truth that the method never sees.
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/05_own_data.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com. A few minutes on one CPU core.
+# A few minutes on one CPU core.
 
 # %%
 import os
@@ -14,12 +13,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from IPython.display import Image, display
 from sklearn.datasets import load_digits
 
-import diffem_jax as dx
-from diffem_jax import commands, data, metrics, run_em
+from diffem_jax import commands, metrics, run_em
 from diffem_jax.report import plots
 from diffem_jax.usage import load_config
 
@@ -30,7 +27,7 @@ folder = Path(tempfile.mkdtemp())
 # ## The file
 #
 # On Colab: `from google.colab import files; files.upload()` puts a file of yours in the current folder; set `file` to it and
-# leave this cell and the next out. The masks must differ between the examples: a pixel that nobody ever saw cannot be learnt.
+# leave this cell out; a folder with `images/` and `masks/` of the same names works too. The masks must differ between the examples: a pixel that nobody ever saw cannot be learnt.
 
 # %%
 file = folder / "obs.npz"
@@ -40,25 +37,6 @@ mask = (rng.random((*truth.shape[:3], 1)) < 0.5).astype(np.float32)
 noise = 0.01 * rng.normal(size=truth.shape).astype(np.float32)
 y = np.where(mask > 0, truth + noise, 0.0).astype(np.float32)
 np.savez(file, y=y, mask=mask)
-
-# %% [markdown]
-# ### Images instead of an .npz
-#
-# A folder with `images/` (PNG or JPEG of one size) and `masks/`, files of the same names, white where a pixel was seen. On Colab: upload
-# an archive, then `!unzip photos.zip -d photos`. Here the same digits as images; to train on them set `config.data.path = str(photos)`
-# below. They say the same as the `.npz` does, to within a grey level.
-
-# %%
-photos = folder / "photos"
-for kind, values in (("images", (y + 2) * 255 / 4), ("masks", mask * 255)):
-    (photos / kind).mkdir(parents=True)
-    for number, pixels in enumerate(values[..., 0]):
-        picture = PIL.Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
-        picture.save(photos / kind / f"{number:05d}.png")
-observations = data.load_observations(photos, (8, 8, 1), dx.PixelMask(shape=(8, 8, 1)), cache_dir=folder / "cache")
-assert np.array_equal(observations.operator, mask)
-assert np.abs(np.asarray(observations.y) - np.clip(y, -2, 2))[mask > 0].max() <= 4 / 255 / 2 + 1e-5
-print(f"{len(observations.y)} images, {np.mean(np.asarray(observations.operator)):.0%} of their pixels seen")
 
 # %% [markdown]
 # ## Training
@@ -72,12 +50,10 @@ config.data.path = str(file)
 config.rounds = 3
 config.m_step.steps = 400
 if QUICK:
-    config.rounds, config.m_step.steps, config.m_step.batch_size = 1, 10, 32
-    config.network = {"name": "mlp", "features": (16,)}
-    config.e_step.steps, config.e_step.batch_size = 4, 64
-    config.start.iterations, config.start.rank = 2, 1
-    config.denoiser.base = "isotropic"
-    config.eval.metrics = ()
+    config.rounds, config.network, config.eval.metrics = 1, {"name": "mlp", "features": (16,)}, ()
+    config.start.update(iterations=2, rank=1)
+    config.m_step.update(steps=10, batch_size=32)
+    config.e_step.update(steps=4, batch_size=64)
 run_em(config, folder / "run")
 
 # %% [markdown]

@@ -7,12 +7,10 @@
 #
 # Nobody has run this config at full size on a TPU or GPU yet: what follows says how to measure, and promises no figure.
 #
-# To open this notebook: `make colabs` runs it; `jupyter lab colabs/06_devices.ipynb` in a checkout shows it; or upload
-# the .ipynb at colab.research.google.com. A few minutes on two CPU cores.
+# A few minutes on two CPU cores.
 
 # %%
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -81,19 +79,18 @@ with config.unlocked():
         config.rounds, config.m_step.steps, config.prior.steps = 2, 500, 0
         config.e_step.steps = 64
     if not ACCELERATOR:
-        config.data.name, config.data.split, config.data.num_examples = "digits", "all", 512
-        config.network.channels, config.network.blocks, config.network.heads = (16, 32), 1, ()
-        config.network.embedding, config.network.dropout = 32, 0.0
-        config.start.rank, config.start.num_examples = 16, 0
-        config.rounds, config.m_step.steps, config.m_step.batch_size = 2, 300, 64
-        config.m_step.ema_decay, config.m_step.learning_rate = 0.99, 1e-3
+        config.data.update(name="digits", split="all", num_examples=512)
+        config.network.update(channels=(16, 32), blocks=1, heads=(), embedding=32, dropout=0.0)
+        config.start.update(rank=16, num_examples=0)
+        config.rounds, config.prior.steps = 2, 0
+        config.m_step.update(steps=300, batch_size=64, ema_decay=0.99, learning_rate=1e-3)
         config.m_step.augment = ()  # hue and saturation need colours
-        config.e_step.steps, config.e_step.batch_size = 32, 256
-        config.prior.steps = 0
+        config.e_step.update(steps=32, batch_size=256)
     if QUICK:
-        config.data.num_examples, config.rounds, config.m_step.steps, config.m_step.batch_size = 64, 1, 10, 16
-        config.network.channels, config.e_step.steps, config.e_step.batch_size = (4, 4), 4, 64
-        config.start.iterations, config.start.rank = 2, 1
+        config.data.num_examples, config.rounds, config.network.channels = 64, 1, (4, 4)
+        config.start.update(iterations=2, rank=1)
+        config.m_step.update(steps=10, batch_size=16)
+        config.e_step.update(steps=4, batch_size=64)
     config.eval.num_examples = 0 if not ACCELERATOR else config.eval.num_examples
 for name in ("e_step", "m_step"):
     assert config[name].batch_size % DEVICES == 0, f"{name}.batch_size must be a multiple of {DEVICES}"
@@ -114,9 +111,7 @@ for picture in sorted((workdir / "samples").glob("round_*.png")):
 # shrunken, that is no estimate of anything but the arithmetic of it.
 
 # %%
-rounds = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-rounds = [record for record in rounds if record.get("kind") == "round" and record["round"] > 0]
-last = rounds[-1]
+last = [record for record in Workdir(workdir).records() if record.get("kind") == "round"][-1]
 per_update = last["m_step_seconds"] / config.m_step.steps
 count = len(ReconstructionStore(Workdir(workdir).reconstructions).round(last["round"]).open())
 per_draw = last["e_step_seconds"] / count / config.e_step.steps

@@ -1,7 +1,7 @@
 """Makes the notebooks from the percent scripts beside them and the install cell, and with --execute runs them.
 
 python -m colabs.build                       # writes the .ipynb, without outputs
-python -m colabs.build --execute             # and runs every one; with --output=DIR keeps the executed ones there
+python -m colabs.build --execute             # and runs every one
 python -m colabs.build --execute 01 04       # only these; exit code 1 where one takes longer than --minutes=6
 
 install.py is the first code cell of each. It and the "Open in Colab" badges lead to the repository that pyproject.toml names,
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -25,9 +24,9 @@ import nbformat
 FOLDER = Path(__file__).parent
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 INSTALL = FOLDER / "install.py"
-SECONDS_A_CELL = 1200
-MINUTES = 6.0
-"""What a notebook may take on a CPU."""
+SECONDS_PER_CELL = 1200
+HOW = """To open this notebook: the badge; `jupyter lab colabs/{name}.ipynb` in a checkout; or upload the .ipynb at colab.research.google.com
+(File, Upload notebook). `make colabs` runs it; `DIFFEM_COLAB_QUICK=1` in the environment shortens everything to seconds."""
 
 
 def notebook(script: Path) -> nbformat.NotebookNode:
@@ -64,27 +63,25 @@ def badge(script: Path, address: str) -> str:
 
 
 def text(script: Path, address: str) -> str:
-    """What belongs in the .ipynb: the script's cells, with a badge above."""
+    """What belongs in the .ipynb: the script's cells, with a badge above and how to open it below the first."""
     node = notebook(script)
-    node.cells[0]["source"] = f"{badge(script, address)}\n\n{node.cells[0]['source']}"
+    how = HOW.format(name=script.stem)
+    node.cells[0]["source"] = f"{badge(script, address)}\n\n{node.cells[0]['source']}\n\n{how}"
     return nbformat.writes(node).rstrip("\n") + "\n"
 
 
-def execute(script: Path, output: Path | None) -> float:
+def execute(script: Path) -> float:
     """Runs a notebook in an empty folder; returns the seconds.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    from nbclient import NotebookClient
+    from nbclient import NotebookClient  # needed for this alone
 
-    node, began = notebook(script), time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(node, timeout=SECONDS_A_CELL, kernel_name="python3", resources=resources).execute()
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        nbformat.write(node, output / f"{script.stem}.ipynb")
+        NotebookClient(notebook(script), timeout=SECONDS_PER_CELL, kernel_name="python3", resources=resources).execute()
     return time.monotonic() - began
 
 
@@ -92,21 +89,16 @@ def main() -> None:
     """Writes, and perhaps runs, all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execute", action="store_true", help="run every notebook")
-    parser.add_argument("--output", type=Path, help="folder for the executed notebooks")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="a notebook that takes longer is a failure")
+    parser.add_argument("--minutes", type=float, default=6, help="a notebook that takes longer on a CPU is a failure")
     parser.add_argument("names", nargs="*", help="beginnings of the names of those wanted; all without")
     arguments = parser.parse_args()
-    wanted, address = tuple(arguments.names) or ("",), repository()
-    slow = []
+    wanted, address, slow = tuple(arguments.names) or ("",), repository(), []
     INSTALL.write_text(addressed(INSTALL.read_text(), address))
     for script in filter(lambda path: path.stem.startswith(wanted), SCRIPTS):
         script.with_suffix(".ipynb").write_text(text(script, address))
         if arguments.execute:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds = execute(script, arguments.output)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(f"{script.stem}: {seconds:.0f} s, {used:.0f} s of CPU", flush=True)
+            seconds = execute(script)
+            print(f"{script.stem}: {seconds:.0f} s", flush=True)
             slow += [script.stem] * (seconds > 60 * arguments.minutes)
     if slow:
         sys.exit(f"FAILED: took longer than {arguments.minutes:g} minutes: {', '.join(slow)}")

@@ -80,7 +80,7 @@ def test_notebook_is_the_scripts(script):
 
 
 def test_a_notebook_that_takes_too_long_is_a_failure(monkeypatch, capsys):
-    monkeypatch.setattr(build, "execute", lambda script, output: 359.0 + 2 * script.stem.startswith("04"))
+    monkeypatch.setattr(build, "execute", lambda script: 359.0 + 2 * script.stem.startswith("04"))
     monkeypatch.setattr(Path, "write_text", lambda path, text: len(text))
     monkeypatch.setattr(sys, "argv", ["build", "--execute"])
     with pytest.raises(SystemExit, match=r"longer than 6 minutes: 04_own_sampler$"):
