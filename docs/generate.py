@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made, not typed: fields of the configuration, results, API, messages.
+"""Pages of the documentation that are made, not typed: fields of the configuration, results, notebooks, API.
 
 A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the same pages to a folder.
 """
@@ -44,14 +44,8 @@ def config_page() -> str:
         "config file has them or not. Setting another `name` drops the fields of the class before.",
     ]
     for section, entries in rows.items():
-        lines += [
-            "",
-            f"## {section or 'The run'}",
-            "",
-            "| field | default | meaning | allowed |",
-            "|---|---|---|---|",
-            *entries,
-        ]
+        lines += ["", f"## {section or 'The run'}", "", "| field | default | meaning | allowed |", "|---|---|---|---|"]
+        lines += entries
     for section, registry in (("corruption", corruptions.CORRUPTIONS), ("network", networks.NETWORKS)):
         lines += ["", f"## {section}.name", ""]
         for name, kind in registry.items():
@@ -66,9 +60,7 @@ def config_page() -> str:
     for name, make in samplers.SAMPLERS.items():
         lines.append(f"| `{name}` | {_cell((inspect.getdoc(make) or '').splitlines()[0])} |")
     if missing:
-        raise ValueError(
-            f"fields without a meaning (the table of fields, 'Attributes' of a class): {', '.join(missing)}"
-        )
+        raise ValueError(f"fields without a meaning (the table, 'Attributes' of a class): {', '.join(missing)}")
     return "\n".join(lines) + "\n"
 
 
@@ -131,10 +123,7 @@ def notebooks_page() -> str:
         "notebook.",
     ]
     if "/OWNER/" in repository():
-        lines += [
-            "",
-            "*The repository's address is not set yet (pyproject.toml, `[tool.diffem_jax]`): the badges lead nowhere.*",
-        ]
+        lines += ["", "*The repository's address is not set yet (pyproject.toml): the badges lead nowhere.*"]
     for file in sorted((ROOT / "colabs").glob("*.ipynb")):
         first = "".join(json.loads(file.read_text())["cells"][0]["source"])
         badge, title, said = first.split("\n\n")[:3]
@@ -143,8 +132,11 @@ def notebooks_page() -> str:
 
 
 def repository() -> str:
-    """Where the project is published, as pyproject.toml says."""
+    """Where the project is published."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["diffem_jax"]["repository"]
+
+
+MODULES = ("diffem_jax.testing", "diffem_jax.corruptions", "diffem_jax.metrics")
 
 
 def public() -> dict[str, object]:
@@ -152,7 +144,7 @@ def public() -> dict[str, object]:
     import diffem_jax as dx
 
     names = {f"diffem_jax.{dx._HOME[name]}.{name}": getattr(dx, name) for name in dx.__all__}
-    for module in ("diffem_jax.testing", "diffem_jax.corruptions", "diffem_jax.metrics"):
+    for module in MODULES:
         loaded = importlib.import_module(module)
         names |= {f"{module}.{name}": getattr(loaded, name) for name in loaded.__all__}
     return names
@@ -190,128 +182,58 @@ def api_page() -> str:
         "",
         "`import diffem_jax as dx` has the names of the first part; the rest is imported from its module.",
     ]
+    short = "import diffem_jax as dx"
+    heads = {full: full.rpartition(".")[0] if full.startswith(MODULES) else short for full in names}
     section = ""
-    for full in sorted(names, key=lambda name: (not _short(name), name)):
-        head = "import diffem_jax as dx" if _short(full) else full.rpartition(".")[0]
-        if head != section:
-            section = head
-            lines += ["", f"## {head}", ""]
+    for full in sorted(names, key=lambda name: (heads[name] != short, name)):
+        if heads[full] != section:
+            section = heads[full]
+            lines += ["", f"## {section}", ""]
         thing = names[full]
         if inspect.isclass(thing) or inspect.isfunction(thing):
             lines += ["", f"::: {thing.__module__}.{thing.__qualname__}"]
     return "\n".join(lines) + "\n"
 
 
-def _short(full: str) -> bool:
-    return not full.startswith(("diffem_jax.testing.", "diffem_jax.metrics.", "diffem_jax.corruptions."))
-
-
 def messages() -> list[tuple[str, str]]:
-    """(place, text) of every message that ends a run, with '...' for what is filled in.
-
-    The rules of the configuration, what ``UserError`` and ``_leave`` are given, and what functions return whose value one of them is given.
-    """
+    """(file, text) of what each ``UserError`` and each rule of the configuration says, '...' for what is filled in."""
     from diffem_jax.config import RULES, TRAINING_RULES
 
-    rules = [re.sub(r"\{[^}]*\}", "...", message) for _, message in RULES + TRAINING_RULES]
-    found = [("diffem_jax/config/fields.py", message) for message in rules]
+    found = [("config", re.sub(r"\{[^}]*\}", "...", message)) for _, message in RULES + TRAINING_RULES]
     for file in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(file.read_text())
-        given = [
-            node.args[-1]
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("UserError", "_leave") and node.args
-        ]
-        makers = {getattr(node.func, "id", "") for node in given if isinstance(node, ast.Call)}
-        for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef) and function.name in makers:
-                returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
-                given += [part for node in returned for part in _either(node)]
-        for node in given:
-            text = _template(node)
-            if re.search(r"[a-z]{4}", text.replace("...", "")):
-                found.append((f"{file.relative_to(ROOT)}:{node.lineno}", text))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError" and node.args:
+                text = _template(node.args[-1])
+                if re.search(r"[a-z]{4}", text.replace("...", "")):
+                    found.append((str(file.relative_to(ROOT)), text))
     return found
-
-
-def _either(node: ast.AST | None) -> list[ast.AST]:
-    """What an expression may be: both sides of a choice."""
-    if isinstance(node, ast.IfExp):
-        return [node.body, node.orelse]
-    return [node] if node is not None else []
 
 
 def _template(node: ast.AST) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(_template(part) for part in node.values)
+        return "".join(map(_template, node.values))
     if isinstance(node, ast.BinOp):
         return _template(node.left) + _template(node.right)
     return "..."
 
 
-def covered(text: str, phrases: list[str]) -> bool:
-    """Whether a phrase of the page occurs in a message; '...' on either side stands for anything."""
-    for phrase in phrases:
-        pieces = [re.escape(piece.strip()) for piece in phrase.split("...") if piece.strip()]
-        if pieces and len("".join(pieces)) >= 8 and re.search(".*".join(pieces), text, re.DOTALL):
-            return True
-    return False
-
-
-def cures() -> dict[str, str]:
-    """What docs/troubleshooting.md quotes in the first columns of its tables -> the cure in the second."""
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    rows = re.findall(r"^\| (.*?) \| (.*) \|$", page, re.MULTILINE)
-    return {phrase: remedy for row, remedy in rows for phrase in re.findall(r"`([^`]+)`", row)}
-
-
-def cure(text: str) -> str:
-    """What a message itself says to do, its last clause; '' where it only says what was expected."""
-    head, _, last = re.sub(r"\s+", " ", text).rpartition("; ")
-    if head and last.startswith("..."):
-        return "as the message suggests" + last[3:]
-    return last if head and last.strip(". ") and not last.startswith(("expected", "see")) else ""
-
-
 def without_cure() -> list[tuple[str, str]]:
-    """Messages that neither say what to do nor are in docs/troubleshooting.md."""
-    known = list(cures())
-    return [(place, text) for place, text in messages() if not cure(text) and not covered(text, known)]
+    """Messages that neither end in what to do nor have a line in a table of docs/troubleshooting.md."""
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [phrase.split("...") for row in rows for phrase in re.findall(r"`([^`]{8,})`", row)]
+    known = [re.compile(".*".join(re.escape(part.strip()) for part in parts), re.DOTALL) for parts in quoted]
 
+    def is_cured(text: str) -> bool:
+        head, _, last = text.rpartition("; ")
+        own = (head and last.strip(". ") and not last.startswith(("expected", "see"))) or last.startswith("...")
+        return bool(own) or any(phrase.search(text) for phrase in known)
 
-def messages_page() -> str:
-    """Every message that ends a run, and its cure.
-
-    Raises:
-        ValueError: a message without one.
-    """
-    if missing := without_cure():
-        raise ValueError(f"messages without a cure, for docs/troubleshooting.md: {missing}")
-    lines = [
-        "# Every message",
-        "",
-        "Made from the source and from [troubleshooting](troubleshooting.md), which goes by what you were doing. `...` stands for",
-        "what is filled in.",
-    ]
-    section, known = "", cures()
-    for place, text in messages():
-        module = place.partition(":")[0]
-        if module != section:
-            section = module
-            lines += ["", f"## `{module}`", "", "| message | cure |", "|---|---|"]
-        plain, own = re.sub(r"\s+", " ", text), cure(text)
-        remedy = _cell(own).replace("[", "&#91;").replace("`", "'") or next(
-            told for phrase, told in known.items() if covered(text, [phrase])
-        )
-        said = plain.removesuffix("; " + own).removesuffix("; ...") if own else plain
-        lines.append(f"| `{said.replace('|', '&#124;').replace('`', chr(39))}` | {remedy} |")
-    return "\n".join(lines) + "\n"
+    return [(file, text) for file, text in messages() if not is_cured(text)]
 
 
 PAGES = {
-    "messages.md": messages_page,
     "config.md": config_page,
     "experiments.md": experiments_page,
     "notebooks.md": notebooks_page,
