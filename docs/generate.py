@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made, not typed: fields of the configuration, results, notebooks, API.
+"""Pages of the documentation that are made, not typed: fields of the configuration, notebooks, API.
 
 A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the same pages to a folder.
 """
@@ -88,29 +88,6 @@ def _tuple(value: object) -> object:
     if isinstance(value, type):
         return importlib.import_module("jax.numpy").dtype(value).name
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
-
-
-def experiments_page() -> str:
-    """What the experiments printed: their READMEs, with headings one level lower."""
-    parts = ["# Every table of the experiments", "", "Made from experiments/*/README.md; no number is typed here."]
-    for file in sorted((ROOT / "experiments").glob("*/README.md")):
-        text = re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL)
-        text = re.sub(r"(?<=\]\()([^)]+\.png)(?=\))", lambda found, file=file: _moved(file.parent / found[1]), text)
-        text = re.sub(r"(?<!!)\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
-        parts += ["", re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()]
-    return "\n".join(parts) + "\n"
-
-
-def _moved(picture: Path) -> str:
-    """Where the site has a picture of the repository."""
-    path = picture.resolve().relative_to(ROOT)
-    return path.name if path.parent.name == "docs" else "_".join(path.parts)
-
-
-def pictures() -> list[Path]:
-    """Pictures of the experiments, which the page of the results shows."""
-    page = experiments_page()
-    return [file for file in sorted((ROOT / "experiments").glob("*/*.png")) if f"]({_moved(file)})" in page]
 
 
 def notebooks_page() -> str:
@@ -235,7 +212,6 @@ def without_cure() -> list[tuple[str, str]]:
 
 PAGES = {
     "config.md": config_page,
-    "experiments.md": experiments_page,
     "notebooks.md": notebooks_page,
     "api.md": api_page,
 }
@@ -264,8 +240,6 @@ def on_files(files, config):  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(ROOT))
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
-    for picture in pictures():
-        files.append(File.generated(config, _moved(picture), content=picture.read_bytes()))
     return files
 
 

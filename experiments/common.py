@@ -72,9 +72,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="where the runs lie")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and figures of what is there")
-    options = parser.parse_args()
-    options.work = options.work / ("quick" if options.quick else "")
-    return options
+    return parser.parse_args()
 
 
 def run_jobs(jobs: Sequence[Job], work: Path, options: argparse.Namespace) -> list[tuple[Job, int]]:
@@ -87,9 +85,8 @@ def run_jobs(jobs: Sequence[Job], work: Path, options: argparse.Namespace) -> li
             # A run that another one begins from comes first.
             for stage in ([j for j in wanted if not j.before], [j for j in wanted if j.before]):
                 pairs = [(job, seed) for seed in range(options.seeds) for job in stage if seed < job.seeds]
-                for task in concurrent.futures.as_completed(
-                    [pool.submit(_run, job, work, seed) for job, seed in pairs]
-                ):
+                tasks = [pool.submit(_run, job, work, seed) for job, seed in pairs]
+                for task in concurrent.futures.as_completed(tasks):
                     # One run that fails does not end the others; it is missing from the tables, and done again next time.
                     try:
                         task.result()
@@ -109,7 +106,7 @@ def main(
 ) -> None:
     """An experiment's command: runs what is missing, writes the rows, the tables of the README, the figures in its folder."""
     options, place = arguments(description), ROOT / "experiments" / name
-    work = options.work / name
+    work = options.work / ("quick" if options.quick else "") / name
     rows_of = measure or (lambda *run: [collect(*run)])
     rows = [row for job, seed in run_jobs(jobs, work, options) for row in rows_of(job, work, seed)]
     if not rows:
@@ -158,38 +155,29 @@ def collect(job: Job, work: Path, seed: int) -> Row:
     fit = checkpoints.metadata(folder.start / "fit")
     # Compilation is left out: it is paid once a setting, and not at all where a compilation cache is shared.
     seconds, calls, rounds = fit["seconds"] - fit.get("compile_seconds", 0.0), 0, []
-    examples = config["data.num_examples"] or _rows(folder) // config.get("e_step.draws", 1)
+    manifest = json.loads(max(folder.reconstructions.glob("round_*/manifest.json")).read_text())
+    examples = config["data.num_examples"] or manifest["num_examples"] // config.get("e_step.draws", 1)
     for record in records:
         if record.get("kind") != "round":
             continue
         seconds += record["e_step_seconds"] + record.get("m_step_seconds", 0.0) - record["compile_seconds"]
         if record["round"]:
-            calls += training_calls(config) + sampling_calls(config, examples)
+            calls += network_calls(config, examples)
         rounds.append({**record, "seconds": seconds, "network_calls": calls})
     last = {record.get("kind"): record for record in records}
     found = {kind: last.get(kind, {}) for kind in ("evaluation", "stop")}
     return {"group": job.group, "method": job.method, "seed": seed, "rounds": rounds, **found}
 
 
-def _rows(folder: Workdir) -> int:
-    manifest = sorted(folder.reconstructions.glob("round_*/manifest.json"))[-1]
-    return int(json.loads(manifest.read_text())["num_examples"])
-
-
-def training_calls(config: Row) -> int:
-    """Network calls of a round's training: a forward and a backward pass count one each."""
-    return 2 * config["m_step.steps"] * config["m_step.batch_size"]
-
-
-def sampling_calls(config: Row, examples: int) -> int:
-    """Network calls of an E-step: the forward pass and each vector-Jacobian product count one each."""
+def network_calls(config: Row, examples: int) -> int:
+    """Of a round's training and E-step: a forward pass, a backward pass and a vector-Jacobian product count one each."""
+    training = 2 * config["m_step.steps"] * config["m_step.batch_size"]
     method, steps = config["method"], config["e_step.steps"] * EVALUATIONS.get(config["e_step.sampler"], 1)
     if method == "ambient" and config["ambient.reconstruction"] == "restoration":
-        return examples
-    products = {"em_dps": 1, "em_pigdm": 1, "ambient": 1}.get(method, 0)
-    if method == "em_mmps":
-        products = 1 + (config["mmps.iterations"] if config["mmps.covariance"] == "jacobian" else 0)
-    return examples * config.get("e_step.draws", 1) * steps * (1 + products)
+        return training + examples
+    solves = config["mmps.iterations"] if config["mmps.covariance"] == "jacobian" else 0
+    products = {"em_dps": 1, "em_pigdm": 1, "ambient": 1, "em_mmps": 1 + solves}.get(method, 0)
+    return training + examples * config.get("e_step.draws", 1) * steps * (1 + products)
 
 
 def posterior_draws(folder: Workdir, setup: Any, number: int, observations: Any, samples: int, stream: str) -> Any:
@@ -215,18 +203,14 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
-def table(
-    rows: Sequence[Row],
-    value: Callable[[Row], float | None],
-    down: str = "method",
-    across: str = "group",
-    digits: int = 3,
-) -> str:
-    """A Markdown table of a value over seeds, in the order in which the runs are listed."""
-    lines, heads = ([*dict.fromkeys(row[name] for row in rows)] for name in (down, across))
+def table(rows: Sequence[Row], value: Callable[[Row], float | None], across: str = "group", digits: int = 3) -> str:
+    """A Markdown table of a value over seeds, a line per method, in the order in which the runs are listed."""
+    lines, heads = ([*dict.fromkeys(row[name] for row in rows)] for name in ("method", across))
     out = [f"| | {' | '.join(map(str, heads))} |", "|---|" + "---|" * len(heads)]
     for line in lines:
-        cells = [spread((value(r) for r in rows if r[down] == line and r[across] == head), digits) for head in heads]
+        cells = [
+            spread((value(r) for r in rows if r["method"] == line and r[across] == head), digits) for head in heads
+        ]
         out.append(f"| {line} | {' | '.join(cells)} |")
     return "\n".join(out)
 

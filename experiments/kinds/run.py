@@ -4,7 +4,7 @@
 
 For each config: train, draw 64 posteriors for every observation, and compare the error of the posterior mean on missing
 entries with classical answers; coverage is how often central intervals of the draws hold the hidden value. Writes
-results.json, the table in README.md and kinds.png.
+results.json and the table in README.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from diffem_jax import metrics
 from diffem_jax.build.problem import load_problem, rows
 from diffem_jax.run.train import run_em
 from experiments import common
-from experiments.figures import plt
 
 HERE = pathlib.Path(__file__).parent
 KINDS: dict[str, Any] = {
@@ -93,9 +92,6 @@ def measure(name: str) -> dict[str, Any]:
         "coverage": cover(drawn),
         "start_coverage": cover(first),
         "seconds": seconds,
-        "picture": [
-            np.round(a, 2).tolist() for a in (observed.y[:6], observed.operator[:6], truth[:6], drawn[:16, :6])
-        ],
     }
 
 
@@ -112,39 +108,6 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict[str, Any], path: pathlib.Path) -> None:
-    """A table's missing entries with their intervals, a series with its gap, slices of a volume."""
-    shown = [name for name in ("wine50", "series", "volumes") if name in results]
-    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 3.6), squeeze=False)
-    for axis, name in zip(axes[0], shown, strict=True):
-        y, mask, truth, drawn = (np.asarray(a) for a in results[name]["picture"])
-        axis.set_title(name)
-        if name == "series":
-            gap = mask[0, :, 0] == 0
-            axis.plot(drawn[:, 0, :, 0].T, color="tab:blue", alpha=0.25, lw=0.8)
-            axis.plot(truth[0, :, 0], "k--", lw=1, label="hidden truth")
-            axis.plot(np.where(gap, np.nan, y[0, :, 0]), ".", color="tab:orange", ms=3, label="seen")
-            axis.legend(loc="upper right")
-        elif name == "volumes":
-            middle = truth.shape[1] // 2
-            seen = np.where(mask[:4, middle, ..., 0] > 0, y[:4, middle, ..., 0], np.nan)
-            parts = (seen, drawn[:, :4].mean(0)[:, middle, ..., 0], truth[:4, middle, ..., 0])
-            axis.imshow(np.concatenate([np.concatenate(list(p), 1) for p in parts]), cmap="gray", vmin=-2, vmax=2)
-            axis.set_axis_off()
-            axis.set_title("volumes: seen, mean of the draws, truth (middle slices)")
-        else:
-            hidden = mask == 0
-            order = np.argsort(truth[hidden])
-            low, high = np.quantile(drawn[:, hidden], (0.1, 0.9), axis=0)
-            place = np.arange(len(order))
-            axis.vlines(place, low[order], high[order], color="tab:blue", alpha=0.5, label="80 % of the draws")
-            axis.plot(place, truth[hidden][order], "k.", ms=3, label="hidden truth")
-            axis.set_xlabel("missing entries of six rows, sorted")
-            axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(KINDS), help="names; the others keep their stored numbers")
@@ -152,6 +115,5 @@ if __name__ == "__main__":
     stored = json.loads(file.read_text()) if file.exists() else {}
     stored |= {name: measure(name) for name in parser.parse_args().only.split(",")}
     results = {name: stored[name] for name in KINDS if name in stored}
-    file.write_text(json.dumps(results) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n")
     common.write_page(HERE / "README.md", tables(results))
-    figure(results, HERE / "kinds.png")

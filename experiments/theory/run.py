@@ -16,7 +16,7 @@ A step of the sampler from sigma_t to sigma_s draws x_s from a Gaussian of varia
 sigma_t^2, whose mean moves by p times the denoiser's error. Its part of KL(path of the network || path of the exact
 denoiser) is p E |error|^2 / (2 sigma_s^2). What the exact denoiser's own steps leave undone is not in the bound.
 
-Writes results.json, theory.png and the tables of README.md.
+Writes results.json, docs/theory.png and the tables of README.md.
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ NOISE = 0.5
 CHANNEL = exact.Channel(np.array([OPERATOR]), NOISE)
 TRUTH = exact.Normal(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
 START = exact.Normal(np.zeros(3), 2.0 * np.eye(3))
+TITLES = {
+    "exact rounds (closed form)": "exact",
+    "network rounds": "kl",
+    "bound on the network's": "bound",
+    "score error": "error",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +75,10 @@ class Row(NamedTuple):
     round: int
     exact: float
     kl: float
-    moved: float
-    error: float
-    bound: float
-    denoiser_error: float
+    moved: float | None = None
+    error: float | None = None
+    bound: float | None = None
+    denoiser_error: float | None = None
 
 
 def as_gaussian(normal: exact.Normal) -> Gaussian:
@@ -112,9 +118,7 @@ def make_path_error(schedule: Any, corruption: Any, denoiser: Any, times: Any) -
     return path
 
 
-def network_course(
-    rounds: int, updates: int, count: int, steps: int = 48, batch: int = 1024, seed: int = 0
-) -> list[Row]:
+def network_course(rounds: int, updates: int, count: int, steps: int = 48, batch: int = 1024) -> list[Row]:
     """Trains and draws round after round."""
     corruption = Fixed(shape=(3,), noise_std=NOISE)
     schedule = schedules.VarianceExploding(0.02, 20.0)
@@ -130,7 +134,7 @@ def network_course(
         return jax.lax.map(lambda a: path(a[0], params, normal, a[1]), (keys, observations), batch_size=2048)
 
     e_step = jax.jit(e_step)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     truth = rng.multivariate_normal(TRUTH.mean, TRUTH.cov, count)
     y = truth @ np.asarray(OPERATOR).T + NOISE * rng.normal(size=(count, 4))
     observations = Observation(jnp.asarray(y, jnp.float32), ())
@@ -141,16 +145,16 @@ def network_course(
         return exact.kl(seen, exact.observed(normal, np.asarray(OPERATOR), NOISE))
 
     x = rng.multivariate_normal(START.mean, START.cov, count).astype(np.float32)
-    normal, params = moments(x), denoiser.init(stream_key(seed, "init"))
+    normal, params = moments(x), denoiser.init(stream_key(0, "init"))
     wanted = [exact.observation_kl(TRUTH, each, CHANNEL) for each in exact.course(START, TRUTH, CHANNEL, rounds)]
-    rows = [Row(0, wanted[0], divergence(normal), np.nan, np.nan, np.nan, np.nan)]
+    rows = [Row(0, wanted[0], divergence(normal))]
     slots = jnp.tile(jnp.arange(batch, dtype=jnp.int32), (updates, 1))
     for number in range(1, rounds + 1):
-        batches = index_stream(seed, number, count, batch)
+        batches = index_stream(0, number, count, batch)
         chosen = np.stack([next(batches) for _ in range(updates)])
-        state, _ = m_step(stream_key(seed, "m_step", number), em.make_state(params, optimizer), x[chosen], slots)
+        state, _ = m_step(stream_key(0, "m_step", number), em.make_state(params, optimizer), x[chosen], slots)
         params = state.params
-        key = stream_key(seed, "e_step", number)
+        key = stream_key(0, "e_step", number)
         draws, parts, off = e_step(key, state.ema_params, as_gaussian(normal), observations)
         before, x = normal, np.asarray(draws)
         normal = moments(x)
@@ -160,46 +164,31 @@ def network_course(
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The rows as they stand in the README."""
     lines = ["| round | KL exact | KL | moved | score error | bound on KL | rms error of x-hat |", "|" + "---|" * 7]
-    for row in rows:
-        cells = [f"{value:.4f}" if np.isfinite(value) else "" for value in row[1:]]
-        lines.append(f"| {row.round} | {' | '.join(cells)} |")
+    for number, *values in (row.values() for row in rows):
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        lines.append(f"| {number} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def courses_of(results: dict[str, Any]) -> dict[str, list[Row]]:
-    """The rows of each length of training."""
-    return {
-        label: [Row(**{k: np.nan if v is None else v for k, v in row.items()}) for row in rows]
-        for label, rows in results["courses"].items()
-    }
 
 
 def tables(results: dict[str, Any]) -> str:
     """The part of the README that is made from the results."""
-    parts = [
-        f"{results['count']:,} observations, {results['seconds']:.0f} s. "
-        f"Predicted factor of KL per round near the truth: {results['predicted_factor']:.3f}."
-    ]
-    parts += [f"{label}\n\n{table(rows)}" for label, rows in courses_of(results).items()]
-    return "\n\n".join([*parts, "![KL of exact rounds and of a network's, the score error and the bound](theory.png)"])
+    head = f"{results['count']:,} observations, {results['seconds']:.0f} s."
+    head += f" Predicted factor of KL per round near the truth: {results['predicted_factor']:.3f}."
+    parts = [f"{label}\n\n{table(rows)}" for label, rows in results["courses"].items()]
+    picture = "![KL of exact rounds and of a network's, the score error and the bound](../../docs/theory.png)"
+    return "\n\n".join([head, *parts, picture])
 
 
 def draw(results: dict[str, Any], place: Path) -> None:
     """KL of exact and network rounds, the score error and the bound, for several lengths of training."""
-    kinds = {
-        "exact rounds (closed form)": "exact",
-        "network rounds": "kl",
-        "bound on the network's": "bound",
-        "score error": "error",
-    }
     panels = []
-    for label, rows in courses_of(results).items():
+    for label, rows in results["courses"].items():
         lines = {
-            title: [[(row.round, value) for row in rows if np.isfinite(value := getattr(row, name))]]
-            for title, name in kinds.items()
+            title: [[(row["round"], row[name]) for row in rows if row[name] is not None]]
+            for title, name in TITLES.items()
         }
         panels.append(figures.Panel(lines, f"round ({label})", "nats", log_y=True))
     figures.draw(place / "theory.png", panels)
@@ -207,12 +196,8 @@ def draw(results: dict[str, Any], place: Path) -> None:
 
 def measure(rounds: int = 6, lengths: tuple[int, ...] = (50, 600), count: int = 8192) -> dict[str, Any]:
     """What results.json holds: the predicted rate, the seconds and each course's rows."""
-    began, courses = time.monotonic(), {}
-    for updates in lengths:
-        rows = [row._asdict() for row in network_course(rounds, updates, count)]
-        finite = [{k: v if np.isfinite(v) else None for k, v in row.items()} for row in rows]
-        courses[f"{updates} updates per round"] = finite
-    predicted = exact.predicted_rate(TRUTH, CHANNEL)
+    began, predicted = time.monotonic(), exact.predicted_rate(TRUTH, CHANNEL)
+    courses = {f"{n} updates per round": [row._asdict() for row in network_course(rounds, n, count)] for n in lengths}
     return {"predicted_factor": predicted, "seconds": time.monotonic() - began, "count": count, "courses": courses}
 
 
@@ -222,4 +207,4 @@ if __name__ == "__main__":
         file.write_text(json.dumps(measure(), indent=1) + "\n")
     results = json.loads(file.read_text())
     common.write_page(HERE / "README.md", tables(results))
-    draw(results, HERE)
+    draw(results, common.ROOT / "docs")
