@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,36 +104,30 @@ def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) ->
     return found | {f"GB {name}": stats[name] / 1e9 for name in ("peak_bytes_in_use",) if name in stats}
 
 
-def m_step(dtype: str, batch: int, precision: str = "default", updates: int = UPDATES, **network: Any) -> Any:
-    """An item: the M-step of the CIFAR-10 U-Net."""
-
-    def item(small: bool) -> dict[str, Any]:
-        with jax.default_matmul_precision(precision):
-            return time_m_step(*unet(small, dtype, 8 if small else batch, **network), 2 if small else updates)
-
-    return item
+def m_step(
+    small: bool, dtype: str, batch: int, precision: str = "default", updates: int = UPDATES, **network: Any
+) -> dict[str, Any]:
+    """The M-step of the CIFAR-10 U-Net."""
+    with jax.default_matmul_precision(precision):
+        return time_m_step(*unet(small, dtype, 8 if small else batch, **network), 2 if small else updates)
 
 
-def e_step(dtype: str, batch: int) -> Any:
-    """An item: draws of the CIFAR-10 U-Net."""
-
-    def item(small: bool) -> dict[str, Any]:
-        setup, engine = unet(small, dtype, 8 if small else batch)
-        count, parallel, steps = setup.config.e_step.batch_size, engine.parallel, setup.config.e_step.steps
-        params = parallel.replicate(snapshot(jax.jit(engine.model.denoiser.init)(key(1))))
-        x = np.random.default_rng(0).uniform(-2, 2, (count, *setup.shape)).astype(np.float32)
-        seen = snapshot(jax.jit(jax.vmap(setup.corruption.sample))(jax.random.split(key(3), count), x))
-        rows = parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32)))
-        arguments = parallel.replicate(key(4)), params, *rows
-        began = time.perf_counter()
-        compiled = engine.e_step.lower(*arguments).compile()
-        compiling = time.perf_counter() - began
-        flops = float(count_flops(engine.e_step, *arguments))
-        each = seconds_of(lambda: compiled(*arguments)) / steps
-        found = {"ms a step": 1e3 * each, "images a second and step": count / each}
-        return found | rate(flops / steps, each) | {"compile": compiling}
-
-    return item
+def e_step(small: bool, dtype: str, batch: int) -> dict[str, Any]:
+    """Draws of the CIFAR-10 U-Net."""
+    setup, engine = unet(small, dtype, 8 if small else batch)
+    count, parallel, steps = setup.config.e_step.batch_size, engine.parallel, setup.config.e_step.steps
+    params = parallel.replicate(snapshot(jax.jit(engine.model.denoiser.init)(key(1))))
+    x = np.random.default_rng(0).uniform(-2, 2, (count, *setup.shape)).astype(np.float32)
+    seen = snapshot(jax.jit(jax.vmap(setup.corruption.sample))(jax.random.split(key(3), count), x))
+    rows = parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32)))
+    arguments = parallel.replicate(key(4)), params, *rows
+    began = time.perf_counter()
+    compiled = engine.e_step.lower(*arguments).compile()
+    compiling = time.perf_counter() - began
+    flops = float(count_flops(engine.e_step, *arguments))
+    each = seconds_of(lambda: compiled(*arguments)) / steps
+    found = {"ms a step": 1e3 * each, "images a second and step": count / each}
+    return found | rate(flops / steps, each) | {"compile": compiling}
 
 
 def ceiling(small: bool) -> dict[str, Any]:
@@ -150,45 +145,42 @@ def ceiling(small: bool) -> dict[str, Any]:
     return found
 
 
-def convolutions(dtype: str) -> Any:
-    """An item: plain 3 x 3 convolutions of the U-Net's shapes, forward and gradient, XLA's own and as shifted products."""
+def convolutions(small: bool, dtype: str) -> dict[str, Any]:
+    """Plain 3 x 3 convolutions of the U-Net's shapes, forward and gradient, XLA's own and as shifted products."""
+    found = {}
+    for side, width in ((8, 8),) if small else ((32, 128), (16, 256), (8, 384)):
+        batch, name = 8 if small else 256, f"{side} x {side} x {width}"
+        x = jax.random.normal(key(6), (batch, side, side, width), dtype)
+        kernel = 0.03 * jax.random.normal(key(7), (3, 3, width, width), dtype)
+        # Eight in a row: one alone is over in less than a launch of the host takes.
+        teraflops = 8 * 2e-12 * batch * side * side * 9 * width * width
 
-    def item(small: bool) -> dict[str, Any]:
-        found = {}
-        for side, width in ((8, 8),) if small else ((32, 128), (16, 256), (8, 384)):
-            batch = 8 if small else 256
-            x = jax.random.normal(key(6), (batch, side, side, width), dtype)
-            kernel = 0.03 * jax.random.normal(key(7), (3, 3, width, width), dtype)
-            flops = 2 * batch * side * side * 9 * width * width
-            name = f"{side} x {side} x {width}"
-            # Eight in a row: one alone is over in less than a launch of the host takes.
-            forward = jax.jit(lambda x, k: functools.reduce(lambda h, _: convolve.fun(h, k, (1, 1)), range(8), x))
-            found[f"{name} forward TFLOP/s"] = 8 * flops / seconds_of(lambda f=forward, x=x, k=kernel: f(x, k)) / 1e12
-            for kind, function in (("native", convolve.fun), ("shifted", convolve)):
+        def several(x: Any, k: Any, f: Any) -> Any:
+            return functools.reduce(lambda h, _: f(h, k, (1, 1)), range(8), x)
 
-                def loss(x: Any, k: Any, f: Any = function) -> Any:
-                    return jnp.sum(functools.reduce(lambda h, _: f(h, k, (1, 1)), range(8), x).astype(jnp.float32) ** 2)
+        def loss(x: Any, k: Any, f: Any) -> Any:
+            return jnp.sum(several(x, k, f).astype(jnp.float32) ** 2)
 
-                both = jax.jit(jax.grad(loss, argnums=(0, 1)))
-                seconds = seconds_of(lambda b=both, x=x, k=kernel: b(x, k))
-                found[f"{name} {kind} gradient TFLOP/s"] = 24 * flops / seconds / 1e12
-        return found
-
-    return item
+        forward = jax.jit(partial(several, f=convolve.fun))
+        found[f"{name} forward TFLOP/s"] = teraflops / seconds_of(partial(forward, x, kernel))
+        for kind, function in (("native", convolve.fun), ("shifted", convolve)):
+            both = jax.jit(jax.grad(partial(loss, f=function), argnums=(0, 1)))
+            found[f"{name} {kind} gradient TFLOP/s"] = 3 * teraflops / seconds_of(partial(both, x, kernel))
+    return found
 
 
 def attention(small: bool) -> dict[str, Any]:
     """Attention at level 1, 256 positions and 4 heads of 64, bfloat16: XLA's and cuDNN's, forward and backward, ms."""
-    batch, found = (4 if small else 256), {}
-    q = jax.random.normal(key(8), (batch, 256, 4, 64), jnp.bfloat16)
+    found = {}
+    q = jax.random.normal(key(8), (4 if small else 256, 256, 4, 64), jnp.bfloat16)
+
+    def loss(q: Any, name: str) -> Any:
+        return jnp.sum(jax.nn.dot_product_attention(q, q, q, implementation=name).astype(jnp.float32) ** 2)
+
     for name in ("xla",) if small else ("xla", "cudnn"):
         with contextlib.suppress(Exception):  # cuDNN's is not everywhere
-
-            def loss(q: Any, n: Any = name) -> Any:
-                return jnp.sum(jax.nn.dot_product_attention(q, q, q, implementation=n).astype(jnp.float32) ** 2)
-
-            both = jax.jit(jax.grad(loss))
-            found[f"{name} ms"] = 1e3 * seconds_of(lambda b=both: b(q))
+            both = jax.jit(jax.grad(partial(loss, name=name)))
+            found[f"{name} ms"] = 1e3 * seconds_of(partial(both, q))
     return found
 
 
@@ -208,7 +200,7 @@ def stalls(small: bool) -> dict[str, Any]:
     host = snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
     rows = updates, setup.config.m_step.batch_size, *setup.shape
     x = np.random.default_rng(0).uniform(-2, 2, rows).astype(np.float32)
-    once = functools.partial(train, engine.m_step, host, x, calls)
+    once = partial(train, engine.m_step, host, x, calls)
     once()  # compiles
     plain = statistics.median(once() for _ in range(2))
     return {
@@ -229,20 +221,20 @@ def second_start(small: bool) -> dict[str, Any]:
 
 ITEMS: list[tuple[str, Callable[[bool], dict[str, Any]]]] = [
     ("matrix products", ceiling),
-    ("M-step, U-Net of 2 blocks, bfloat16, batch 256", m_step("bfloat16", 256)),
-    ("plain convolutions, bfloat16", convolutions("bfloat16")),
-    ("E-step, U-Net of 2 blocks, bfloat16, batch 512", e_step("bfloat16", 512)),
-    ("M-step, U-Net of 2 blocks, float32 default, batch 256", m_step("float32", 256)),
-    ("M-step, U-Net of 2 blocks, bfloat16, batch 256, remat", m_step("bfloat16", 256, remat=True)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 256", partial(m_step, dtype="bfloat16", batch=256)),
+    ("plain convolutions, bfloat16", partial(convolutions, dtype="bfloat16")),
+    ("E-step, U-Net of 2 blocks, bfloat16, batch 512", partial(e_step, dtype="bfloat16", batch=512)),
+    ("M-step, U-Net of 2 blocks, float32 default, batch 256", partial(m_step, dtype="float32", batch=256)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 256, remat", partial(m_step, dtype="bfloat16", batch=256, remat=True)),
     ("stalls", stalls),
     ("second start", second_start),
-    ("M-step, U-Net of 5 blocks, bfloat16, batch 256", m_step("bfloat16", 256, blocks=5)),
+    ("M-step, U-Net of 5 blocks, bfloat16, batch 256", partial(m_step, dtype="bfloat16", batch=256, blocks=5)),
     ("updates a dispatch, manifold", dispatches),
-    ("M-step, U-Net of 2 blocks, bfloat16, batch 64", m_step("bfloat16", 64)),
-    ("M-step, U-Net of 2 blocks, bfloat16, batch 512", m_step("bfloat16", 512)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 64", partial(m_step, dtype="bfloat16", batch=64)),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 512", partial(m_step, dtype="bfloat16", batch=512)),
     ("attention", attention),
-    ("M-step, U-Net of 2 blocks, float32 highest, batch 256", m_step("float32", 256, precision="highest", updates=2)),
-    ("plain convolutions, float32 default", convolutions("float32")),
-    ("M-step, U-Net of 2 blocks, bfloat16, batch 128", m_step("bfloat16", 128)),
-    ("E-step, U-Net of 2 blocks, float32 default, batch 512", e_step("float32", 512)),
+    ("M-step, U-Net of 2 blocks, float32 highest, batch 256", partial(m_step, dtype="float32", batch=256, precision="highest", updates=2)),
+    ("plain convolutions, float32 default", partial(convolutions, dtype="float32")),
+    ("M-step, U-Net of 2 blocks, bfloat16, batch 128", partial(m_step, dtype="bfloat16", batch=128)),
+    ("E-step, U-Net of 2 blocks, float32 default, batch 512", partial(e_step, dtype="float32", batch=512)),
 ]  # fmt: skip

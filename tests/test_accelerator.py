@@ -50,5 +50,5 @@ def test_operations_are_counted_as_often_as_a_loop_runs():
 
 def test_draws_are_timed():
     with jax.numpy_dtype_promotion("standard"):
-        found = figures.e_step("bfloat16", 512)(True)
+        found = figures.e_step(True, "bfloat16", 512)
     assert found["ms a step"] > 0 and found["TFLOP/s"] > 0
