@@ -7,8 +7,6 @@ by itself: one that fails is recorded with its error, those for which the minute
 file is written after each. ``--page`` puts the file's figures on docs/accelerators.md.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a check starts a second process on the same device

@@ -1,7 +1,5 @@
 """Whether an accelerator computes what a CPU computes; each check is a function small -> figures, and raises where it does not."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

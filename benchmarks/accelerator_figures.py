@@ -1,7 +1,5 @@
 """How fast E-step and M-step are on an accelerator, against plain convolutions and the card's peak; functions small -> figures."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import statistics

@@ -1,7 +1,5 @@
 """What the benchmarks share: interleaved timing, runs without measures, the machine, results as JSON."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

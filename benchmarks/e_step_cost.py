@@ -4,11 +4,8 @@
 
 Digits, pixels erased with rate 0.5: networks are trained as their configs say, then every sampler draws from them. Quality:
 PSNR of a draw against the hidden truth, sliced Wasserstein distance to truths of other examples, and CRPS and coverage of 8
-draws for 256 observations. The cost of a draw by moment matching is also set against the conditional draw's for one small
-U-Net of the same width, in seconds and in FLOPs. Sides take turns; medians of three.
+draws for 256 observations. Sides take turns; medians of three.
 """
-
-from __future__ import annotations
 
 import itertools
 import tempfile
@@ -20,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import interleave, medians, write
-from configs import digits, patches
+from configs import digits
 from diffem_jax import em, metrics
 from diffem_jax.build import methods as build
 from diffem_jax.build.problem import load_problem
-from diffem_jax.run.start import load_start, standard_normal
+from diffem_jax.run.start import load_start
 from diffem_jax.run.train import run_em
 from diffem_jax.samplers.samplers import EVALUATIONS, SAMPLERS
 from diffem_jax.samplers.schedules import TIME_GRIDS
@@ -35,15 +32,6 @@ COUNTS = (8, 16, 32)
 REFERENCE = ("ddpm", 256)
 """The published sampler with its steps; the others gain nothing by so many."""
 DRAWS, OBSERVATIONS = 8, 256
-
-
-def config_of(method: str, config: Any) -> Any:
-    """A config with a method; MMPS with one iteration of conjugate gradients and the published denoiser."""
-    with config.unlocked():
-        config.method, config.eval.metrics = method, ()
-        if method == "em_mmps":
-            config.denoiser.preconditioning, config.mmps.iterations = "edm", 1
-    return config
 
 
 def sides(config: Any, choices: list[tuple[str, int]]) -> tuple[Any, dict[Any, Callable[..., Any]]]:
@@ -81,8 +69,13 @@ def quality(problem: Any, draw: Callable[..., Any]) -> dict[str, float]:
 
 
 def table(method: str, choices: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """A row per sampler and number of evaluations."""
-    problem, draws = sides(config_of(method, digits.get_config()), choices)
+    """A row per sampler and number of evaluations; MMPS with one iteration and the published denoiser."""
+    config = digits.get_config()
+    with config.unlocked():
+        config.method, config.eval.metrics = method, ()
+        if method == "em_mmps":
+            config.denoiser.preconditioning, config.mmps.iterations = "edm", 1
+    problem, draws = sides(config, choices)
     seconds, rows = medians(interleave(draws, repeats=3)), []
     for (name, evaluations), draw in draws.items():
         cost = 1e3 * seconds[name, evaluations] / problem.num_examples
@@ -92,34 +85,7 @@ def table(method: str, choices: list[tuple[str, int]]) -> list[dict[str, Any]]:
     return rows
 
 
-def unet_ratio() -> dict[str, float]:
-    """One draw of a small U-Net on 16x16x3: MMPS with one conjugate-gradient iteration over the conditional draw."""
-    draws, flops, rows = {}, {}, 64
-    for method in ("diffem", "em_mmps"):
-        config = config_of(method, patches.get_config("mask50"))
-        with config.unlocked():
-            config.denoiser.preconditioning, config.m_step.loss_weight, config.e_step.steps = "edm", "snr", 8
-        setup = build.make_setup(config, tuple(config.data.shape))
-        model = build.make_model(setup, standard_normal(setup.shape))
-        x = jax.random.normal(stream_key(0, "x"), (rows, *setup.shape))
-        observations = jax.vmap(setup.corruption.sample)(jax.random.split(stream_key(0, "y"), rows), x)
-        step = em.make_e_step(model.bind, setup.sampler, setup.times, setup.shape)
-        params = model.denoiser.init(stream_key(0, "init"))
-        arguments = (stream_key(0, "bench"), params, observations, jnp.arange(rows))
-        compiled = jax.jit(step).lower(*arguments).compile()
-        draws[method] = lambda compiled=compiled, arguments=arguments: compiled(*arguments)
-        # XLA counts the body of the loop over steps once: the ratio is that of one step.
-        flops[method] = compiled.cost_analysis()["flops"]
-    seconds = medians(interleave(draws, repeats=3))
-    return {
-        "seconds_ratio": seconds["em_mmps"] / seconds["diffem"],
-        "flops_ratio": flops["em_mmps"] / flops["diffem"],
-        "milliseconds_per_step_conditional": 1e3 * seconds["diffem"] / rows / 8,
-    }
-
-
 if __name__ == "__main__":
-    result: dict[str, Any] = {"unet": unet_ratio()}
-    result["digits"] = table("diffem", [*itertools.product(SAMPLERS, COUNTS), REFERENCE])
-    result["digits"] += table("em_mmps", [*itertools.product(("ddpm", "ddim"), COUNTS)])
-    write("e_step_cost", result)
+    rows = table("diffem", [*itertools.product(SAMPLERS, COUNTS), REFERENCE])
+    rows += table("em_mmps", [*itertools.product(("ddpm", "ddim"), COUNTS)])
+    write("e_step_cost", {"digits": rows})

@@ -1,7 +1,5 @@
 """Operations of products and convolutions in a program, counted from its jaxpr, which every backend has."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

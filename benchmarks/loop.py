@@ -3,14 +3,12 @@
     python -m benchmarks.loop [reader] [checkpoint] [start] [fsdp]
 
     reader      a reader that sleeps for 80% of a call's compute time, against one that returns at once
-    checkpoint  a state of 0.9 GB: what a rolling checkpoint adds to the loop, written behind and written in the loop
+    checkpoint  a state of 0.9 GB: what a rolling checkpoint, written behind, adds to the loop
     start       the same tiny run started twice: programs compiled and programs found on disk
     fsdp        eight CPU devices: losses against 'jit', and the share of the state that a device holds
 
 Sides take turns; medians over the turns, wall-clock seconds.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -20,10 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -109,14 +106,6 @@ def reader() -> dict[str, float]:
     }
 
 
-class InTheLoop(m_step.Background):
-    """A writer that is waited for."""
-
-    def start(self, job: Callable[[], Any]) -> None:
-        """Runs the job now."""
-        job()
-
-
 def checkpoint() -> dict[str, float]:
     """What one checkpoint of 0.9 GB adds to the loop, and that as a share of the default interval of updates."""
     width, rows, calls = 2**14, 1720, 9
@@ -128,23 +117,19 @@ def checkpoint() -> dict[str, float]:
     steps = calls * len(x)
 
     # every = steps / 3 writes two: none after the last update, which the round's own checkpoint holds
-    def run(every: int, writer: type = m_step.Background) -> float:
-        with mock.patch.object(m_step, "Background", writer):
-            return train(mapped, state, x, calls, every)
-
-    run(10**6)
-    times = [(run(10**6), run(steps // 3), run(steps // 3, InTheLoop)) for _ in range(2)]
-    update, interval = statistics.median(none for none, _, _ in times) / steps, default().checkpoint.every_steps
-    extra = {
-        "behind": statistics.median((behind - none) / 2 for none, behind, _ in times),
-        "in_the_loop": statistics.median((within - none) / 2 for none, _, within in times),
+    sides = {
+        "none": partial(train, mapped, state, x, calls),
+        "two": partial(train, mapped, state, x, calls, steps // 3),
     }
+    seconds = interleave(sides, 2, time.monotonic)
+    update, interval = statistics.median(seconds["none"]) / steps, default().checkpoint.every_steps
+    extra = statistics.median((two - none) / 2 for none, two in zip(seconds["none"], seconds["two"], strict=True))
     return {
         "state_gb": 4 * 4 * 2 * rows * width / 1e9,
         "update_seconds": update,
         "interval": interval,
-        **{f"checkpoint_seconds_{name}": seconds for name, seconds in extra.items()},
-        **{f"lost_{name}": seconds / (interval * update) for name, seconds in extra.items()},
+        "checkpoint_seconds": extra,
+        "lost": extra / (interval * update),
     }
 
 

@@ -10,8 +10,6 @@ An M-step's memory settles after some 100 dispatches, whatever the file (one of 
 so the two sizes take turns, and medians of three are compared. What must not happen is growth with the file: at most 5 %.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import resource
@@ -110,8 +108,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for count in COUNTS:
-            observations(root / f"{count}.npz", count)
-            result[str(count)] = {"file_mib": round((root / f"{count}.npz").stat().st_size / 2**20, 1)}
+            file = root / f"{count}.npz"
+            observations(file, count)
+            result[str(count)] = {"file_mib": round(file.stat().st_size / 2**20, 1)}
         order = [(name, count, repeat) for repeat in range(REPEATS) for name in STAGES for count in COUNTS]
         runs = {key: measure(root, *key) for key in order}
     for count in COUNTS:

@@ -7,8 +7,6 @@ already and no moving average, log, checkpoint or progress. A round has as many 
 alternate; medians over the turns, in processor seconds on one core, where the host's work cannot hide behind the device's.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from typing import Any

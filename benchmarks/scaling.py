@@ -7,8 +7,6 @@ FLOPs and bytes are XLA's own counts of the lowered program of one network evalu
 accelerator takes for them is a model: no accelerator was there.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -25,10 +23,7 @@ from diffem_jax.build import methods
 from diffem_jax.run.start import standard_normal
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
-CONFIGS = {
-    "cifar10:mask75": (cifar10, (32, 32, 3)),
-    "celeba:mask50": (celeba, (64, 64, 3)),
-}
+CONFIGS = {"cifar10:mask75": (cifar10, (32, 32, 3)), "celeba:mask50": (celeba, (64, 64, 3))}
 COMPUTE_SHARE, MEMORY_SHARE = 0.5, 0.8
 """Of the peak arithmetic and of the peak memory bandwidth: assumed."""
 FUSED_SHARE = 0.19
@@ -75,14 +70,12 @@ def programs(config: Any, shape: tuple[int, ...]) -> dict[str, tuple[Callable[..
 
 def per_example(function: Callable[..., Any], shapes: Callable[[int], Any]) -> dict[str, float]:
     """FLOPs and bytes per example, and those that a batch costs whatever its size (parameters, optimiser)."""
-
-    def lowered(batch: int) -> dict[str, float]:
-        found: Any = jax.jit(function).lower(*shapes(batch)).cost_analysis()
-        return {"flops": found["flops"], "bytes": found["bytes accessed"]}
-
-    two, four = lowered(2), lowered(4)
-    each = {name: (four[name] - two[name]) / 2 for name in two}
-    return {**each, **{f"fixed_{name}": two[name] - 2 * each[name] for name in two}}
+    two, four = (jax.jit(function).lower(*shapes(batch)).cost_analysis() for batch in (2, 4))
+    found = {}
+    for name, key in (("flops", "flops"), ("bytes", "bytes accessed")):
+        found[name] = (four[key] - two[key]) / 2
+        found[f"fixed_{name}"] = two[key] - 2 * found[name]
+    return found
 
 
 def count() -> dict[str, Any]:
@@ -92,7 +85,7 @@ def count() -> dict[str, Any]:
         for dtype in ("float32", "bfloat16"):
             config: Any = module.get_config(name.partition(":")[2])
             with config.unlocked():
-                config.network.dtype, config.network.native_gradient = dtype, True  # what runs on accelerators
+                config.network.update(dtype=dtype, native_gradient=True)  # what runs on accelerators
             work = programs(config, shape)
             out[f"{name} {dtype}"] = {
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(work["evaluation"][1](1)[1])),

@@ -16,8 +16,6 @@ their own length. Judged by the observed log-likelihood per example, and by the 
 posterior draws, one per observation, to the hidden truth (lower is better).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

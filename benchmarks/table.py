@@ -4,8 +4,6 @@ python -m benchmarks.table              # the page from the results that are the
 python -m benchmarks.table --measure    # every benchmark once more, each in a process of its own, then the page
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import subprocess

@@ -11,8 +11,6 @@ settings run ``DIGITS_ROUNDS`` rounds, and what they reach is what the best sett
 ``--quick`` leaves out the published settings on the manifold (about ten minutes).
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from typing import Any

@@ -6,8 +6,6 @@ A 3 x 3 convolution of 32 channels on 64 images of 16 x 16, once and inside a lo
 Milliseconds a call on one core, medians of nine, the two sides alternating.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

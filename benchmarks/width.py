@@ -6,8 +6,6 @@ f = Var(draw) / Var(exact) of an unseen x ~ N(0, 1), and the variance that eight
 seen: V <- p + (1 - p) Var(draw of N(0, V)), from V = 1. 65,536 draws: the standard error of f is 0.006.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -87,8 +87,7 @@ show(plots.spread_grid(workdir.parent / "spread.png", observations.y[:8], draws,
 
 # %%
 new = draw.prior_draws(Workdir(workdir), 10)
-nothing_seen = np.zeros(len(new))
-show(plots.image_grid(workdir.parent / "prior.png", nothing_seen, new, labels=("", "draws of p(x)")))
+show(plots.image_grid(workdir.parent / "prior.png", np.zeros(len(new)), new, labels=("", "draws of p(x)")))
 
 # %% [markdown]
 # The run's page with curves, pictures and settings is `report.html` in the work directory. The same from a shell:

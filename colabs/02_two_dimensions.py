@@ -10,6 +10,7 @@
 # %%
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -60,11 +61,7 @@ loss = dx.denoising_loss(denoiser, schedule, corruption, BetaMixture(((2.0, 5.0)
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, UPDATES)))
 m_step = jax.jit(dx.make_m_step(loss, optimizer, ema_decay=0.99))
 
-
-def bind(params, observation):
-    return dx.bind(denoiser, params, observation)
-
-
+bind = partial(dx.bind, denoiser)
 e_step = jax.jit(dx.make_e_step(bind, dx.ddpm(schedule), dx.log_uniform_grid(schedule, STEPS), (2,)))
 slots = jnp.tile(jnp.arange(BATCH), (UPDATES, 1))
 params = denoiser.init(dx.stream_key(0, "init"))

@@ -3,9 +3,7 @@
 #
 # `cifar10:mask75` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 57 million
 # parameters, 21 rounds of 50,000 updates. The same cells run it on a TPU or GPU runtime (Runtime, Change runtime type), and on
-# a CPU a shrunken config on two pretended devices, so that every step below can be seen at work anywhere.
-#
-# Nobody has run this config at full size on a TPU or GPU yet: what follows says how to measure, and promises no figure.
+# a CPU a shrunken config on two pretended devices. Nobody has run this config at full size yet: no figure is promised.
 #
 # A few minutes on two CPU cores.
 
@@ -20,8 +18,7 @@ from pathlib import Path
 import jax
 from IPython.display import Image, display
 
-# Before JAX looks for devices: a CPU pretends to be two. TPUs and GPUs do not mind.
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 2)  # before JAX looks for devices: a CPU pretends to be two
 
 from diffem_jax import run_em
 from diffem_jax.storage.reconstructions import ReconstructionStore
@@ -42,8 +39,7 @@ if not ACCELERATOR:
 # %% [markdown]
 # ## The data
 #
-# CIFAR-10 is prepared once, by TensorFlow; training never imports it. The folder that this writes can be copied to machines
-# without a network. On the CPU the embedded 8x8 digits stand in.
+# CIFAR-10 is prepared once, by TensorFlow; training never imports it. On the CPU the embedded 8x8 digits stand in.
 
 # %%
 if ACCELERATOR:
@@ -59,8 +55,7 @@ if ACCELERATOR:
 # | `e_step.batch_size`, `m_step.batch_size` | over *all* devices, and a multiple of their number; larger E-step batches fill a TPU |
 # | `parallel` | `pmap` or `jit`: the same numbers to round-off; use the faster one |
 # | `m_step.updates_per_dispatch` | updates in one call: more hides the host, fewer answer sooner |
-# | `network.dtype`, `network.remat` | `bfloat16` halves the activations, `remat` recomputes them |
-# | `m_step.accumulate` | splits a batch that does not fit |
+# | `network.dtype`, `network.remat`, `m_step.accumulate` | for a batch that does not fit: halve, recompute or split it |
 # | `denoiser.preconditioning` | `posterior` instead of the published `edm`: with it y is met from the first round on |
 # | `checkpoint.every_steps` | runtimes are taken away; the same command goes on to the same bits |
 #
@@ -75,14 +70,13 @@ with config.unlocked():
     if ACCELERATOR and not FULL:
         # A look at two rounds. An update is 14.8 TFLOP by XLA's count, an evaluation 19 GFLOP per image (docs/scaling.md): at half
         # of a T4's 8.1 TFLOP/s in float32 a round of these takes about 30 minutes for its updates and 10 for its draws.
-        config.data.num_examples, config.start.num_examples = 2000, 2000
-        config.rounds, config.m_step.steps, config.prior.steps = 2, 500, 0
-        config.e_step.steps = 64
+        config.data.num_examples, config.start.num_examples, config.rounds, config.prior.steps = 2000, 2000, 2, 0
+        config.m_step.steps, config.e_step.steps = 500, 64
     if not ACCELERATOR:
         config.data.update(name="digits", split="all", num_examples=512)
         config.network.update(channels=(16, 32), blocks=1, heads=(), embedding=32, dropout=0.0)
         config.start.update(rank=16, num_examples=0)
-        config.rounds, config.prior.steps = 2, 0
+        config.rounds, config.prior.steps, config.eval.num_examples = 2, 0, 0
         config.m_step.update(steps=300, batch_size=64, ema_decay=0.99, learning_rate=1e-3)
         config.m_step.augment = ()  # hue and saturation need colours
         config.e_step.update(steps=32, batch_size=256)
@@ -91,7 +85,6 @@ with config.unlocked():
         config.start.update(iterations=2, rank=1)
         config.m_step.update(steps=10, batch_size=16)
         config.e_step.update(steps=4, batch_size=64)
-    config.eval.num_examples = 0 if not ACCELERATOR else config.eval.num_examples
 for name in ("e_step", "m_step"):
     assert config[name].batch_size % DEVICES == 0, f"{name}.batch_size must be a multiple of {DEVICES}"
 
@@ -106,9 +99,8 @@ for picture in sorted((workdir / "samples").glob("round_*.png")):
 # %% [markdown]
 # ## What to expect of the whole config
 #
-# Seconds per update and per draw, from this run's own lines. The first round's seconds contain compilation (`compile_seconds`).
-# Multiplied by the counts of the published config they say how long *these* updates would take there; on a CPU, where network and data are
-# shrunken, that is no estimate of anything but the arithmetic of it.
+# Seconds per update and per draw, from this run's own lines, times the counts of the published config. On a CPU, where network
+# and data are shrunken, that is no estimate of it.
 
 # %%
 last = [record for record in Workdir(workdir).records() if record.get("kind") == "round"][-1]
@@ -120,13 +112,8 @@ print(f"{1e3 * per_update:.1f} ms per update, {1e6 * per_draw:.0f} us per draw a
 print(f"with these, {full.rounds} rounds of {full.m_step.steps} updates: {hours:.1f} h")
 
 # %% [markdown]
-# `config.parallel = "jit"` (arrays sharded over a mesh) instead of `pmap` gives the same noise to the bit, and sums in another order.
-
-# %% [markdown]
 # ## Several hosts
 #
-# A TPU pod slice or several GPU machines: the same command on each, one work directory that all see.
+# A TPU pod slice or several GPU machines: the same command on each, one work directory that all see (docs/multihost.md).
 #
 #     diffem --config=cifar10:mask75 --workdir=/shared/cifar10 --coordinator=auto
-#
-# `docs/multihost.md` has Slurm, GCP and by hand.

@@ -8,8 +8,6 @@ install.py is the first code cell of each. It and the "Open in Colab" badges lea
 [tool.diffem_jax]; after a change there run this again. While it is the placeholder, install cells say so.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -3,8 +3,6 @@
 A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the same pages to a folder.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import importlib

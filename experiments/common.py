@@ -4,8 +4,6 @@ A run is a work directory under --work; one that is finished is passed over, one
 command again only does what is missing. Everything that is reported is read from the runs' metrics.jsonl.
 """
 
-from __future__ import annotations
-
 import argparse
 import concurrent.futures
 import json
@@ -39,7 +37,6 @@ class Job(NamedTuple):
         group: the setting it is compared in ('rate 0.5'), '' where there is one.
         before: the method of the same group and seed that must have run.
         evaluate: measure the posterior at the end (--mode=evaluate).
-        seeds: the most seeds, where one takes long.
     """
 
     method: str
@@ -47,7 +44,6 @@ class Job(NamedTuple):
     group: str = ""
     before: str = ""
     evaluate: bool = True
-    seeds: int = 10
 
     def folder(self, work: Path, seed: int) -> Path:
         """The work directory of a seed."""
@@ -84,8 +80,7 @@ def run_jobs(jobs: Sequence[Job], work: Path, options: argparse.Namespace) -> li
         with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
             # A run that another one begins from comes first.
             for stage in ([j for j in wanted if not j.before], [j for j in wanted if j.before]):
-                pairs = [(job, seed) for seed in range(options.seeds) for job in stage if seed < job.seeds]
-                tasks = [pool.submit(_run, job, work, seed) for job, seed in pairs]
+                tasks = [pool.submit(_run, job, work, seed) for seed in range(options.seeds) for job in stage]
                 for task in concurrent.futures.as_completed(tasks):
                     # One run that fails does not end the others; it is missing from the tables, and done again next time.
                     try:

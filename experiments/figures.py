@@ -1,7 +1,5 @@
 """Figures of the experiments: lines over rounds, time or settings, with error bars over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Methods against rates of erased pixels, for the experiments 'digits' and 'patches'."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -7,20 +7,14 @@ wrong rate of erased pixels; the observations' noise; a corruption that is not l
 shows whether training on one's own draws eats itself.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
-BASE = fields(
-    rounds=3,
-    m_step__steps=300,
-    m_step__batch_size=256,
-    network__features="(256,256,256)",
-    eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired')",
-    eval__posterior_examples=128,
+BASE = (
+    *fields(rounds=3, m_step__steps=300, m_step__batch_size=256, network__features="(256,256,256)"),
+    *fields(eval__metrics="('psnr','accuracy','sliced_wasserstein_unpaired')", eval__posterior_examples=128),
 )
 EDM = fields(denoiser__preconditioning="edm")
 MIXTURE = fields(start__name="mixture", start__components=10, start__rank=8, start__iterations=20)

@@ -8,8 +8,6 @@ Measured are the Frechet distance of ResNet-56 features of one draw an image aga
 ones and once against other ones, the accuracy of that network on draws, PSNR of draws and of the mean of 16, CRPS, coverage, TARP.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -61,12 +59,8 @@ def get_config(options: argparse.Namespace) -> ConfigDict:
         c.start.rank, c.start.iterations, c.start.num_examples = 64, 16, 4096
         c.e_step.steps, c.e_step.batch_size = options.steps, 1024
         c.m_step.steps, c.m_step.batch_size, c.m_step.updates_per_dispatch = options.updates, 256, 25
-        c.m_step.learning_rate = 6e-4
-        c.m_step.warmup_steps = min(50, options.updates // 4)
-        c.m_step.ema_decay = 0.995
-        c.m_step.loss_weight = "base"
-        c.m_step.time_law_beta = ((4.0, 2.5),)
-        c.m_step.augment = ("flip",)
+        c.m_step.update(learning_rate=6e-4, warmup_steps=min(50, options.updates // 4), ema_decay=0.995)
+        c.m_step.update(loss_weight="base", time_law_beta=((4.0, 2.5),), augment=("flip",))
         c.eval.metrics = ("psnr", "frechet") if options.features else ("psnr",)
         c.eval.features = "experiments.cifar10.resnet:features" if options.features else ""
         c.eval.num_examples = 4096
@@ -94,13 +88,13 @@ def measure(folder: Workdir, config: ConfigDict, options: argparse.Namespace) ->
     x, truth = draws(many, 1, "cifar10_one")
     x = x[0]
     if options.features:
-        weights, half = resnet.load(options.features), many // 2
+        weights, half, frechet_distance = resnet.load(options.features), many // 2, metrics.frechet_distance
         (f, classes), (true_f, true_classes) = resnet.measure(weights, x), resnet.measure(weights, truth)
         labels = np.asarray(problem.labels[:many])
         found |= {
-            "frechet distance, same images": metrics.frechet_distance(f, true_f).value,
-            "frechet distance, other images": metrics.frechet_distance(f[:half], true_f[half:]).value,
-            "frechet distance of two halves of the truth": metrics.frechet_distance(true_f[:half], true_f[half:]).value,
+            "frechet distance, same images": frechet_distance(f, true_f).value,
+            "frechet distance, other images": frechet_distance(f[:half], true_f[half:]).value,
+            "frechet distance of two halves of the truth": frechet_distance(true_f[:half], true_f[half:]).value,
             "accuracy of draws": float(np.mean(classes == labels)),
             "accuracy of the truth": float(np.mean(true_classes == labels)),
         }
@@ -127,11 +121,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--features", default="", help="weights of the ResNet-56; without them no Frechet distance")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=RESULTS, help="a JSON list that a result is added to")
-    parser.add_argument("--examples", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--updates", type=int, default=1000, help="per round")
-    parser.add_argument("--steps", type=int, default=24, help="of the sampler")
-    parser.add_argument("--seed", type=int, default=0)
+    for name, value in {"examples": 50_000, "rounds": 12, "updates": 1000, "steps": 24, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     return parser.parse_args(argv)
 

@@ -1,7 +1,5 @@
 """The source 'experiments.cifar10.files:images': CIFAR-10 from train-0.npz ... train-4.npz, 10,000 images each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ Weights as of akamaster/pytorch_resnet_cifar10, kernels [3, 3, in, out]: 'conv1.
 Source: He et al. 2016, arXiv 1512.03385, section 4.2 (shortcuts of option A).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 
@@ -33,9 +31,8 @@ def resnet(weights: Mapping[str, Array], x: Array) -> tuple[Array, Array]:
     def conv(h: Array, name: str, stride: int = 1) -> Array:
         # 'SAME' of a stride of 2 would pad at the end alone.
         layout, pads = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))
-        return jax.lax.conv_general_dilated(
-            h, weights[f"{name}.weight"], (stride, stride), pads, dimension_numbers=layout
-        )
+        kernel = weights[f"{name}.weight"]
+        return jax.lax.conv_general_dilated(h, kernel, (stride, stride), pads, dimension_numbers=layout)
 
     def norm(h: Array, name: str) -> Array:
         mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]

@@ -5,8 +5,6 @@
 The rivals' rounds are chosen so that they take at least the seconds of the best settings; both stand in the table.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments import common, figures
@@ -16,15 +14,8 @@ from experiments.rates import EDM
 DIGITS = "--config=digits:mask90"
 PATCHES = (
     "--config=patches:mask90",
-    *fields(
-        data__num_examples=1024,
-        start__num_examples=1024,
-        m_step__steps=250,
-        m_step__batch_size=32,
-        network__channels="(16,32)",
-        eval__num_examples=1024,
-        eval__posterior_examples=64,
-    ),
+    *fields(data__num_examples=1024, start__num_examples=1024, m_step__steps=250, m_step__batch_size=32),
+    *fields(network__channels="(16,32)", eval__num_examples=1024, eval__posterior_examples=64),
 )
 MMPS, FEW = fields(method="em_mmps", e_step__steps=64), fields(e_step__steps=256)
 BEST, PUBLISHED, EM_MMPS = METHODS = ("DiffEM, best", "DiffEM, published", "EM-MMPS")

@@ -6,8 +6,6 @@ Each tile shows y itself where y is an image, its logarithm where it is a spectr
 where y is a list of numbers.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 import jax

@@ -7,8 +7,6 @@ entries with classical answers; coverage is how often central intervals of the d
 results.json and the table in README.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

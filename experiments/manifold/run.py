@@ -6,8 +6,6 @@ Sinkhorn divergence (2,048 points, paired) against seconds and against network c
 those of the runs, ``runs/experiments/manifold/METHOD/seed_0/samples``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments import common, figures

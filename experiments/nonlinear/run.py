@@ -7,8 +7,6 @@ round that is kept, corrupts the draws again without noise and compares with y. 
 variant), nonlinear_VARIANT.png and the tables of README.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

@@ -9,8 +9,6 @@ a parameter it gets the value that is best for the hidden truth. Numbers go to c
 ``--report`` without a run) into the tables of classical.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

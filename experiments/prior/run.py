@@ -1,6 +1,6 @@
 """Two ways to a prior: a second, unconditional training on the last reconstructions, or one network for both.
 
-    python -m experiments.prior.run [--seeds=3] [--quick] [--only=digits]
+    python -m experiments.prior.run [--seeds=3] [--quick]
 
 'second training' is the published way (config.prior.steps), 'second training from the start' has the fitted start as base
 (config.prior.base) after the same rounds; 'one network' drops the observation with a probability in
@@ -8,11 +8,7 @@ the M-step (config.m_step.condition_dropout) and needs nothing else. Both train 
 same data; draws of p(x) are compared with the hidden truths, and draws of p(x | y), also guided, with their own truth.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,67 +31,22 @@ from diffem_jax.types import Key, stream_key
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
-SECOND, DROPOUT = "second training", 0.1
-GUIDANCE = (1.0, 1.5, 2.0)
-DRAWS = {"digits": 1797, "patches": 512}
-BASES = {
-    "digits": (
-        "--config=digits",
-        *fields(
-            rounds=3,
-            m_step__steps=600,
-            m_step__batch_size=256,
-            network__features="(256,256,256)",
-            eval__metrics="('psnr','accuracy')",
-        ),
-    ),
-    "patches": (
-        "--config=patches:mask50",
-        *fields(
-            rounds=1,
-            data__num_examples=2048,
-            start__num_examples=2048,
-            network__channels="(16,32)",
-            m_step__steps=500,
-            m_step__batch_size=32,
-            e_step__batch_size=256,
-            eval__num_examples=512,
-        ),
-    ),
+SECOND, GUIDANCE, DRAWS = "second training", (1.0, 1.5, 2.0), 1797
+BASE = (
+    "--config=digits",
+    *fields(rounds=3, m_step__steps=600, m_step__batch_size=256, network__features="(256,256,256)"),
+    *fields(eval__metrics="('psnr','accuracy')"),
+)
+WAYS = {
+    SECOND: fields(prior__steps=1500, prior__base="none"),
+    "second training from the start": fields(prior__steps=1500, prior__base="start"),
+    "one network, dropout 0.1": fields(m_step__condition_dropout=0.1),
 }
-PRIOR_STEPS = {"digits": 1500, "patches": 500}
-SEEDS = {"digits": 10, "patches": 1}
-"""The most seeds of a set: patches take minutes each."""
-WAYS: dict[str, Callable[[str], tuple[str, ...]]] = {
-    SECOND: lambda group: fields(prior__steps=PRIOR_STEPS[group], prior__base="none"),
-    "second training from the start": lambda group: fields(prior__steps=PRIOR_STEPS[group], prior__base="start"),
-    f"one network, dropout {DROPOUT}": lambda group: fields(m_step__condition_dropout=DROPOUT),
-}
-JOBS = [
-    Job(way, (*base, *flags(group)), group, evaluate=False, seeds=SEEDS[group])
-    for group, base in BASES.items()
-    for way, flags in WAYS.items()
-]
+JOBS = [Job(way, (*BASE, *flags), evaluate=False) for way, flags in WAYS.items()]
 QUALITIES = ("sliced Wasserstein", "Frechet distance", "precision", "recall", "confidence")
 TIMES = ("rounds, s", "second training, s", "sampling, s")
 SHOWN: dict[str, np.ndarray] = {}
 """Draws of seed 0, for the figure."""
-
-
-def texture(x: np.ndarray) -> np.ndarray:
-    """Means and spreads of 32 random filters' responses [N, 128] of images; a vector of pixels for small images."""
-    if x.shape[-1] == 1:
-        return x.reshape(len(x), -1)
-    kernels = jax.random.normal(jax.random.key(7), (5, 5, x.shape[-1], 32))
-    kernels -= kernels.mean((0, 1), keepdims=True)
-    kernels /= jnp.sqrt(jnp.sum(kernels**2, (0, 1, 2), keepdims=True))
-    # Random filters all see coarse structure; a derivative of each also sees fine structure.
-    fine = x - 0.5 * (np.roll(x, 1, 1) + np.roll(x, 1, 2))
-    layout = ("NHWC", "HWIO", "NHWC")
-    convolve = partial(jax.lax.conv_general_dilated, window_strides=(2, 2), padding="VALID", dimension_numbers=layout)
-    responses = [convolve(jnp.asarray(a), kernels) for a in (x, fine)]
-    moments = [f(r) for r in responses for f in (lambda r: jnp.std(r, (1, 2)), lambda r: jnp.mean(jnp.abs(r), (1, 2)))]
-    return np.asarray(jnp.concatenate(moments, -1))
 
 
 def quality(x: np.ndarray, problem: Problem, classifier: Any) -> Row:
@@ -106,12 +57,11 @@ def quality(x: np.ndarray, problem: Problem, classifier: Any) -> Row:
     sides = metrics.precision_recall_density_coverage(x, truth)
     out = {
         "sliced Wasserstein": metrics.sliced_wasserstein(x, truth, stream_key(0, "sliced_wasserstein")).value,
-        "Frechet distance": metrics.frechet_distance(texture(x), texture(truth)).value,
+        "Frechet distance": metrics.frechet_distance(x.reshape(count, -1), truth.reshape(count, -1)).value,
         "precision": sides.precision.value,
         "recall": sides.recall.value,
     }
-    if classifier is not None:
-        out["confidence"] = np.mean(classifier.predict_proba(x.reshape(len(x), -1)).max(1))
+    out["confidence"] = np.mean(classifier.predict_proba(x.reshape(len(x), -1)).max(1))
     return {name: float(value) for name, value in out.items()}
 
 
@@ -130,14 +80,13 @@ def measure(job: Job, work: Path, seed: int) -> list[Row]:
     """The rows of one finished run."""
     workdir = Workdir(job.folder(work, seed))
     problem = load_problem(stored_config(workdir))
-    classifier = None if problem.labels is None else metrics.train_classifier(problem.truth, problem.labels)
-    count = min(DRAWS[job.group], problem.num_examples)
+    classifier, count = metrics.train_classifier(problem.truth, problem.labels), min(DRAWS, problem.num_examples)
     began = time.monotonic()
     x = sample.prior_draws(workdir, count, seed)
     sampling = time.monotonic() - began
     final = workdir.prior / "final"
     weights = GUIDANCE if job.method.startswith("one") else (1.0,)
-    base = {"group": job.group, "method": job.method, "seed": seed}
+    base = {"method": job.method, "seed": seed}
     row = {
         **base,
         **quality(x, problem, classifier),
@@ -147,8 +96,8 @@ def measure(job: Job, work: Path, seed: int) -> list[Row]:
         "posterior": [guided(workdir, problem, weight, min(count, 512)) for weight in weights],
     }
     if seed == 0:
-        SHOWN[f"{job.group}\n{job.method}".replace(", ", "\n")] = x[:12]
-        SHOWN[f"{job.group}\nthe truth"] = np.asarray(problem.truth[:12])
+        truth = SHOWN.pop("the truth", np.asarray(problem.truth[:12]))
+        SHOWN.update({job.method.replace(", ", "\n"): x[:12], "the truth": truth})
     if job.method != SECOND:
         return [row]
     store = ReconstructionStore(workdir.reconstructions)
@@ -175,28 +124,26 @@ def tables(found: list[Row]) -> str:
     """Quality and seconds of the prior's draws, and PSNR of posterior draws by guidance weight."""
 
     def table(rows: list[Row], names: tuple[str, ...], digits: int) -> str:
-        known = [name for name in names if any(name in row for row in rows)]
-        return common.columns(rows, {name: lambda row, name=name: row.get(name) for name in known}, digits)
+        return common.columns(rows, {name: lambda row, name=name: row.get(name) for name in names}, digits)
 
-    parts = []
-    for group in dict.fromkeys(row["group"] for row in found):
-        mine = sorted((row for row in found if row["group"] == group), key=lambda row: row["method"].startswith("("))
-        trained = [row for row in mine if "posterior" in row]
-        weights = [{**row, **p} for row in trained for p in row["posterior"]]
-        parts += [
-            f"### {group}, {common.seeds_of(mine)}",
-            f"Draws of p(x):\n\n{table(mine, QUALITIES, 3)}",
-            f"Seconds:\n\n{table(trained, TIMES, 0)}",
-            "Draws of p(x | y), PSNR in dB by guidance weight:",
-            common.table(weights, lambda row: row["psnr"], across="weight", digits=2),
-        ]
-    return "\n\n".join([*parts, "![Draws of p(x)](draws.png)"])
+    mine = sorted(found, key=lambda row: row["method"].startswith("("))
+    trained = [row for row in mine if "posterior" in row]
+    weights = [{**row, **p} for row in trained for p in row["posterior"]]
+    parts = [
+        f"Digits, {common.seeds_of(mine)}. Draws of p(x):",
+        table(mine, QUALITIES, 3),
+        "Seconds:",
+        table(trained, TIMES, 0),
+        "Draws of p(x | y), PSNR in dB by guidance weight:",
+        common.table(weights, lambda row: row["psnr"], across="weight", digits=2),
+        "![Draws of p(x)](draws.png)",
+    ]
+    return "\n\n".join(parts)
 
 
 def draw(found: list[Row], place: Path) -> None:
     """A line of draws for each way, and the truth."""
-    order = sorted(SHOWN, key=lambda name: (name.partition("\n")[0], name.endswith("truth")))
-    figures.strips(place / "draws.png", {name: SHOWN[name] for name in order})
+    figures.strips(place / "draws.png", SHOWN)
 
 
 if __name__ == "__main__":

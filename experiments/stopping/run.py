@@ -6,8 +6,6 @@ Runs go on for all their rounds (patience as long as the run), so that both are 
 reconstructions as a mean squared error, so that 5% mean something; manifold: by Sinkhorn divergence; patches as digits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,13 +25,9 @@ def flags(config: str, rounds: int, metric: str, **values: object) -> tuple[str,
 DIGITS = flags("digits", 12, "psnr", m_step__batch_size=256, network__features="(256,256,256)", m_step__steps=400)
 MANIFOLD = flags("manifold:quick", 8, "sinkhorn")
 # Too little training a round: the draws of an under-fitted network drift away from a good start.
-STARVED = fields(
-    start__name="mixture",
-    start__components=32,
-    start__rank=1,
-    start__num_examples=4096,
-    denoiser__preconditioning="edm",
-    m_step__steps=200,
+STARVED = (
+    *fields(start__name="mixture", start__components=32, start__rank=1, start__num_examples=4096),
+    *fields(denoiser__preconditioning="edm", m_step__steps=200),
 )
 PATCHES = flags(
     "patches:mask50",

@@ -4,8 +4,6 @@ One operator: pi^{k+1} = E_y pi^k(x | y) is Gaussian again, and the round is exa
 mixture, and the round keeps its mean and covariance, as EM for a Gaussian does. Double precision throughout.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

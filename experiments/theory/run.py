@@ -19,8 +19,6 @@ denoiser) is p E |error|^2 / (2 sigma_s^2). What the exact denoiser's own steps 
 Writes results.json, docs/theory.png and the tables of README.md.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
