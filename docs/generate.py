@@ -125,33 +125,9 @@ def public() -> dict[str, object]:
     return names
 
 
-def undocumented(names: dict[str, object]) -> list[str]:
-    """Public names, and public methods of public classes, without a docstring of their own."""
-    missing = []
-    for full, thing in names.items():
-        if not (inspect.isclass(thing) or inspect.isfunction(thing)):
-            continue
-        said = inspect.getdoc(thing) or ""
-        # A dataclass or named tuple without a docstring is given its signature for one.
-        if not said or said.startswith(f"{thing.__name__}("):
-            missing.append(full)
-        if inspect.isclass(thing):
-            for name, member in vars(thing).items():
-                member = member.fget if isinstance(member, property) else member
-                if not name.startswith("_") and inspect.isfunction(member) and not inspect.getdoc(member):
-                    missing.append(f"{full}.{name}")
-    return missing
-
-
 def api_page() -> str:
-    """The public surface, from its docstrings.
-
-    Raises:
-        ValueError: a public name is not documented.
-    """
+    """The public surface, from its docstrings, which the linter asks for."""
     names = public()
-    if missing := undocumented(names):
-        raise ValueError(f"public names without a docstring: {', '.join(missing)}")
     lines = [
         "# API",
         "",
