@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -254,12 +253,6 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     refused(
         ended, "M-step 1", "at update", "of the run", "last good checkpoint", "round_00001_update_", "learning_rate"
     )
-
-
-def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused(command("--config=digits", "--config.rounds=-1", "--workdir=run"), "config.rounds")
-    assert not list(Path(tmp_path).iterdir())
 
 
 def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):

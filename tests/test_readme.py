@@ -2,8 +2,6 @@
 
 import importlib
 import inspect
-import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from faults.command import command
+from faults.harness import arguments
 
 from diffem_jax.errors import Preempted
 from diffem_jax.run import train
@@ -23,52 +22,25 @@ from diffem_jax.testing.command import tiny
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- test: ([\w ]+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
-TINY = [
-    "--config.rounds=1",
-    "--config.network.features=(32,)",
-    "--config.m_step.steps=20",
-    "--config.m_step.batch_size=64",
-    "--config.e_step.steps=4",
-    "--config.start.iterations=3",
-]
-
-
-# The lines one after another in one process, which loads and compiles once: the command itself is made anew for each (faults/command.py).
-LINES = """
-import json, sys
-from faults.command import command
-for words in json.loads(sys.argv[1]):
-    ended = command(*words)
-    print(ended.out, ended.err)
-    assert ended.code == 0, words
-"""
+TINY = [flag for flag in arguments(rounds=1)[1:] if not flag.startswith(("--config.data", "--config.eval.metrics"))]
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """Runs the lines of a block as a shell would, in an empty folder; returns what they printed."""
-    changed = {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "JAX_PLATFORMS": "cpu",
-        "DIFFEM_DATA_DIR": str(tmp_path / "cache"),
-        # What takes the time here is compilation.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
+def shell(tmp_path, monkeypatch):
+    """Runs the lines of a block as a shell would, in an empty folder, with a tiny model; returns what they printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFEM_DATA_DIR", str(tmp_path / "cache"))
 
     def run(block):
-        lines = [shlex.split(line) for line in block.splitlines()]
-        assert {program for program, *_ in lines} <= {"diffem", "python"}
-        commands = [
-            words + TINY * any(w.startswith("--config=") for w in words) for p, *words in lines if p == "diffem"
-        ]
-        others = [words for program, *words in lines if program == "python"]
-        assert [program for program, *_ in lines] == ["diffem"] * len(commands) + ["python"] * len(others)
         printed = ""
-        for words in [["-c", LINES, json.dumps(commands)], *others]:
-            argv, environment = [sys.executable, *words], os.environ | changed
-            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
-            assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
-            printed += done.stdout
+        for program, *words in map(shlex.split, block.splitlines()):
+            if program == "diffem":
+                ended = command(*words, *(TINY if any(word.startswith("--config=") for word in words) else ()))
+                assert ended.code == 0, (words, ended)
+                printed += ended.out
+            else:
+                assert program == "python"
+                printed += subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
         return printed
 
     return run
@@ -136,14 +108,14 @@ def test_extension_is_written_as_its_row_says(new):
     part = named(flag)
     calls = re.findall(r"`(\w*)\(([^`]*)\)`", write)
     assert calls
-    for name, arguments in calls:
+    for name, parameters in calls:
         if name == "Sampler":
             continue
         function = part if name == part.__name__ else getattr(part, name or "__call__", None)
         if function is None:  # the function that a maker gives
             continue
         found = [p for p in inspect.signature(function).parameters if p != "self"]
-        asked = arguments.removesuffix(", ...").split(", ")
+        asked = parameters.removesuffix(", ...").split(", ")
         assert found[: len(asked)] == asked, name
 
 

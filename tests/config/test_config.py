@@ -184,10 +184,6 @@ def test_text_of_a_flag_becomes_a_value(kind, text, value):
     assert parse(kind, text) == value and type(parse(kind, text)) is type(value)
 
 
-def test_several_flags_of_one_field_leave_the_last():
-    assert load("digits", "rounds=3", "rounds=5").rounds == 5
-
-
 def test_part_of_each_kind_is_found_in_the_current_folder(own):
     parts = (
         "--config.corruption.name=own_parts:Columns",
@@ -289,11 +285,4 @@ def test_platform_that_is_not_there_is_refused(tmp_path):
     argv = [sys.executable, "-m", "diffem_jax.main", "--config=digits", f"--workdir={tmp_path / 'run'}"]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and "JAX_PLATFORMS: 'nonsense'" in ended.stderr and "Traceback" not in ended.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_network_of_a_thousand_million_parameters_is_refused_or_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**21}[name])  # 8 GiB
-    flags = ("--config.network.features=(31000,31000)", "--config.eval.metrics=()")
-    refused(command("--config=digits", f"--workdir={tmp_path / 'run'}", *flags), "config.network", "parameters")
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffem_jax import data
 from diffem_jax.corruptions import CORRUPTIONS, Denoising, PixelMask, Projection
-from diffem_jax.data import images, npz, synthetic
+from diffem_jax.data import images, npz
 from diffem_jax.errors import UserError
 from diffem_jax.storage import rows
 
@@ -58,12 +58,6 @@ def test_seed_moves_the_points_but_not_the_curve():
     assert not np.array_equal(one, two)
     nearest = np.sqrt(((one[:200, None] - two[None]) ** 2).sum(-1)).min(1)
     assert nearest.max() < 0.1 < np.std(one[:, 0])
-
-
-def test_curve_is_smooth_and_spans_the_box():
-    points = synthetic.curve(np.linspace(0, 1, 2001))
-    assert np.allclose(points.min(0), -2) and np.allclose(points.max(0), 2)
-    assert np.linalg.norm(np.diff(points, axis=0), axis=-1).max() < 0.05
 
 
 def test_digits_are_scikit_learns(cache):

@@ -29,13 +29,20 @@ OBSERVATION = Observation(jnp.array([0.9, 0.0, -0.4]), jnp.array([1.0, 0.0, 1.0]
 MEAN = np.array([0.3, -0.5, 0.1])
 COV = np.array([[1.0, 0.7, 0.2], [0.7, 1.2, -0.3], [0.2, -0.3, 0.6]])
 BASE_MEAN, BASE_VARIANCE = 0.2, 0.8
-TIMES = (0.0, 0.4, 0.7, 1.0)
+TIMES = jnp.array([0.0, 0.4, 0.7, 1.0])
+X_T, T = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
+NETWORK = MLP(features=(8,), embedding=4)
 
 
 def base(variance=BASE_VARIANCE):
     return Mixture(
         jnp.zeros((1,)), Gaussian(jnp.full((1, D), BASE_MEAN), jnp.full((1,), variance), jnp.zeros((1, 0, D)))
     )
+
+
+def at_all_times(function):
+    """What a function of t yields at each of TIMES, stacked, by one program."""
+    return jax.jit(jax.vmap(function))(TIMES)
 
 
 def schedule_of(name="ve"):
@@ -93,13 +100,14 @@ def test_exact_network_term_yields_the_exact_posterior(name, schedule):
         denoiser = edm_denoiser(EdmTerm(), schedule, CORRUPTION, (D,))
     else:
         denoiser = posterior_denoiser(PosteriorTerm(), schedule, CORRUPTION, (D,), base())
-    keys = jax.random.split(jax.random.key(1), 4)
-    run = jax.jit(lambda x, t: bind(denoiser, {}, OBSERVATION)(x, t))
-    for key, t in zip(keys, map(jnp.float32, TIMES), strict=True):
+
+    @at_all_times
+    def both(t):
         alpha, sigma = schedule(t)
-        x_t = alpha * jax.random.normal(key, (D,)) + sigma
-        truth = exact(x_t / alpha, sigma / alpha, *OBSERVATION)
-        np.testing.assert_allclose(run(x_t, t), truth, atol=2e-3)
+        x_t = alpha * X_T + sigma
+        return bind(denoiser, {}, OBSERVATION)(x_t, t), exact(x_t / alpha, sigma / alpha, *OBSERVATION)
+
+    np.testing.assert_allclose(*both, atol=2e-3)
 
 
 @pytest.mark.parametrize("prior", ["isotropic", "mixture"])
@@ -107,29 +115,25 @@ def test_zero_network_is_the_base(prior):
     """A fresh network outputs zero, so the posterior denoiser is the exact conditional mean of its base."""
     law = base() if prior == "isotropic" else two_components()
     schedule = schedule_of("vp")
-    denoiser = posterior_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    denoiser = posterior_denoiser(NETWORK, schedule, CORRUPTION, (D,), law)
     params = denoiser.init(jax.random.key(0))
-    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
-    given = jax.jit(bind(denoiser, params, OBSERVATION))(x_t, t)
-    np.testing.assert_allclose(
-        given, jax.jit(mixture_denoiser(schedule, law, CORRUPTION, OBSERVATION))(x_t, t), atol=1e-5
-    )
-    free = jax.jit(bind(denoiser, params))(x_t, t)
-    np.testing.assert_allclose(free, jax.jit(mixture_denoiser(schedule, law))(x_t, t), atol=1e-5)
+    runs = bind(denoiser, params, OBSERVATION), bind(denoiser, params)
+    truths = mixture_denoiser(schedule, law, CORRUPTION, OBSERVATION), mixture_denoiser(schedule, law)
+    given, free, *truth = jax.jit(lambda *point: [run(*point) for run in (*runs, *truths)])(X_T, T)
+    np.testing.assert_allclose([given, free], truth, atol=1e-5)
     assert jnp.abs(given - free).max() > 0.05
     if prior == "isotropic":
-        alpha, sigma = schedule(t)
+        alpha, sigma = schedule(T)
         cov, mean = BASE_VARIANCE * np.eye(D), np.full(D, BASE_MEAN)
-        np.testing.assert_allclose(given, exact(x_t / alpha, sigma / alpha, *OBSERVATION, mean, cov), atol=1e-4)
+        np.testing.assert_allclose(given, exact(X_T / alpha, sigma / alpha, *OBSERVATION, mean, cov), atol=1e-4)
 
 
-def trained(name, law=None):
+def trained(name):
     """A denoiser whose network's last layer is not zero."""
-    network, schedule = MLP(features=(8,), embedding=4), schedule_of()
     if name == "edm":
-        denoiser = edm_denoiser(network, schedule, CORRUPTION, (D,))
+        denoiser = edm_denoiser(NETWORK, schedule_of(), CORRUPTION, (D,))
     else:
-        denoiser = posterior_denoiser(network, schedule, CORRUPTION, (D,), law or two_components())
+        denoiser = posterior_denoiser(NETWORK, schedule_of(), CORRUPTION, (D,), two_components())
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
     return denoiser, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
@@ -143,26 +147,28 @@ def either(denoiser, params, observation, seen, x_t, t):
 @pytest.mark.parametrize("name", ["edm", "posterior"])
 def test_ignored_and_hidden_observations(name):
     denoiser, params = trained(name)
-    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
-    run = jax.jit(lambda observation, seen: either(denoiser, params, observation, seen, x_t, t))
+    run = jax.jit(lambda observation, seen: either(denoiser, params, observation, seen, X_T, T))
     given, ignored = run(OBSERVATION, True), run(OBSERVATION, False)
-    np.testing.assert_allclose(given, bind(denoiser, params, OBSERVATION)(x_t, t), rtol=1e-5)
-    np.testing.assert_allclose(ignored, bind(denoiser, params)(x_t, t), rtol=1e-5)
+    runs = (
+        bind(denoiser, params, OBSERVATION),
+        bind(denoiser, params),
+        bind(denoiser, params, OBSERVATION, guidance=2.0),
+    )
+    seen, free, guided = jax.jit(lambda *point: [denoise(*point) for denoise in runs])(X_T, T)
+    np.testing.assert_allclose([given, ignored], [seen, free], rtol=1e-5)
     assert jnp.abs(given - ignored).max() > 1e-3
     spoiled = OBSERVATION._replace(y=jnp.where(OBSERVATION.operator > 0, OBSERVATION.y, jnp.nan))
     np.testing.assert_array_equal(run(spoiled, True), given)
     np.testing.assert_array_equal(run(spoiled, False), ignored)
-    guided = bind(denoiser, params, OBSERVATION, guidance=2.0)(x_t, t)
     np.testing.assert_allclose(guided - ignored, 2 * (given - ignored), atol=1e-5)
 
 
 def test_unconditional_denoiser_takes_no_condition():
-    denoiser = edm_denoiser(MLP(features=(8,), embedding=4), schedule_of(), None, (D,))
-    params = denoiser.init(jax.random.key(0))
-    x_t, t = jnp.array([0.5, -1.0, 0.3]), jnp.float32(0.6)
+    denoiser = edm_denoiser(NETWORK, schedule_of(), None, (D,))
+    run = jax.jit(bind(denoiser, denoiser.init(jax.random.key(0))))
     # A zero network leaves the exact denoiser of N(0, sigma_data^2 I).
     law = Gaussian(jnp.zeros(D), jnp.ones(()), jnp.zeros((0, D)))
-    np.testing.assert_allclose(bind(denoiser, params)(x_t, t), gaussian_denoiser(schedule_of(), law)(x_t, t), atol=1e-5)
+    np.testing.assert_allclose(run(X_T, T), gaussian_denoiser(schedule_of(), law)(X_T, T), atol=1e-5)
 
 
 def test_isotropic_base_keeps_closed_forms():
@@ -197,15 +203,10 @@ def test_loss_is_zero_at_the_truth_and_weighted_away_from_it():
 
 def test_loss_draws_everything_afresh_and_augments_first():
     """Every call draws its own mask, noise and time, and the observation belongs to the augmented x."""
-    seen = jax.vmap(
-        lambda key: denoising_loss(
-            stub(lambda params, context, x_t, t, dropout: jnp.stack([jnp.sum(context.operator), t, x_t[0]])),
-            schedule_of(),
-            CORRUPTION,
-            Uniform(),
-            lambda sigma, data_std: jnp.ones(()),
-        )(None, key, jnp.zeros(D))
-    )(jax.random.split(jax.random.key(0), 16))
+    told = stub(lambda params, context, x_t, t, dropout: jnp.stack([jnp.sum(context.operator), t, x_t[0]]))
+    loss = denoising_loss(told, schedule_of(), CORRUPTION, Uniform(), lambda sigma, data_std: jnp.ones(()))
+    run = jax.jit(jax.vmap(lambda key: loss(None, key, jnp.zeros(D))))
+    seen = run(jax.random.split(jax.random.key(0), 16))
     assert len(np.unique(np.asarray(seen))) == 16
     clear = PixelMask(shape=(D,), rate=0.0, noise_std=0.0)
     keys = []
@@ -256,43 +257,39 @@ def test_posterior_moments_are_those_of_exact_draws(name):
 
 def test_moments_base_without_a_network_is_the_starts_answer():
     """At large noise its posterior mean, at small noise x_t where nothing is seen; exact for independent coordinates."""
-    schedule = schedule_of()
-    law = two_components()
-    fresh = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    schedule, law = schedule_of(), two_components()
+    fresh = moments_denoiser(NETWORK, schedule, CORRUPTION, (D,), law)
     params = fresh.init(jax.random.key(0))
-    mean, _ = posterior_moments(CORRUPTION, law, OBSERVATION)
-    np.testing.assert_allclose(bind(fresh, params, OBSERVATION)(jnp.full(D, 9.0), jnp.float32(1.0)), mean, atol=0.05)
-    small = bind(fresh, params, OBSERVATION)(jnp.full(D, 0.7), jnp.float32(0.0))
-    np.testing.assert_allclose(small[1], 0.7, atol=0.02)
-    plain = base()
-    plain = plain._replace(components=plain.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
-    alone = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), plain)
+    run = jax.jit(bind(fresh, params, OBSERVATION))
+    mean, _ = jax.jit(lambda: posterior_moments(CORRUPTION, law, OBSERVATION))()
+    np.testing.assert_allclose(run(jnp.full(D, 9.0), jnp.float32(1.0)), mean, atol=0.05)
+    np.testing.assert_allclose(run(jnp.full(D, 0.7), jnp.float32(0.0))[1], 0.7, atol=0.02)
+    plain = elementwise()
+    alone = moments_denoiser(NETWORK, schedule, CORRUPTION, (D,), plain)
     truth = mixture_denoiser(schedule, plain, CORRUPTION, OBSERVATION)
-    for t in map(jnp.float32, TIMES):
-        x_t = jnp.array([0.4, -0.8, 0.1])
-        np.testing.assert_allclose(bind(alone, params, OBSERVATION)(x_t, t), truth(x_t, t), atol=1e-4)
+    found = at_all_times(lambda t: (bind(alone, params, OBSERVATION)(X_T, t), truth(X_T, t)))
+    np.testing.assert_allclose(*found, atol=1e-4)
 
 
 def test_moments_base_hidden_values_do_not_leak_and_the_prior_ignores_y():
-    schedule = schedule_of()
-    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), two_components())
+    denoiser = moments_denoiser(NETWORK, schedule_of(), CORRUPTION, (D,), two_components())
     params = jax.tree.map(lambda a: a + 0.1, denoiser.init(jax.random.key(0)))
-    x_t, t = jnp.array([0.4, -0.8, 0.1]), jnp.float32(0.6)
-    spoiled = OBSERVATION._replace(y=OBSERVATION.y.at[1].set(jnp.nan))
-    seen = bind(denoiser, params, OBSERVATION)(x_t, t)
-    np.testing.assert_array_equal(bind(denoiser, params, spoiled)(x_t, t), seen)
-    prior = bind(denoiser, params)(x_t, t)
-    np.testing.assert_allclose(either(denoiser, params, OBSERVATION, False, x_t, t), prior, atol=1e-6)
-    np.testing.assert_allclose(either(denoiser, params, OBSERVATION, True, x_t, t), seen, atol=1e-6)
+
+    @jax.jit
+    def run(observation):
+        given = [either(denoiser, params, observation, seen, X_T, T) for seen in (True, False)]
+        return bind(denoiser, params, observation)(X_T, T), bind(denoiser, params)(X_T, T), *given
+
+    seen, prior, *both = run(OBSERVATION)
+    np.testing.assert_array_equal(run(OBSERVATION._replace(y=OBSERVATION.y.at[1].set(jnp.nan)))[0], seen)
+    np.testing.assert_allclose(both, [seen, prior], atol=1e-6)
     assert float(jnp.abs(prior - seen).max()) > 0.05
 
 
 def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
     """The squared error over what the base leaves open averages to one at every noise level."""
-    law = base()
-    law = law._replace(components=law.components._replace(variance=jnp.full((1, D), BASE_VARIANCE)))
     schedule = schedule_of()
-    denoiser = moments_denoiser(MLP(features=(8,), embedding=4), schedule, CORRUPTION, (D,), law)
+    denoiser = moments_denoiser(NETWORK, schedule, CORRUPTION, (D,), elementwise())
     params = denoiser.init(jax.random.key(0))
     x = BASE_MEAN + BASE_VARIANCE**0.5 * jax.random.normal(jax.random.key(1), (20_000, D))
     loss = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), None)
@@ -304,43 +301,45 @@ def test_loss_weighted_by_the_base_is_one_where_the_base_is_right():
 def test_without_an_observation_the_first_denoisers_are_the_start(prior):
     """Both the prior of its own and the posterior's network that ignores y, in mean and in what they leave open."""
     schedule, law = schedule_of(), low_rank() if prior == "gaussian" else two_components()
-    network = MLP(features=(8,), embedding=4)
-    both = start_denoiser(network, schedule, (D,), law), moments_denoiser(network, schedule, CORRUPTION, (D,), law)
-    truth = mixture_denoiser(schedule, law)
-    x = sample_mixture(jax.random.key(3), law, 40_000)
-    for denoiser in both:
-        free = bind(denoiser, denoiser.init(jax.random.key(0)))
-        for t in map(jnp.float32, TIMES):
-            x_t = jnp.array([0.4, -0.8, 0.1])
-            np.testing.assert_allclose(free(x_t, t), truth(x_t, t), rtol=1e-4, atol=1e-5)
-            alpha, sigma = schedule(t)
-            noisy = alpha * x + sigma * jax.random.normal(jax.random.key(4), x.shape)
-            left = np.mean((jax.jit(jax.vmap(truth, (0, None)))(noisy, t) - x) ** 2)
-            found = denoiser.variance(t, None)
-            np.testing.assert_allclose(found, left_open(law)(sigma / alpha), rtol=1e-5)
+    both = start_denoiser(NETWORK, schedule, (D,), law), moments_denoiser(NETWORK, schedule, CORRUPTION, (D,), law)
+    truth, x, z = mixture_denoiser(schedule, law), sample_mixture(3, law, 40_000), np.random.default_rng(4)
+    noise = jnp.asarray(z.normal(size=x.shape), jnp.float32)
+    runs = [bind(denoiser, denoiser.init(jax.random.key(0))) for denoiser in both]
+
+    @at_all_times
+    def found(t):
+        alpha, sigma = schedule(t)
+        left = jnp.mean((jax.vmap(truth, (0, None))(alpha * x + sigma * noise, t) - x) ** 2)
+        return [run(X_T, t) for run in runs], truth(X_T, t), left
+
+    draws, expected, left = found
+    for denoiser, draw in zip(both, draws, strict=True):
+        np.testing.assert_allclose(draw, expected, rtol=1e-4, atol=1e-5)
+        for i, t in enumerate(TIMES):
+            (alpha, sigma), variance = schedule(t), denoiser.variance(t, None)
+            np.testing.assert_allclose(variance, left_open(law)(sigma / alpha), rtol=1e-5)
             # Of a mixture it is an estimate, too large where noise hides some of which component it was.
-            np.testing.assert_allclose(found, left, rtol=0.05 if prior == "gaussian" else 0.8)
+            np.testing.assert_allclose(variance, left[i], rtol=0.05 if prior == "gaussian" else 0.8)
 
 
-def independent():
-    """A Gaussian of independent coordinates."""
-    law = base()
-    return law._replace(components=law.components._replace(variance=jnp.array([[0.8, 0.5, 1.2]])))
+def elementwise(*variance):
+    """The base with a variance of each coordinate's own."""
+    law, variance = base(), variance or (BASE_VARIANCE,) * D
+    return law._replace(components=law.components._replace(variance=jnp.array([variance])))
 
 
 @pytest.mark.parametrize("make", [posterior_denoiser, moments_denoiser])
 def test_variance_is_what_x_t_and_y_leave_open(make):
     """By coordinate, exact where coordinates are independent; for correlated ones never too small on average."""
-    schedule, network = schedule_of("vp"), MLP(features=(8,), embedding=4)
-    for law in (independent(), low_rank()):
-        denoiser = make(network, schedule, CORRUPTION, (D,), law)
-        context = denoiser.prepare(OBSERVATION)
+    schedule = schedule_of("vp")
+    for law in (elementwise(0.8, 0.5, 1.2), low_rank()):
+        denoiser = make(NETWORK, schedule, CORRUPTION, (D,), law)
         cov = np.diag(law.components.variance[0]) + law.components.factor[0].T @ law.components.factor[0]
-        for t in map(jnp.float32, TIMES):
+        variances = at_all_times(lambda t, denoiser=denoiser: denoiser.variance(t, denoiser.prepare(OBSERVATION)))
+        for t, found in zip(TIMES, variances, strict=True):
             alpha, sigma = schedule(t)
             precision = np.linalg.inv(cov) + np.diag(OBSERVATION.operator) / NOISE**2 + np.eye(D) * (alpha / sigma) ** 2
             exact = np.diagonal(np.linalg.inv(precision))
-            found = denoiser.variance(t, context)
             if law.components.factor.shape[1] == 0:
                 np.testing.assert_allclose(found, exact, rtol=1e-4)
             else:
@@ -353,20 +352,21 @@ def test_variance_behind_a_blur_is_an_average(make):
     shape, schedule = (6, 6, 1), schedule_of()
     corruption = GaussianBlur(shape=shape, std=1.0, noise_std=0.1)
     law = Mixture(jnp.zeros(1), Gaussian(jnp.zeros((1, *shape)), jnp.ones(1), jnp.zeros((1, 0, *shape))))
-    denoiser = make(MLP(features=(8,), embedding=4), schedule, corruption, shape, law)
-    context = denoiser.prepare(corruption.sample(jax.random.key(0), jnp.ones(shape)))
-    for t in map(jnp.float32, TIMES):
-        given, free = denoiser.variance(t, context), denoiser.variance(t, None)
-        assert given.shape == free.shape == () and 0 < given <= free
+    denoiser, y = make(NETWORK, schedule, corruption, shape, law), jnp.ones(shape)
+    observation = Observation(y, corruption.draw_operator(jax.random.key(0)))
+    given, free = at_all_times(
+        lambda t: (denoiser.variance(t, denoiser.prepare(observation)), denoiser.variance(t, None))
+    )
+    assert given.shape == free.shape == TIMES.shape and (given > 0).all() and (given <= free).all()
 
 
 def test_variance_of_the_published_preconditioning_is_that_of_isotropic_x():
-    denoiser = edm_denoiser(MLP(features=(8,), embedding=4), schedule_of("vp"), CORRUPTION, (D,), 1.7)
-    for t in map(jnp.float32, TIMES):
-        alpha, sigma = schedule_of("vp")(t)
-        expected = 1 / (1 / 1.7**2 + (alpha / sigma) ** 2)
-        np.testing.assert_allclose(denoiser.variance(t, denoiser.prepare(OBSERVATION)), expected, rtol=1e-5)
-        np.testing.assert_allclose(denoiser.variance(t, None), expected, rtol=1e-5)
+    denoiser = edm_denoiser(NETWORK, schedule_of("vp"), CORRUPTION, (D,), 1.7)
+    alpha, sigma = jax.vmap(schedule_of("vp"))(TIMES)
+    expected = 1 / (1 / 1.7**2 + (alpha / sigma) ** 2)
+    context = denoiser.prepare(OBSERVATION)
+    found = at_all_times(lambda t: (denoiser.variance(t, context), denoiser.variance(t, None)))
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-5)
 
 
 def low_rank():
@@ -375,9 +375,9 @@ def low_rank():
     return Mixture(jnp.zeros((1,)), Gaussian(jnp.full((1, D), 0.3), jnp.full((1, D), 0.04), factor))
 
 
-def sample_mixture(key, law, count):
+def sample_mixture(seed, law, count):
     """Draws of a mixture without an observation."""
-    rng = np.random.default_rng(int(jax.random.key_data(key)[-1]))
+    rng = np.random.default_rng(seed)
     k = rng.choice(len(law.log_weights), count, p=np.exp(law.log_weights))
     part = jax.tree.map(np.asarray, law.components)
     own = np.broadcast_to(part.variance.reshape(len(part.mean), -1), part.mean.shape)[k]

@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 from absl.testing import flagsaver
 
 from diffem_jax import main
+from diffem_jax.run import train
 
 # Libraries that define absl flags on import do so before flags are saved and restored, or their own reads would fail.
 with contextlib.suppress(ImportError):
@@ -44,6 +45,9 @@ def command(*argv: str) -> Ended:
         _same_flags(),
         warnings.catch_warnings(),
         mock.patch.object(sys, "argv", ["diffem", *argv]),
+        mock.patch.object(
+            train, "draw_width", lambda config: 1.0
+        ),  # which compiles a sampler for the sake of a warning
         streams[0],
         streams[1],
     ):

@@ -39,6 +39,8 @@ TINY = {
     "start.iterations": 3,
     "start.rank": 4,
     "eval.metrics": "('psnr',)",
+    "eval.posterior_draws": 4,
+    "eval.posterior_examples": 64,
 }
 
 

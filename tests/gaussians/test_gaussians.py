@@ -74,8 +74,7 @@ def look(corruption, observation):
     return np.asarray(y, np.float64)[seen], a[seen], float(corruption.noise_level(operator)) ** 2
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("scalar", [True, False])
+@pytest.mark.parametrize(("scalar", "rank"), [(True, 0), (False, 2)])
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_condition_on_observation(name, scalar, rank):
     corruption = CORRUPTIONS[name]

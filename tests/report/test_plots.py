@@ -60,16 +60,6 @@ def test_a_grid_shows_what_it_is_given(tmp_path):
     assert rows[third + 10 : 2 * third - 10].all() and not rows[: third - 10].any() and not rows[2 * third + 10 :].any()
 
 
-def test_observations_of_another_shape(tmp_path):
-    x = digits()
-    flat = pixels(plots.image_grid(tmp_path / "flat.png", x.reshape(12, -1)[:, :20], x, x))
-    grid = pixels(plots.image_grid(tmp_path / "grid.png", x, x, x))
-    assert flat.shape[0] < grid.shape[0]
-    spectrum = np.fft.fft2(x[..., 0])[..., None]
-    pixels(plots.image_grid(tmp_path / "complex.png", spectrum, x, x))
-    pixels(plots.image_grid(tmp_path / "small.png", x[:, ::2, ::2], x, x))
-
-
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_corner_plots(tmp_path, dimensions):
     x = vectors(dimensions)

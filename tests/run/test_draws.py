@@ -26,8 +26,22 @@ def run(workdir, *more, **changes):
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("draws") / "several", e_step__draws=DRAWS)
+def asked():
+    """The rows that the updates of ``several`` have asked for."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, asked):
+    original = batches.training_rows
+
+    def noted(*arguments):
+        count, read = original(*arguments)
+        return count, lambda indices: asked.update(map(int, indices)) or read(indices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "training_rows", noted)
+        return run(tmp_path_factory.mktemp("draws") / "several", e_step__draws=DRAWS)
 
 
 def test_row_s_n_plus_i_is_draw_s_of_observation_i(several):
@@ -48,23 +62,15 @@ def test_the_first_rows_are_those_of_one_draw(several, tmp_path):
     np.testing.assert_array_equal(rows(several, 0)[:COUNT], rows(one, 0))
 
 
-def test_updates_train_on_all_of_them(tmp_path, monkeypatch):
-    asked, original = [], batches.training_rows
-
-    def noted(*arguments):
-        count, read = original(*arguments)
-        return count, lambda indices: asked.extend(indices) or read(indices)
-
-    monkeypatch.setattr(batches, "training_rows", noted)
-    run(tmp_path / "run", e_step__draws=DRAWS, rounds=1)
-    assert set(asked) == set(range(DRAWS * COUNT))
+def test_updates_train_on_all_of_them(several, asked):
+    assert asked == set(range(DRAWS * COUNT))
 
 
 def test_a_warm_start_takes_turns_where_there_are_fewer_draws(several, tmp_path):
-    more = run(tmp_path / "more", f"--config.start.checkpoint={several}", e_step__draws=2 * DRAWS, rounds=1)
+    more = run(tmp_path / "more", f"--config.start.checkpoint={several}", e_step__draws=2 * DRAWS, rounds=0)
     last = rows(several, 2)
     np.testing.assert_array_equal(rows(more, 0), np.concatenate([last, last]))
-    fewer = run(tmp_path / "fewer", f"--config.start.checkpoint={several}", rounds=1)
+    fewer = run(tmp_path / "fewer", f"--config.start.checkpoint={several}", rounds=0)
     np.testing.assert_array_equal(rows(fewer, 0), last[:COUNT])
 
 
