@@ -29,20 +29,10 @@ STARVED = (
     *fields(start__name="mixture", start__components=32, start__rank=1, start__num_examples=4096),
     *fields(denoiser__preconditioning="edm", m_step__steps=200),
 )
-PATCHES = flags(
-    "patches:mask50",
-    6,
-    "psnr",
-    data__num_examples=1024,
-    start__num_examples=1024,
-    start__rank=32,
-    m_step__steps=100,
-    m_step__batch_size=32,
-    m_step__augment="()",
-    e_step__steps=8,
-    e_step__batch_size=256,
-    network__channels="(16,32)",
-    eval__num_examples=1024,
+PATCHES = (
+    *flags("patches:mask50", 6, "psnr", data__num_examples=1024, start__num_examples=1024, start__rank=32),
+    *fields(m_step__steps=100, m_step__batch_size=32, m_step__augment="()", e_step__steps=8, e_step__batch_size=256),
+    *fields(network__channels="(16,32)", eval__num_examples=1024),
 )
 EAGER = fields(denoiser__preconditioning="edm", m_step__learning_rate=2e-3)
 JOBS = [
