@@ -3,11 +3,9 @@
     python -m benchmarks.memory
 
 Peak resident memory of loading (with all checks), of the start, of the E-step and of an M-step, each in a process of its
-own, on 10,000 and on 100,000 masked observations 32x32x3 with a tiny network. Both files are memory-mapped, also the one
-that is small enough to be read whole. Both M-steps make 200 updates of batch 500, 2 a dispatch: one epoch of the large file.
-An M-step's memory settles after some 100 dispatches, whatever the file (one of the small file stands at about 760 MiB after 10,
-815 after 100 and 820 after 500). What the allocator keeps of freed blocks varies from run to run, with the timing of threads;
-so the two sizes take turns, and medians of three are compared. What must not happen is growth with the file: at most 5 %.
+own, on 10,000 and on 100,000 masked observations 32x32x3 with a tiny network, both memory-mapped. Both M-steps make 200 updates
+of batch 500, 2 a dispatch: one epoch of the large file. What the allocator keeps of freed blocks varies from run to run, so the
+two sizes take turns, and medians of three are compared. What must not happen is growth with the file: at most 5 %.
 """
 
 import json

@@ -2,8 +2,7 @@
 
     python -m benchmarks.time_to_quality [--quick]
 
-Time counts the fit of the start, M-steps and E-steps, not the measuring; 'seconds' leave compilation out, and
-'seconds_with_compile' count it.
+Time counts the fit of the start, M-steps and E-steps, not the measuring; 'seconds' leave compilation out.
 
 Manifold (16,384 points): the quality is the Sinkhorn divergence (2,048 paired points) of the network's draws, never of
 the start's. Digits, pixels erased with rate 0.5 and 0.75: PSNR and classifier accuracy of the draws; the published

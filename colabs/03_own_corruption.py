@@ -2,11 +2,8 @@
 # # Your own corruption
 #
 # A corruption is a frozen dataclass for *one* example: it draws an operator, maps x to what is seen without noise, and says what the
-# network is shown. A nonlinear one trains with `preconditioning = "edm"`; a linear one may inherit
-# `diffem_jax.corruptions.Linear` and gets the adjoint, the solves, the fitted start and `posterior` preconditioning.
-#
-# Here: a camera whose known exposure g differs from picture to picture, a response that saturates, and dead pixels:
-# y = m (tanh(g x) + n).
+# network is shown. Linear ones inherit `diffem_jax.corruptions.Linear` and get more (docs/extending.md). Here: a camera whose known
+# exposure g differs from picture to picture, a response that saturates, and dead pixels: y = m (tanh(g x) + n).
 #
 # A few minutes on one CPU core.
 
@@ -65,8 +62,7 @@ class Exposure(AdditiveNoise):
 # %% [markdown]
 # ## Does it keep the contract?
 #
-# Shapes, determinism, the noise's mean and variance, hidden pixels that do not leak: the same checks as for the
-# built-in ones. (Leave the `where` out of `condition`: the check says what leaks.)
+# The same checks as for the built-in ones. (Leave the `where` out of `condition`: the check says what leaks.)
 
 # %%
 testing.check_corruption(Exposure(shape=(8, 8, 1), noise_std=0.05))

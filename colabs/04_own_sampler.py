@@ -32,8 +32,7 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## The sampler
 #
-# A cross between `ddim` and `ddpm`: a share `eta` of the noise in x is replaced by fresh noise at every step. (With
-# alpha = 1, x_t = x + sigma_t e; keep the direction e in part.)
+# A cross between `ddim` and `ddpm`: a share `eta` of the noise in x is replaced by fresh noise at every step.
 
 
 # %%
@@ -102,5 +101,4 @@ plt.close(figure)
 display(Image(filename=str(folder / "samplers.png")))
 
 # %% [markdown]
-# To train with it: `config.e_step.sampler = "mymodule:half_fresh"`, one more line in `SAMPLERS`, or an argument of
-# `em.make_e_step`.
+# To train with it: `config.e_step.sampler = "mymodule:half_fresh"`.

@@ -71,19 +71,15 @@ display(Image(filename=str(folder / "draws.png")))
 # %% [markdown]
 # ## How reliable is the spread?
 #
-# With a truth at hand we can ask: does a central 90 % interval hold the truth 90 % of the time, and is the error where the spread is
-# large? Seen pixels are known up to the noise, so the hidden ones are what is asked. Without a truth the same question can be put
-# by hiding further pixels of your observations and predicting those.
+# With a truth at hand: does a central 90 % interval hold the truth 90 % of the time, and is the error of hidden pixels where the
+# spread is large? Without a truth a run says the same of measurements that it held back.
 
 # %%
 levels = (0.5, 0.8, 0.9)
 found = metrics.coverage(draws["x"], truth[:100], levels)
 print("coverage:", {level: round(float(estimate.value), 3) for level, estimate in zip(levels, found, strict=True)})
 hidden = arrays["mask"][:100] == 0
-error = np.abs(draws["mean"] - truth[:100])[hidden]
-spread = draws["std"][hidden]
+error, spread = np.abs(draws["mean"] - truth[:100])[hidden], draws["std"][hidden]
 print(f"correlation of the spread with the error: {np.corrcoef(spread, error)[0, 1]:.2f}")
-
-# %%
 picture = plots.spread_grid(folder / "spread.png", arrays["y"][:8], draws["x"][:, :8], truth[:8])
 display(Image(filename=str(picture)))

@@ -3,8 +3,7 @@
     python -m experiments.theory.run [--report]
 
 x ~ N(m, S) in R^3 is seen through one fixed 4 x 3 operator and noise. Each round trains a conditional network on the
-draws of the round before and draws again, by the package's own M-step, E-step and sampler. With pi^k the Gaussian of the
-draws' moments, a round:
+draws of the round before and draws again. With pi^k the Gaussian of the draws' moments, a round:
 
     KL exact    KL(P_Y || pi_Y^k) of exact rounds, in closed form
     KL          the same of the network's rounds
