@@ -59,6 +59,9 @@ class Pretrained:
         self._start = Mixture(s["log_weights"], Gaussian(s["mean"], s["variance"], s["factor"]))
         self.setup: Setup = make_setup(config, tuple(s["mean"].shape[1:]))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # its functions are made again where it is unpickled
+        return Pretrained, (self.config, jax.tree.map(np.asarray, self._parts), self.card)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one x."""
