@@ -80,7 +80,11 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 table = encode_table({str(i): columns[i] for i in self.varying_}, chosen)
                 table.save(Path(folder, "table.npz"))
                 self._encoding = table.columns
-                fields = {"data.path": Path(folder, "table.npz"), "corruption.groups": table.groups, "seed": self._seed()}
+                fields = {
+                    "data.path": Path(folder, "table.npz"),
+                    "corruption.groups": table.groups,
+                    "seed": self._seed(),
+                }
                 fields |= self.fields or {}
                 config = load_config("own_data:table", [(name, str(value)) for name, value in fields.items()])
                 with contextlib.nullcontext() if self.verbose else contextlib.redirect_stdout(io.StringIO()):
