@@ -1,7 +1,8 @@
-"""What stops a run: a mistake of its user, numbers that are not finite, a signal."""
+"""What stops a run: a mistake of its user, such as a name that is not known, numbers that are not finite, a signal."""
 
-from __future__ import annotations
-
+import difflib
+import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -10,12 +11,9 @@ class Preempted(Exception):
 
 
 class NonFinite(Exception):
-    """A loss, a gradient, a parameter or a draw of a round is NaN or infinite.
+    """A loss, a gradient, a parameter or a draw of the round ``number`` is NaN or infinite.
 
-    Args:
-        message: what and where.
-        number: the round.
-        folder: of the rolling checkpoints of the training that broke; None where draws did.
+    ``folder`` is that of the rolling checkpoints of the training that broke, None where draws did.
     """
 
     def __init__(self, message: str, number: int, folder: Any = None):
@@ -34,3 +32,30 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none; for the messages of ``UserError``."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(name: str, names: Iterable[Any]) -> str:
+    """'did you mean X?' for a misspelled name, or the list of names."""
+    known = sorted(map(str, names))
+    close = difflib.get_close_matches(str(name), known, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+
+
+def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
+    """A registry's entry, or the object that 'module:name' names.
+
+    Raises:
+        UserError: unknown; with the nearest name, or why the import failed.
+    """
+    if name in registry:
+        return registry[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"config.{field}: {name!r} is not known; {nearest(name, registry)} (or give 'module:name')")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UserError(
+            f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' of a module in the current folder or "
+            "on PYTHONPATH; correct it"
+        ) from error

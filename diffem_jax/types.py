@@ -1,15 +1,7 @@
 """Types shared by every module: observations, protocols, training state and key streams.
 
-All maths in this package is written for ONE example; a batch is a ``jax.vmap`` away. The glossary:
-
-* a *corruption* is the channel p(y | x), written once and used for simulated data, for the fresh
-  corruptions of the M-step and for the measures;
-* an *observation* is what a corruption yields: y and the operator that was drawn for it;
-* a *denoiser* is a function (x_t, t) -> E[x | x_t, ...]; beyond the networks everything speaks x-hat;
-* a *round* is one E-step and one M-step; a *step* is one optimiser update.
+All maths in this package is written for ONE example; a batch is a ``jax.vmap`` away. CONTRIBUTING.md has the glossary.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
@@ -41,106 +33,58 @@ class Observation(NamedTuple):
 class Corruption(Protocol):
     """The channel y ~ p(y | x) for one example of shape ``shape``.
 
-    Implementations inherit from ``diffem_jax.corruptions.AdditiveNoise``, which has a default for all but ``shape``, and are
-    frozen dataclasses, hence hashable and usable as static arguments.
+    Implementations are frozen dataclasses, hence hashable and usable as static arguments, and inherit from
+    ``diffem_jax.corruptions.AdditiveNoise``, which says what each member is and has a default for all but ``shape``.
     """
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of x."""
-
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def noise_std(self) -> float:
-        """The standard deviation of the additive noise."""
-
+    def noise_std(self) -> float: ...
     @property
-    def is_linear(self) -> bool:
-        """Whether it is a ``LinearCorruption``."""
-
+    def is_linear(self) -> bool: ...
     @property
-    def random_operator(self) -> bool:
-        """Whether different keys draw different operators."""
-
+    def random_operator(self) -> bool: ...
     @property
-    def can_hold_out(self) -> bool:
-        """Whether ``hold_out`` can hide a share of the measurements."""
-
-    def draw_operator(self, key: Key) -> PyTree:
-        """Draws the operator of one example."""
-
-    def operator_names(self) -> list[str]:
-        """What the operator's arrays are called in a user's file, in the order of ``jax.tree.leaves``."""
-
-    def forward(self, x: Array, operator: PyTree) -> Array:
-        """A x, without noise; differentiable where that makes sense."""
-
-    def observed(self, operator: PyTree) -> Array | bool:
-        """Which entries of y carry a measurement: True for all, or an array of y's shape."""
-
-    def noise_level(self, operator: PyTree) -> Array | float:
-        """The standard deviation of the Gaussian noise given the operator."""
-
-    def noise_variance(self, x: Array, operator: PyTree) -> Array | float:
-        """The variance of the observed entries of y given x and the operator."""
-
-    def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
-        """Draws y ~ p(y | x, operator): forward and noise."""
-
-    def sample(self, key: Key, x: Array) -> Observation:
-        """Draws an operator and y ~ p(y | x): operator, forward and noise."""
-
-    def condition(self, observation: Observation) -> Array:
-        """What the network sees of the observation: [*spatial, C] for images, a vector otherwise."""
-
-    def fill(self, observation: Observation) -> Array | None:
-        """An interpolation of y, of ``shape``; None where there is none."""
-
-    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its measurements hidden as well, and where those are."""
+    def can_hold_out(self) -> bool: ...
+    def draw_operator(self, key: Key) -> PyTree: ...
+    def operator_names(self) -> list[str]: ...
+    def forward(self, x: Array, operator: PyTree) -> Array: ...
+    def observed(self, operator: PyTree) -> Array | bool: ...
+    def keep_observed(self, y: Array, operator: PyTree) -> Array: ...
+    def noise_level(self, operator: PyTree) -> Array | float: ...
+    def noise_variance(self, x: Array, operator: PyTree) -> Array | float: ...
+    def observe(self, key: Key, x: Array, operator: PyTree) -> Array: ...
+    def sample(self, key: Key, x: Array) -> Observation: ...
+    def condition(self, observation: Observation) -> Array: ...
+    def fill(self, observation: Observation) -> Array | None: ...
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]: ...
 
 
 class LinearCorruption(Corruption, Protocol):
-    """A corruption y = A x + n with a linear A and n ~ N(0, noise_level^2 I); they inherit from ``corruptions.Linear``."""
+    """A corruption y = A x + n with a linear A and n ~ N(0, noise_level^2 I); see ``diffem_jax.corruptions.Linear``."""
 
     @property
-    def has_diagonal_gram(self) -> bool:
-        """Whether A diag(v) A^T is diagonal."""
-
+    def has_diagonal_gram(self) -> bool: ...
     @property
-    def needs_noise(self) -> bool:
-        """Whether solves need a noise_std > 0."""
-
-    def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """A^T y, an array of ``shape``."""
-
-    def gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """(A diag(v) A^T + noise_std^2 I) r for a scalar v > 0 or a v of ``shape``."""
-
-    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """The diagonal of A diag(v) A^T, of y's shape; there where ``has_diagonal_gram``."""
-
-    def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """(A diag(v) A^T + noise_std^2 I)^-1 r for a scalar v > 0 or a v of ``shape``."""
-
-    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """Log det(A diag(v) A^T + noise_std^2 I)."""
-
-    def null_operator(self) -> PyTree:
-        """An operator of A = 0 (nothing observed), or None where the family has none."""
+    def needs_noise(self) -> bool: ...
+    def adjoint(self, y: Array, operator: PyTree) -> Array: ...
+    def gram(self, r: Array, operator: PyTree, v: Array) -> Array: ...
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array: ...
+    def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array: ...
+    def log_det_gram(self, operator: PyTree, v: Array) -> Array: ...
 
 
 class Schedule(Protocol):
     """A noise schedule t -> (alpha_t, sigma_t) with p(x_t | x) = N(alpha_t x, sigma_t^2 I), t in [0, 1]."""
 
-    def __call__(self, t: Array) -> tuple[Array, Array]:
-        """(alpha_t, sigma_t)."""
+    def __call__(self, t: Array) -> tuple[Array, Array]: ...
 
 
 class TimeLaw(Protocol):
-    """The distribution of t in the training loss."""
+    """The distribution of t in the training loss: ``sample(key)`` is one t in [0, 1], a scalar."""
 
-    def sample(self, key: Key) -> Array:
-        """One t in [0, 1], a scalar."""
+    def sample(self, key: Key) -> Array: ...
 
 
 Spread = Callable[[Key, Array, Array], Array]
@@ -151,18 +95,12 @@ v is the variance of x that x_t leaves. C = v I without an observation, and (I /
 
 
 class SpreadDenoiser(NamedTuple):
-    """A denoiser that also tells samplers how x scatters about x-hat; called, it is the denoiser.
-
-    Attributes:
-        denoise: (x_t, t) -> x-hat.
-        spread: a ``Spread``.
-    """
+    """A denoiser (x_t, t) -> x-hat that also tells samplers how x scatters about x-hat; called, it is ``denoise``."""
 
     denoise: DenoiseFn
     spread: Spread
 
     def __call__(self, x_t: Array, t: Array) -> Array:
-        """x-hat."""
         return self.denoise(x_t, t)
 
 
@@ -202,12 +140,7 @@ def stream_key(seed: int, stream: str, *indices: int | Array) -> Key:
     """The key of a named stream of randomness, for instance ``stream_key(seed, "e_step", round)``.
 
     Keys are derived, never stored: the same (seed, stream, indices) yields the same key on every host, after every
-    restart. ``fold_in`` the example's index and then the step to go on from it.
-
-    Args:
-        seed: the run's seed.
-        stream: the stream's name.
-        *indices: integers folded in, in order.
+    restart. The indices are folded in, in order; ``fold_in`` the example's index and then the step to go on from it.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     for index in indices:

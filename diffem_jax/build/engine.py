@@ -12,10 +12,10 @@ from jax import Array
 
 from diffem_jax import em
 from diffem_jax.build.methods import Model, Setup, make_model
-from diffem_jax.denoisers.spread import observed_spread
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.parallel import Parallel
+from diffem_jax.samplers.samplers import observed_spread
 from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observation, PyTree, SpreadDenoiser
 
 

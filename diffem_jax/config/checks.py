@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import json
 import math
@@ -28,7 +26,7 @@ from diffem_jax.config.fields import (
     Field,
 )
 from diffem_jax.corruptions import CORRUPTIONS
-from diffem_jax.errors import UserError
+from diffem_jax.errors import UserError, lookup, nearest
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -41,33 +39,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             out[name] = json.loads(json.dumps(value))
     return out
-
-
-def nearest(name: str, names: Iterable[Any]) -> str:
-    """'did you mean X?' for a misspelled name, or the list of names."""
-    known = sorted(map(str, names))
-    close = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
-
-
-def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
-    """A registry's entry, or the object that 'module:name' names.
-
-    Raises:
-        UserError: unknown; with the nearest name, or why the import failed.
-    """
-    if name in registry:
-        return registry[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UserError(f"config.{field}: {name!r} is not known; {nearest(name, registry)} (or give 'module:name')")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UserError(
-            f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' of a module in the current folder or "
-            "on PYTHONPATH; correct it"
-        ) from error
 
 
 def class_fields(section: str, name: str) -> dict[str, Field]:

@@ -5,16 +5,13 @@ A corruption of your own is a frozen dataclass that inherits from ``Linear`` (y 
 here. The contract tests pick up every entry, and ``diffem_jax.testing.check_corruption`` puts your own to the same tests.
 """
 
-from __future__ import annotations
-
 from diffem_jax.corruptions.base import AdditiveNoise, Denoising, DiagonalGram, Linear, Spectral
 from diffem_jax.corruptions.blurs import GaussianBlur, KernelBlur, MotionBlur
-from diffem_jax.corruptions.composed import Composition, Poisson, VaryingNoise
+from diffem_jax.corruptions.composed import CORRUPTIONS, Composition, Poisson, VaryingNoise
 from diffem_jax.corruptions.fourier import FourierMask, MulticoilFourier
 from diffem_jax.corruptions.masks import BlockMask, BoxMask, FixedMask, GroupMask, Mask, Outpainting, PixelMask
 from diffem_jax.corruptions.nonlinear import JPEG, Clipping, Phase, Quantisation
 from diffem_jax.corruptions.projections import CompressedSensing, Projection
-from diffem_jax.corruptions.registry import CORRUPTIONS, resolve
 from diffem_jax.corruptions.resampling import BicubicDownsampling, BoxDownsampling, Grayscale
 
 CORRUPTIONS.update(
@@ -45,37 +42,3 @@ CORRUPTIONS.update(
         "phase": Phase,
     }
 )
-
-__all__ = [
-    "CORRUPTIONS",
-    "JPEG",
-    "AdditiveNoise",
-    "BicubicDownsampling",
-    "BlockMask",
-    "BoxDownsampling",
-    "BoxMask",
-    "Clipping",
-    "Composition",
-    "CompressedSensing",
-    "Denoising",
-    "DiagonalGram",
-    "FixedMask",
-    "FourierMask",
-    "GaussianBlur",
-    "Grayscale",
-    "GroupMask",
-    "KernelBlur",
-    "Linear",
-    "Mask",
-    "MotionBlur",
-    "MulticoilFourier",
-    "Outpainting",
-    "Phase",
-    "PixelMask",
-    "Poisson",
-    "Projection",
-    "Quantisation",
-    "Spectral",
-    "VaryingNoise",
-    "resolve",
-]

@@ -1,12 +1,13 @@
-"""What corruptions share: Gaussian noise, and defaults for linear operators that a family replaces by closed forms."""
+"""What corruptions share: Gaussian noise, and defaults for linear operators that a family replaces by closed forms.
 
-from __future__ import annotations
+The docstrings here are the contract. An override has one of its own where it adds a formula or a shape.
+"""
 
 import dataclasses
 import functools
 import inspect
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,12 @@ class AdditiveNoise:
     Attributes:
         shape: the shape of x: [*spatial, C], or [D] for a vector.
         noise_std: the standard deviation of n in data units (data live in [-2, 2]), >= 0.
+        names: of the operator's arrays, where 'operator' or 'operator_0', ... do not say enough.
     """
 
     shape: tuple[int, ...]
     noise_std: float = 0.01
+    names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Matrix products of every corruption, a user's own included, are in full float32."""
@@ -44,6 +47,12 @@ class AdditiveNoise:
         for name, member in list(vars(cls).items()):
             if inspect.isfunction(member) and not name.startswith("__"):
                 setattr(cls, name, full_precision(member))
+
+    def _expect(self, field: str, holds: bool, expected: str) -> None:
+        """Refuses a field's value."""
+        if not holds:
+            value = getattr(self, field)
+            raise UserError(f"corruption.{field}: {value!r:.100}; expected {expected}; change corruption.{field}")
 
     @property
     def size(self) -> int:
@@ -76,41 +85,41 @@ class AdditiveNoise:
         return False
 
     def draw_operator(self, key: Key) -> PyTree:
-        """One operator; the default family has a single, fixed one."""
-        del key
+        """One operator; () where there is a single, fixed one."""
         return ()
 
     def operator_names(self) -> list[str]:
         """What the operator's arrays are called in a user's file, in the order of ``jax.tree.leaves``."""
+        if self.names:
+            return list(self.names)
         count = len(jax.tree.leaves(jax.eval_shape(self.draw_operator, jax.random.key(0))))
         return ["operator"] if count == 1 else [f"operator_{i}" for i in range(count)]
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """A x; the default sees all of x."""
-        del operator
+        """A x, without noise; differentiable where that makes sense. The default sees all of x."""
         return x
 
     def observed(self, operator: PyTree) -> Array | bool:
         """Which entries of y carry a measurement: True for all, or an array of y's shape; the others are 0."""
-        del operator
         return True
+
+    def keep_observed(self, y: Array, operator: PyTree) -> Array:
+        """y, and exactly 0 where nothing is observed, whatever y holds there."""
+        seen = self.observed(operator)
+        return y if seen is True else jnp.where(seen, y, 0.0)
 
     def noise_level(self, operator: PyTree) -> Array | float:
         """The standard deviation of n given the operator, a scalar."""
-        del operator
         return self.noise_std
 
     def noise_variance(self, x: Array, operator: PyTree) -> Array | float:
         """The variance of the observed entries of y given x and the operator: a scalar, or an array of y's shape."""
-        del x
         return self.noise_level(operator) ** 2
 
     def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
         """Draws y ~ p(y | x, operator): ``forward`` and noise, exactly 0 where nothing is observed."""
         clean = self.forward(x, operator)
-        noisy = clean + self.noise_level(operator) * jax.random.normal(key, clean.shape)
-        seen = self.observed(operator)
-        return noisy if seen is True else jnp.where(seen, noisy, 0.0)
+        return self.keep_observed(clean + self.noise_level(operator) * jax.random.normal(key, clean.shape), operator)
 
     def sample(self, key: Key, x: Array) -> Observation:
         """Draws the operator, and y given it."""
@@ -131,13 +140,17 @@ class AdditiveNoise:
             "corruption with can_hold_out; choose a measure that needs none, such as 'observation_score'"
         )
 
+    def _hide(self, observation: Observation, operator: PyTree) -> tuple[Observation, Array]:
+        """What is left of an observation under an operator that sees less, and which of its entries that took."""
+        left = Observation(self.keep_observed(observation.y, operator), operator)
+        return left, jnp.asarray(self.observed(observation.operator)) & ~jnp.asarray(self.observed(operator))
+
     def fill(self, observation: Observation) -> Array | None:
         """An interpolation of y, of ``shape``, which then stands for the mean of x given y; None where there is none."""
-        del observation
         return None
 
     def condition(self, observation: Observation) -> Array:
-        """What the network sees; the default is y itself."""
+        """What the network sees of an observation: [*spatial, K] for images, a vector otherwise; the default is y itself."""
         return observation.y
 
 
@@ -149,10 +162,7 @@ class Linear(AdditiveNoise):
     observed take no part: solutions are 0 there, and they add nothing to the log-determinant.
     """
 
-    @property
-    def is_linear(self) -> bool:
-        """True."""
-        return True
+    is_linear = True
 
     @property
     def needs_noise(self) -> bool:
@@ -160,25 +170,27 @@ class Linear(AdditiveNoise):
         return True
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """A^T y."""
-        transpose = jax.linear_transpose(lambda x: self.forward(x, operator), jnp.zeros(self.shape))
-        return transpose(y)[0]
+        """A^T y, of ``shape``."""
+        return jax.linear_transpose(lambda x: self.forward(x, operator), jnp.zeros(self.shape))(y)[0]
 
     def gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         """(A diag(v) A^T + noise_std^2 I) r for a scalar v or a v of ``shape``."""
         return self.forward(v * self.adjoint(r, operator), operator) + self.noise_level(operator) ** 2 * r
 
+    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
+        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``; there where ``has_diagonal_gram``."""
+        raise NotImplementedError
+
     def precondition(self, r: Array, operator: PyTree, v: Array) -> Array:
         """About (A diag(v) A^T + noise_std^2 I)^-1 r, symmetric positive definite; it speeds up the conjugate gradients."""
-        del operator, v
         return r
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         """(A diag(v) A^T + noise_std^2 I)^-1 r by conjugate gradients; ``solve_residual`` says what they leave."""
-        seen = self.observed(operator)
-        r = r if seen is True else jnp.where(seen, r, 0.0)
         return conjugate_gradient(
-            lambda u: self.gram(u, operator, v), r, precondition=lambda u: self.precondition(u, operator, v)
+            lambda u: self.gram(u, operator, v),
+            self.keep_observed(r, operator),
+            precondition=lambda u: self.precondition(u, operator, v),
         )
 
     def solve_residual(self, r: Array, operator: PyTree, v: Array) -> Array:
@@ -187,23 +199,20 @@ class Linear(AdditiveNoise):
         The root mean square of (A diag(v) A^T + noise_std^2 I) u - r over the observed entries, u = solve_gram(r), over
         noise_std. A draw A x misses y by that much more than the noise: squares add up, so that 0.3 is a misfit 4% too large.
         """
-        seen = self.observed(operator)
-        r = r if seen is True else jnp.where(seen, r, 0.0)
+        r = self.keep_observed(r, operator)
         rest = self.gram(self.solve_gram(r, operator, v), operator, v) - r
-        measured = jnp.broadcast_to(jnp.asarray(seen), r.shape)
-        count = jnp.maximum(jnp.sum(measured, dtype=r.dtype), 1.0)
-        return jnp.sqrt(jnp.sum(rest**2) / count) / self.noise_level(operator)
+        return jnp.sqrt(jnp.sum(rest**2) / jnp.maximum(self._count(operator), 1.0)) / self.noise_level(operator)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
         """The log det(A diag(v) A^T + noise_std^2 I), exact for at most ``DENSE`` measurements, else estimated.
 
         The estimate takes the same random vectors at every call, so that the values for several v can be compared.
         """
-        y_shape = jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator).shape
+        y_shape = self._y_shape(operator)
         size = math.prod(y_shape)
         if size > DENSE:
             signs = jax.random.rademacher(jax.random.key(0), (PROBES, *y_shape), jnp.float32)
-            signs = jnp.where(self.observed(operator), signs, 0.0)
+            signs = self.keep_observed(signs, operator)
             each = jax.vmap(lambda z: quadratic_log(lambda u: self.gram(u, operator, v), z, LANCZOS_STEPS))
             return jnp.mean(each(signs))
         basis = jnp.eye(size).reshape(size, *y_shape)
@@ -214,16 +223,16 @@ class Linear(AdditiveNoise):
             dense = jnp.where(flat[:, None] & flat[None, :], dense, jnp.eye(size))
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(dense))))
 
-    def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``; there where ``has_diagonal_gram``."""
-        raise NotImplementedError
+    def _y_shape(self, operator: PyTree) -> tuple[int, ...]:
+        return jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator).shape
+
+    def _count(self, operator: PyTree) -> Array:
+        """The number of observed entries of y, []."""
+        seen = jnp.broadcast_to(jnp.asarray(self.observed(operator)), self._y_shape(operator))
+        return jnp.sum(seen, dtype=jnp.float32)
 
     def matrices(self) -> tuple[np.ndarray, ...] | None:
         """[n_i, N_i] along each spatial axis of x, in double precision, whose product A is; None where A is none."""
-        return None
-
-    def null_operator(self) -> PyTree:
-        """None: this family cannot express that nothing was observed."""
         return None
 
     def condition(self, observation: Observation) -> Array:
@@ -238,15 +247,8 @@ class DiagonalGram(Linear):
     A subclass writes ``gram_diagonal``.
     """
 
-    @property
-    def has_diagonal_gram(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def needs_noise(self) -> bool:
-        """False: every measured entry of y has a variance of its own."""
-        return False
+    has_diagonal_gram = True
+    needs_noise = False
 
     def _total(self, operator: PyTree, v: Array) -> Array:
         total = self.gram_diagonal(operator, jnp.broadcast_to(v, self.shape)) + self.noise_level(operator) ** 2
@@ -254,10 +256,8 @@ class DiagonalGram(Linear):
         return total if seen is True else jnp.where(seen, total, 1.0)
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """Yields r / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
-        solution = r / self._total(operator, v)
-        seen = self.observed(operator)
-        return solution if seen is True else jnp.where(seen, solution, 0.0)
+        """R / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
+        return self.keep_observed(r / self._total(operator, v), operator)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
         """The sum of the logarithms of the diagonal."""
@@ -268,13 +268,17 @@ class DiagonalGram(Linear):
 class Spectral(Linear):
     """Base of the linear corruptions for which powers of v A A^T + noise_std^2 I are cheap when v is a scalar.
 
-    A subclass writes ``gram_power`` and ``log_det_gram`` for a scalar v. For a v of ``shape`` conjugate gradients are
-    preconditioned by the same matrix with the geometric mean of v, so that their speed depends on the spread of v alone,
-    however small the noise.
+    A subclass writes ``gram_power`` and ``scalar_log_det``. For a v of ``shape`` conjugate gradients are preconditioned by
+    the same matrix with the geometric mean of v, so that their speed depends on the spread of v alone, however small the
+    noise.
     """
 
     def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
         """(v A A^T + noise_std^2 I)^power r for a scalar v."""
+        raise NotImplementedError
+
+    def scalar_log_det(self, operator: PyTree, v: Array) -> Array:
+        """Log det(v A A^T + noise_std^2 I) for a scalar v."""
         raise NotImplementedError
 
     def precondition(self, r: Array, operator: PyTree, v: Array) -> Array:
@@ -285,23 +289,22 @@ class Spectral(Linear):
         """The closed form for a scalar v, preconditioned conjugate gradients for a v of ``shape``."""
         return self.gram_power(r, operator, v, -1.0) if jnp.ndim(v) == 0 else super().solve_gram(r, operator, v)
 
+    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
+        """The closed form for a scalar v; dense or estimated for a v of ``shape``."""
+        return self.scalar_log_det(operator, v) if jnp.ndim(v) == 0 else super().log_det_gram(operator, v)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(DiagonalGram):
     """Additive noise alone: y = x + n."""
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """Returns y itself."""
-        del operator
         return y
 
     def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """Returns v itself."""
-        del operator
         return v
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The identity along each axis."""
         return tuple(np.eye(n) for n in self.spatial)
 
 
@@ -312,38 +315,45 @@ def along_axes(x: Array, matrices: tuple[np.ndarray, ...]) -> Array:
     return x
 
 
+def mirror_columns(columns: np.ndarray, n: int) -> np.ndarray:
+    """Indices below 0 or beyond n - 1 mirrored at the edges of an axis of n entries, the edge entry twice."""
+    columns = columns % (2 * n)
+    return np.where(columns < n, columns, 2 * n - 1 - columns)
+
+
+def gather_matrix(columns: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
+    """[M, n] with row i the sum of weights[i, j] at columns[i, j], for columns [M, J]."""
+    matrix = np.zeros((len(columns), n))
+    np.add.at(matrix, (np.arange(len(columns))[:, None], columns), np.broadcast_to(weights, columns.shape))
+    return matrix
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Separable(Spectral):
-    """Base of the separable corruptions; a subclass gives ``matrices``, one [n_i, N_i] for each spatial axis.
+    """Base of the separable corruptions; a subclass gives ``matrices``, one B_i [n_i, N_i] for each spatial axis.
 
     With B_i B_i^T = U_i diag(l_i) U_i^T the matrix v A A^T + noise_std^2 I is diagonal in the basis of the U_i, with
     the entries v l_1 l_2 ... + noise_std^2. The factors are computed once, in double precision, while tracing.
     """
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """B_i, in double precision."""
         raise NotImplementedError
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """(B_1 x B_2 x ...) x."""
-        del operator
         return along_axes(x, _factors(self)[0])
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """(B_1^T x B_2^T x ...) y."""
-        del operator
         return along_axes(y, tuple(b.T for b in _factors(self)[0]))
 
     def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
-        """By the eigenvectors of every axis."""
         _, vectors, spectrum = _factors(self)
         total = v * jnp.asarray(spectrum, r.dtype) + self.noise_level(operator) ** 2
         return along_axes(along_axes(r, tuple(u.T for u in vectors)) * total**power, vectors)
 
-    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """The sum of log(v l + noise_std^2) over the spectrum for a scalar v; dense for a v of ``shape``."""
-        if jnp.ndim(v) > 0:
-            return super().log_det_gram(operator, v)
+    def scalar_log_det(self, operator: PyTree, v: Array) -> Array:
+        """The sum of log(v l + noise_std^2) over the spectrum l, once per channel."""
         spectrum = jnp.asarray(_factors(self)[2], jnp.float32)
         copies = self.shape[-1] if len(self.shape) > 1 else 1
         return copies * jnp.sum(jnp.log(v * spectrum + self.noise_level(operator) ** 2))

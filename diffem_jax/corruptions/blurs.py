@@ -1,7 +1,5 @@
 """Blurs: y = k * x + n with a kernel k that is given, or drawn for every example."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -10,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import Separable, Spectral
-from diffem_jax.errors import UserError
+from diffem_jax.corruptions.base import AdditiveNoise, Separable, Spectral, gather_matrix, mirror_columns
 from diffem_jax.types import Key, Observation, PyTree
 
 BINOMIAL = ((0.0625, 0.125, 0.0625), (0.125, 0.25, 0.125), (0.0625, 0.125, 0.0625))
@@ -31,18 +28,14 @@ class GaussianBlur(Separable):
 
     std: float = 2.0
     border: str = "circular"
+    condition = AdditiveNoise.condition
 
     def __post_init__(self) -> None:
-        """Refuses an unknown border and a std that is not positive."""
-        if self.border not in ("circular", "reflect"):
-            raise UserError(f"corruption.border: {self.border!r}; expected 'circular' or 'reflect'; choose one of them")
-        if not self.std > 0:
-            raise UserError(
-                f"corruption.std: {self.std}; expected a number > 0; use the corruption 'denoising' for no blur"
-            )
+        self._expect("border", self.border in ("circular", "reflect"), "'circular' or 'reflect'")
+        self._expect("std", self.std > 0, "a number > 0 ('denoising' does not blur)")
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """One circulant, or mirrored, matrix of Gaussian weights an axis."""
+        """One circulant, or mirrored, matrix of Gaussian weights per axis."""
         reach = math.ceil(5 * self.std)
         offsets = np.arange(-reach, reach + 1)
         weights = np.exp(-0.5 * (offsets / self.std) ** 2)
@@ -50,19 +43,9 @@ class GaussianBlur(Separable):
         matrices = []
         for n in self.spatial:
             columns = np.arange(n)[:, None] + offsets
-            if self.border == "circular":
-                columns = columns % n
-            else:
-                columns = columns % (2 * n)
-                columns = np.where(columns < n, columns, 2 * n - 1 - columns)
-            matrix = np.zeros((n, n))
-            np.add.at(matrix, (np.arange(n)[:, None], columns), np.broadcast_to(weights, columns.shape))
-            matrices.append(matrix)
+            columns = columns % n if self.border == "circular" else mirror_columns(columns, n)
+            matrices.append(gather_matrix(columns, weights, n))
         return tuple(matrices)
-
-    def condition(self, observation: Observation) -> Array:
-        """The blurred image y."""
-        return observation.y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +54,8 @@ class CircularConvolution(Spectral):
 
     A subclass gives the kernel from the operator; its origin is the entry n // 2 of every axis.
     """
+
+    condition = AdditiveNoise.condition
 
     def kernel(self, operator: PyTree) -> Array:
         """The kernel, one axis for each spatial axis, of any size."""
@@ -102,23 +87,17 @@ class CircularConvolution(Spectral):
         return self._filter(y, jnp.conj(self._transfer(operator)))
 
     def _total(self, operator: PyTree, v: Array) -> Array:
+        """V |k^|^2 + noise_std^2, [*spatial]."""
         transfer = self._transfer(operator)
         return v * (transfer.real**2 + transfer.imag**2) + self.noise_level(operator) ** 2
 
     def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
-        """(v |k^|^2 + noise_std^2)^power after a Fourier transform."""
         return self._filter(r, (self._total(operator, v) ** power).astype(jnp.complex64))
 
-    def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """The sum of log(v |k^|^2 + noise_std^2) for a scalar v; dense for a v of ``shape``."""
-        if jnp.ndim(v) > 0:
-            return super().log_det_gram(operator, v)
+    def scalar_log_det(self, operator: PyTree, v: Array) -> Array:
+        """The sum of log(v |k^|^2 + noise_std^2), once per channel."""
         copies = self.shape[-1] if len(self.shape) > 1 else 1
         return copies * jnp.sum(jnp.log(self._total(operator, v)))
-
-    def condition(self, observation: Observation) -> Array:
-        """The blurred image y."""
-        return observation.y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,16 +111,10 @@ class KernelBlur(CircularConvolution):
     weights: tuple = BINOMIAL
 
     def __post_init__(self) -> None:
-        """Refuses a kernel whose axes are not the image's."""
-        if np.ndim(np.asarray(self.weights)) != len(self.spatial):
-            raise UserError(
-                f"corruption.weights: {np.ndim(np.asarray(self.weights))} axes; expected nested tuples with "
-                f"{len(self.spatial)} axes for x of shape {self.shape}; give one level for each spatial axis"
-            )
+        fits = np.ndim(self.weights) == len(self.spatial)
+        self._expect("weights", fits, f"nested tuples, a level for each of the spatial axes {self.spatial}")
 
     def kernel(self, operator: PyTree) -> Array:
-        """The given weights."""
-        del operator
         return jnp.asarray(np.asarray(self.weights, np.float32))
 
 
@@ -158,20 +131,13 @@ class MotionBlur(CircularConvolution):
     length: float = 9.0
 
     def __post_init__(self) -> None:
-        """Refuses shapes that are not images and lengths below a pixel."""
-        if len(self.shape) != 3:
-            raise UserError(f"corruption.shape: {self.shape}; expected [H, W, C] for motion_blur; use kernel_blur")
-        if not self.length >= 1:
-            raise UserError(f"corruption.length: {self.length}; expected >= 1; use the corruption 'denoising' for none")
-
-    @property
-    def _reach(self) -> int:
-        return math.ceil(self.length / 2)
+        self._expect("shape", len(self.shape) == 3, "[H, W, C] for motion_blur (kernel_blur takes any)")
+        self._expect("length", self.length >= 1, "a number >= 1 ('denoising' does not blur)")
 
     def draw_operator(self, key: Key) -> Array:
         """One kernel [K, K]."""
-        angle = jax.random.uniform(key, (), maxval=jnp.pi)
-        rows, columns = np.indices((2 * self._reach + 1,) * 2).astype(np.float32) - self._reach
+        angle, reach = jax.random.uniform(key, (), maxval=jnp.pi), math.ceil(self.length / 2)
+        rows, columns = np.indices((2 * reach + 1,) * 2).astype(np.float32) - reach
         along = jnp.cos(angle) * columns - jnp.sin(angle) * rows
         across = jnp.sin(angle) * columns + jnp.cos(angle) * rows
         beyond = jnp.maximum(jnp.abs(along) - (self.length - 1) / 2, 0.0)
@@ -179,17 +145,13 @@ class MotionBlur(CircularConvolution):
         return weights / jnp.sum(weights)
 
     def kernel(self, operator: Array) -> Array:
-        """The operator itself."""
         return operator
-
-    def null_operator(self) -> Array:
-        """The kernel 0."""
-        return jnp.zeros((2 * self._reach + 1,) * 2)
 
     def condition(self, observation: Observation) -> Array:
         """y, its back-projection and the kernel's second moments as constant planes, [H, W, 2 C + 3]."""
         kernel = observation.operator
-        rows, columns = (np.indices(kernel.shape).astype(np.float32) - self._reach) / self._reach
+        reach = kernel.shape[0] // 2
+        rows, columns = (np.indices(kernel.shape).astype(np.float32) - reach) / reach
         moments = [jnp.sum(kernel * m) for m in (rows**2, rows * columns, columns**2)]
         planes = jnp.broadcast_to(jnp.stack(moments)[None, None, :], (*self.spatial, 3))
         return jnp.concatenate([observation.y, self.adjoint(observation.y, kernel), planes], axis=-1)

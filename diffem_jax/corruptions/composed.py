@@ -1,7 +1,5 @@
 """Corruptions made of other linear ones: other noise than one Gaussian for all, and several operators in a row."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -14,9 +12,11 @@ from jax import Array
 
 from diffem_jax.corruptions.base import AdditiveNoise, Linear, Separable, Spectral
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.corruptions.registry import resolve
-from diffem_jax.errors import UserError
+from diffem_jax.errors import UserError, lookup
 from diffem_jax.types import Key, Observation, PyTree
+
+CORRUPTIONS: dict[str, Any] = {}
+"""The classes by name, for configs and for corruptions that are made of others; ``diffem_jax.corruptions`` fills it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,36 +36,31 @@ class Poisson(AdditiveNoise):
     of: Any = "denoising"
 
     def __post_init__(self) -> None:
-        """Refuses a peak that is not positive and corruptions that are not linear."""
-        if not self.peak > 0:
-            raise UserError(f"corruption.peak: {self.peak}; expected a number > 0; change corruption.peak")
+        self._expect("peak", self.peak > 0, "a number > 0")
         object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
 
     @property
     def random_operator(self) -> bool:
-        """Whether A draws its operator."""
         return self.of.random_operator
-
-    def draw_operator(self, key: Key) -> PyTree:
-        """The operator of A."""
-        return self.of.draw_operator(key)
-
-    def operator_names(self) -> list[str]:
-        """Those of A."""
-        return self.of.operator_names()
 
     @property
     def can_hold_out(self) -> bool:
-        """As A."""
         return self.of.can_hold_out
 
+    def draw_operator(self, key: Key) -> PyTree:
+        return self.of.draw_operator(key)
+
+    def operator_names(self) -> list[str]:
+        return self.of.operator_names()
+
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """What A holds back."""
         return self.of.hold_out(key, observation, share)
 
     def observed(self, operator: PyTree) -> Array | bool:
-        """What A observes."""
         return self.of.observed(operator)
+
+    def condition(self, observation: Observation) -> Array:
+        return self.of.condition(observation)
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """A x, and -2 where it is below that: there are no negative rates."""
@@ -81,12 +76,7 @@ class Poisson(AdditiveNoise):
         rate = self.peak * (self.forward(x, operator) + 2.0) / 4.0
         counts = jax.random.poisson(count_key, rate).astype(x.dtype)
         y = 4.0 * counts / self.peak - 2.0 + self.noise_std * jax.random.normal(noise_key, rate.shape)
-        seen = self.observed(operator)
-        return y if seen is True else jnp.where(seen, y, 0.0)
-
-    def condition(self, observation: Observation) -> Array:
-        """What A shows."""
-        return self.of.condition(observation)
+        return self.keep_observed(y, operator)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,27 +97,16 @@ class VaryingNoise(Linear):
     of: Any = "denoising"
 
     def __post_init__(self) -> None:
-        """Refuses bounds that are not positive and in order, and corruptions that are not linear."""
-        if not 0 < self.noise_std <= self.noise_std_max:
-            raise UserError(
-                f"corruption.noise_std, noise_std_max: {self.noise_std}, {self.noise_std_max}; "
-                "expected 0 < noise_std <= noise_std_max; change them"
-            )
+        inside = 0 < self.noise_std <= self.noise_std_max
+        self._expect("noise_std", inside, f"0 < noise_std <= noise_std_max, which is {self.noise_std_max}")
         object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
 
     @property
-    def random_operator(self) -> bool:
-        """True: s is drawn."""
-        return True
-
-    @property
     def has_diagonal_gram(self) -> bool:
-        """As A."""
         return self.of.has_diagonal_gram
 
     @property
     def can_hold_out(self) -> bool:
-        """As A."""
         return self.of.can_hold_out
 
     @property
@@ -143,7 +122,6 @@ class VaryingNoise(Linear):
         return self.of.draw_operator(operator_key), std
 
     def operator_names(self) -> list[str]:
-        """Those of A, and 'noise_std'."""
         return [*self.of.operator_names(), "noise_std"]
 
     def noise_level(self, operator: tuple[PyTree, Array]) -> Array:
@@ -151,25 +129,26 @@ class VaryingNoise(Linear):
         return operator[1]
 
     def observed(self, operator: tuple[PyTree, Array]) -> Array | bool:
-        """What A observes."""
         return self.of.observed(operator[0])
 
     def forward(self, x: Array, operator: tuple[PyTree, Array]) -> Array:
-        """A x."""
         return self.of.forward(x, operator[0])
 
     def adjoint(self, y: Array, operator: tuple[PyTree, Array]) -> Array:
-        """A^T y."""
         return self.of.adjoint(y, operator[0])
+
+    def gram_diagonal(self, operator: tuple[PyTree, Array], v: Array) -> Array:
+        return self.of.gram_diagonal(operator[0], v)
 
     def solve_gram(self, r: Array, operator: tuple[PyTree, Array], v: Array) -> Array:
         """(A diag(v) A^T + s^2 I)^-1 r = (A diag(v / s^2) A^T + I)^-1 r / s^2, as A solves it."""
         variance = operator[1] ** 2
         return self._unit.solve_gram(r, operator[0], v / variance) / variance
 
-    def gram_diagonal(self, operator: tuple[PyTree, Array], v: Array) -> Array:
-        """That of A."""
-        return self.of.gram_diagonal(operator[0], v)
+    def log_det_gram(self, operator: tuple[PyTree, Array], v: Array) -> Array:
+        """M log s^2 + log det(A diag(v / s^2) A^T + I) with M measured entries, as A computes it."""
+        variance = operator[1] ** 2
+        return self._count(operator) * jnp.log(variance) + self._unit.log_det_gram(operator[0], v / variance)
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """What A holds back; s stays."""
@@ -177,23 +156,23 @@ class VaryingNoise(Linear):
         left, held = self.of.hold_out(key, Observation(observation.y, operator), share)
         return Observation(left.y, (left.operator, std)), held
 
-    def log_det_gram(self, operator: tuple[PyTree, Array], v: Array) -> Array:
-        """M log s^2 + log det(A diag(v / s^2) A^T + I) with M measured entries, as A computes it."""
-        variance = operator[1] ** 2
-        y = jax.eval_shape(self.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32), operator)
-        count = jnp.sum(jnp.broadcast_to(jnp.asarray(self.observed(operator)), y.shape).astype(jnp.float32))
-        return count * jnp.log(variance) + self._unit.log_det_gram(operator[0], v / variance)
-
-    def null_operator(self) -> tuple[PyTree, Array] | None:
-        """The null operator of A with s = 1; None where A has none."""
-        null = self.of.null_operator()
-        return None if null is None else (null, jnp.ones(()))
-
     def condition(self, observation: Observation) -> Array:
         """What A shows and a plane of log s (one more entry for vectors): [*spatial, K + 1]."""
         operator, std = observation.operator
         shown = self.of.condition(Observation(observation.y, operator))
         return jnp.concatenate([shown, jnp.broadcast_to(jnp.log(std), (*shown.shape[:-1], 1))], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Product(Separable):
+    """Separable corruptions one after another."""
+
+    stages: tuple[Any, ...] = ()
+
+    def matrices(self) -> tuple[np.ndarray, ...]:
+        """The product of the stages' matrices along each axis."""
+        along = zip(*(stage.matrices() for stage in self.stages), strict=True)
+        return tuple(functools.reduce(lambda product, matrix: matrix @ product, axis) for axis in along)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,18 +191,13 @@ class Composition(Linear):
     stages: tuple[Any, ...] = ("gaussian_blur", "box_downsampling")
 
     def __post_init__(self) -> None:
-        """Builds the stages that are given by name, and checks that their shapes fit.
-
-        Raises:
-            UserError: a stage that is not linear, or whose shape is not what the stage before yields.
-        """
+        """Builds the stages that are given by name, and checks that their shapes fit."""
         shape, built = tuple(self.shape), []
         for index, spec in enumerate(self.stages):
             stage = build_linear(f"corruption.stages[{index}]", spec, shape)
             built.append(stage)
-            shape = _out_shape(stage)
-        if not built:
-            raise UserError("corruption.stages: (); expected at least one linear corruption; name one")
+            shape = stage._y_shape(jax.eval_shape(lambda stage=stage: stage.draw_operator(jax.random.key(0))))
+        self._expect("stages", bool(built), "at least one linear corruption")
         object.__setattr__(self, "stages", tuple(built))
 
     @functools.cached_property
@@ -245,21 +219,19 @@ class Composition(Linear):
 
     @property
     def random_operator(self) -> bool:
-        """Whether any stage draws its operator."""
         return any(stage.random_operator for stage in self.stages)
 
+    @property
+    def can_hold_out(self) -> bool:
+        return self.stages[-1].can_hold_out
+
     def draw_operator(self, key: Key) -> tuple[PyTree, ...]:
-        """One operator a stage, each from its own key."""
+        """One operator per stage, each from its own key."""
         return tuple(stage.draw_operator(jax.random.fold_in(key, i)) for i, stage in enumerate(self.stages))
 
     def operator_names(self) -> list[str]:
         """The names of each stage's arrays, with the number of the stage."""
         return [f"{name}_{i}" for i, stage in enumerate(self.stages) for name in stage.operator_names()]
-
-    @property
-    def can_hold_out(self) -> bool:
-        """As the last stage, whose measurements are all that is seen."""
-        return self.stages[-1].can_hold_out
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """What the last stage holds back."""
@@ -284,36 +256,24 @@ class Composition(Linear):
         return y
 
     def matrices(self) -> tuple[np.ndarray, ...] | None:
-        """The products of the stages' matrices, where all have them."""
         return self._separable.matrices() if self._separable else None
+
+    def precondition(self, r: Array, operator: tuple[PyTree, ...], v: Array) -> Array:
+        """Before a last mask the closed form of the other stages, between two masks."""
+        if self._unmasked is None:
+            return r
+        inner = operator[0] if len(operator) == 2 else ()
+        return jnp.where(self.observed(operator), self._unmasked.precondition(r, inner, v), 0.0)
 
     def solve_gram(self, r: Array, operator: tuple[PyTree, ...], v: Array) -> Array:
         """In closed form where all stages are matrices along the axes and v is a scalar, else by conjugate gradients."""
         closed = self._separable
         return closed.solve_gram(r, operator, v) if closed else super().solve_gram(r, operator, v)
 
-    def precondition(self, r: Array, operator: tuple[PyTree, ...], v: Array) -> Array:
-        """Before a last mask the closed form of the other stages, between two masks."""
-        head = self._unmasked
-        if head is None:
-            return r
-        inner = operator[0] if len(operator) == 2 else ()
-        return jnp.where(self.observed(operator), head.precondition(r, inner, v), 0.0)
-
     def log_det_gram(self, operator: tuple[PyTree, ...], v: Array) -> Array:
         """Likewise; dense where there is no closed form."""
         closed = self._separable
         return closed.log_det_gram(operator, v) if closed else super().log_det_gram(operator, v)
-
-    def null_operator(self) -> tuple[PyTree, ...] | None:
-        """The null operator of each stage that has one, and any operator of the others; None where no stage has one."""
-        nulls = [stage.null_operator() for stage in self.stages]
-        if all(null is None for null in nulls):
-            return None
-        return tuple(
-            stage.draw_operator(jax.random.key(0)) if null is None else null
-            for stage, null in zip(self.stages, nulls, strict=True)
-        )
 
     def condition(self, observation: Observation) -> Array:
         """The back-projection A^T y and, to tell where and how strongly x was seen, A^T A 1: [*spatial, 2 C]."""
@@ -322,41 +282,15 @@ class Composition(Linear):
         return jnp.concatenate([back, gain], -1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Product(Separable):
-    """Separable corruptions one after another."""
-
-    stages: tuple[Any, ...] = ()
-
-    def matrices(self) -> tuple[np.ndarray, ...]:
-        """The product of the stages' matrices along each axis."""
-        along = zip(*(stage.matrices() for stage in self.stages), strict=True)
-        return tuple(functools.reduce(lambda product, matrix: matrix @ product, axis) for axis in along)
-
-
 def build_linear(field: str, spec: Any, shape: tuple[int, ...]) -> Any:
-    """A linear corruption of x of ``shape`` from an instance, a name, or (name, ((field, value), ...)).
-
-    Raises:
-        UserError: it is not linear, or was made for another shape.
-    """
+    """A linear corruption of x of ``shape`` from an instance, a name, or (name, ((field, value), ...))."""
     if isinstance(spec, str):
         spec = (spec, ())
     if isinstance(spec, (tuple, list)):
         name, fields = spec
-        spec = resolve(name)(shape=tuple(shape), **dict(fields))
+        spec = lookup(field, name, CORRUPTIONS)(shape=tuple(shape), **dict(fields))
     if not isinstance(spec, Linear):
         raise UserError(f"{field}: {type(spec).__name__}; expected a linear corruption; leave it out")
     if tuple(spec.shape) != tuple(shape):
         raise UserError(f"{field}: shape {spec.shape}; expected {shape}, which it is given; give it that shape")
     return spec
-
-
-def _out_shape(stage: Linear) -> tuple[int, ...]:
-    """The shape of what a stage yields."""
-
-    def run(key: Key, x: Array) -> Array:
-        return stage.forward(x, stage.draw_operator(key))
-
-    x = jax.ShapeDtypeStruct(stage.shape, jnp.float32)
-    return jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), x).shape

@@ -4,9 +4,8 @@ Spectra are centred (zero frequency at n // 2) and orthonormal. Complex numbers 
 x is a complex image [*spatial, 2] where ``complex_image`` is set, and C real channels [*spatial, C] otherwise.
 """
 
-from __future__ import annotations
-
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import Linear, Spectral
-from diffem_jax.errors import UserError
-from diffem_jax.types import Key, Observation, PyTree
+from diffem_jax.types import Key, Observation
 
 
 def to_real(z: Array) -> Array:
@@ -31,28 +29,33 @@ def to_complex(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _CartesianFourier(Linear):
-    """What one coil and several share: images, transforms and the random mask."""
+    """What one coil and several share: images, transforms and the random mask of lines along the last spatial axis.
+
+    Attributes:
+        acceleration: the number of lines over the number of measured ones, >= 1.
+        center_fraction: the share of the lines, around the zero frequency, that are always measured.
+        complex_image: x is a complex image [*spatial, 2] instead of C real channels.
+    """
 
     acceleration: float = 4.0
     center_fraction: float = 0.08
     complex_image: bool = False
+    can_hold_out = True
 
     def __post_init__(self) -> None:
-        """Refuses vectors, complex images without two channels, and senseless rates."""
-        if len(self.shape) < 2 or (self.complex_image and self.shape[-1] != 2):
-            raise UserError(
-                f"corruption.shape: {self.shape}; expected [*spatial, C], and C = 2 for a complex image; "
-                "give x a channel axis, or set corruption.complex_image to False"
-            )
-        if not self.acceleration >= 1 or not 0 <= self.center_fraction <= 1:
-            raise UserError(
-                f"corruption.acceleration, center_fraction: {self.acceleration}, {self.center_fraction}; "
-                "expected >= 1 and in [0, 1]; change them"
-            )
+        fits = len(self.shape) > 1 and (not self.complex_image or self.shape[-1] == 2)
+        self._expect("shape", fits, "[*spatial, C], and C = 2 where corruption.complex_image is True")
+        self._expect("acceleration", self.acceleration >= 1, "a number >= 1")
+        self._expect("center_fraction", 0 <= self.center_fraction <= 1, "a number in [0, 1]")
 
     @property
     def _axes(self) -> tuple[int, ...]:
         return tuple(range(len(self.spatial)))
+
+    @property
+    def _channels(self) -> int:
+        """Of y."""
+        return 2 if self.complex_image else 2 * self.shape[-1]
 
     def _image(self, x: Array) -> Array:
         return to_complex(x) if self.complex_image else x.astype(jnp.complex64)
@@ -67,11 +70,6 @@ class _CartesianFourier(Linear):
     def _unspectrum(self, z: Array) -> Array:
         z = jnp.fft.ifftshift(z, self._axes)
         return jnp.fft.fftshift(jnp.fft.ifftn(z, axes=self._axes, norm="ortho"), self._axes)
-
-    @property
-    def can_hold_out(self) -> bool:
-        """True: with fewer lines it is still such a mask."""
-        return True
 
     @property
     def _centre(self) -> slice:
@@ -90,7 +88,7 @@ class _CartesianFourier(Linear):
         hidden = hidden & hidden[opposite]
         return jnp.where(hidden[:, None], jnp.zeros_like(mask), mask)
 
-    def draw_mask(self, key: Key) -> Array:
+    def draw_operator(self, key: Key) -> Any:
         """A mask [*spatial, 1]: the lines around the centre and, drawn uniformly, N / acceleration lines in all."""
         n, centre = self.spatial[-1], self._centre
         lines = max(centre.stop - centre.start, round(n / self.acceleration))
@@ -103,55 +101,32 @@ class _CartesianFourier(Linear):
 class FourierMask(_CartesianFourier, Spectral):
     """One coil: random lines of the Fourier transform are measured, with those at its centre always among them.
 
-    y [*spatial, 2 C] is 0 where nothing is measured. The operator is the mask [*spatial, 1]; any Cartesian mask will
-    do. Lines lie along the last spatial axis.
-
-    Attributes:
-        acceleration: the number of lines over the number of measured ones, >= 1.
-        center_fraction: the share of the lines, around the zero frequency, that are always measured.
-        complex_image: x is a complex image [*spatial, 2] instead of C real channels.
+    y [*spatial, 2 C] is 0 where nothing is measured. The operator is the mask [*spatial, 1]; any Cartesian mask will do.
 
     Source: Lustig et al. 2007; the Cartesian masks of Zbontar et al. 2018, arXiv 1811.08839.
     """
 
-    def draw_operator(self, key: Key) -> Array:
-        """One mask."""
-        return self.draw_mask(key)
+    names = ("mask",)
 
     @property
     def needs_noise(self) -> bool:
         """Whether opposite frequencies of a real image may both be measured, and are then one number seen twice."""
         return not self.complex_image
 
-    def operator_names(self) -> list[str]:
-        """'mask'."""
-        return ["mask"]
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        """The shape of y."""
-        return self.shape if self.complex_image else (*self.spatial, 2 * self.shape[-1])
-
     def observed(self, operator: Array) -> Array:
-        """Where the mask is positive, of the shape of y."""
-        return jnp.broadcast_to(operator, self.y_shape) > 0
+        return jnp.broadcast_to(operator, (*self.spatial, self._channels)) > 0
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its measured lines hidden as well, and where those are, of the shape of y.
-
-        The lines around the centre stay, as in every mask that is drawn; a line and the opposite one are hidden together.
-        """
-        operator = self._hide_lines(key, observation.operator, share)
-        left = self.observed(operator)
-        return Observation(jnp.where(left, observation.y, 0.0), operator), self.observed(observation.operator) & ~left
+        """A share of the measured lines; those around the centre stay, and a line goes together with the opposite one."""
+        return self._hide(observation, self._hide_lines(key, observation.operator, share))
 
     def forward(self, x: Array, operator: Array) -> Array:
         """The measured m * F x."""
-        return jnp.where(self.observed(operator), to_real(self._spectrum(self._image(x))), 0.0)
+        return self.keep_observed(to_real(self._spectrum(self._image(x))), operator)
 
     def adjoint(self, y: Array, operator: Array) -> Array:
         """The zero-filled inverse transform (its real part where x is real)."""
-        return self._unimage(self._unspectrum(to_complex(jnp.where(self.observed(operator), y, 0.0))))
+        return self._unimage(self._unspectrum(to_complex(self.keep_observed(y, operator))))
 
     def _mirror(self, a: Array) -> Array:
         """The entry at the opposite frequency."""
@@ -166,26 +141,20 @@ class FourierMask(_CartesianFourier, Spectral):
         is the projection on them: 1 on the symmetric part of r, 0 on the rest. With one of them measured it is 1/2.
         """
         seen, noise = self.observed(operator), self.noise_level(operator) ** 2
-        r = jnp.where(seen, r, 0.0)
+        r = self.keep_observed(r, operator)
         if self.complex_image:
             return (v + noise) ** power * r
         twin = to_real(jnp.conj(to_complex(self._mirror(r))))
         pair = (v + noise) ** power * (r + twin) / 2 + (v * 0 + noise) ** power * (r - twin) / 2
         return jnp.where(self._mirror(seen), jnp.where(seen, pair, 0.0), (v / 2 + noise) ** power * r)
 
-    def log_det_gram(self, operator: Array, v: Array) -> Array:
-        """The sum over the measured frequencies for a scalar v; dense for a v of ``shape``."""
-        if jnp.ndim(v) > 0:
-            return super().log_det_gram(operator, v)
+    def scalar_log_det(self, operator: Array, v: Array) -> Array:
+        """The sum over the measured frequencies."""
         seen, noise = self.observed(operator), self.noise_level(operator) ** 2
         if self.complex_image:
             return jnp.sum(jnp.where(seen, jnp.log(v + noise), 0.0))
         pair = (jnp.log(v + noise) + jnp.log(v * 0 + noise)) / 2
         return jnp.sum(jnp.where(seen, jnp.where(self._mirror(seen), pair, jnp.log(v / 2 + noise)), 0.0))
-
-    def null_operator(self) -> Array:
-        """The mask that measures nothing."""
-        return jnp.zeros((*self.spatial, 1))
 
     def condition(self, observation: Observation) -> Array:
         """The zero-filled image and the mask, [*spatial, C + 1]."""
@@ -200,15 +169,13 @@ class MulticoilFourier(_CartesianFourier):
     are Gaussian bumps around coils on a ring, which is turned by a random angle for every example.
 
     Attributes:
-        acceleration: the number of lines over the number of measured ones, >= 1.
-        center_fraction: the share of the lines, around the zero frequency, that are always measured.
-        complex_image: x is a complex image [*spatial, 2] instead of C real channels.
         coils: the number of coils, at least 1.
 
     Source: Pruessmann et al. 1999 (SENSE).
     """
 
     coils: int = 4
+    names = ("mask", "maps")
 
     def draw_maps(self, angle: Array) -> Array:
         """The sensitivities [*spatial, coils, 2] for a ring turned by ``angle``."""
@@ -224,39 +191,26 @@ class MulticoilFourier(_CartesianFourier):
         return stacked / jnp.sqrt(jnp.sum(stacked**2, (-2, -1), keepdims=True))
 
     def draw_operator(self, key: Key) -> tuple[Array, Array]:
-        """(mask, maps)."""
         mask_key, map_key = jax.random.split(key)
-        return self.draw_mask(mask_key), self.draw_maps(jax.random.uniform(map_key, (), maxval=2 * jnp.pi))
-
-    def operator_names(self) -> list[str]:
-        """'mask' and 'maps'."""
-        return ["mask", "maps"]
+        return super().draw_operator(mask_key), self.draw_maps(jax.random.uniform(map_key, (), maxval=2 * jnp.pi))
 
     def observed(self, operator: tuple[Array, Array]) -> Array:
-        """Where the mask is positive, of the shape of y."""
-        channels = 2 if self.complex_image else 2 * self.shape[-1]
-        return jnp.broadcast_to(operator[0][..., None], (*self.spatial, self.coils, channels)) > 0
+        return jnp.broadcast_to(operator[0][..., None], (*self.spatial, self.coils, self._channels)) > 0
 
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
         """The measured m * F (s_j x) for every coil."""
         z = to_complex(operator[1]) * self._image(x)[..., None, :]
-        return jnp.where(self.observed(operator), to_real(self._spectrum(z)), 0.0)
+        return self.keep_observed(to_real(self._spectrum(z)), operator)
 
     def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
         """The zero-filled images of the coils, combined by the conjugate sensitivities."""
-        z = self._unspectrum(to_complex(jnp.where(self.observed(operator), y, 0.0)))
+        z = self._unspectrum(to_complex(self.keep_observed(y, operator)))
         return self._unimage(jnp.sum(jnp.conj(to_complex(operator[1])) * z, -2))
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """As for one coil, the same lines of all coils."""
         mask, maps = observation.operator
-        operator = self._hide_lines(key, mask, share), maps
-        left = self.observed(operator)
-        return Observation(jnp.where(left, observation.y, 0.0), operator), self.observed((mask, maps)) & ~left
-
-    def null_operator(self) -> PyTree:
-        """The mask that measures nothing."""
-        return jnp.zeros((*self.spatial, 1)), self.draw_maps(jnp.zeros(()))
+        return self._hide(observation, (self._hide_lines(key, mask, share), maps))
 
     def condition(self, observation: Observation) -> Array:
         """The combined zero-filled image, the mask and the sensitivities, [*spatial, C + 1 + 2 coils]."""

@@ -1,8 +1,7 @@
 """Corruptions that hide entries of x: y = m * (x + n) with a mask m of zeros and ones."""
 
-from __future__ import annotations
-
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -31,14 +30,33 @@ class Mask(DiagonalGram):
 
     fill_iterations: int = 0
     fill_order: int = 1
+    names = ("mask",)
 
     def __post_init__(self) -> None:
-        """Refuses an interpolation that does not exist."""
-        if self.fill_iterations < 0 or self.fill_order not in (1, 2) or (self.fill_iterations and len(self.shape) < 2):
-            raise UserError(
-                f"corruption.fill_iterations: {self.fill_iterations} with fill_order {self.fill_order} for x of shape "
-                f"{self.shape}; expected 0 or more iterations, order 1 or 2, and images for more than 0; correct them"
-            )
+        most = math.inf if len(self.shape) > 1 else 0
+        self._expect("fill_iterations", 0 <= self.fill_iterations <= most, "0 for vectors, >= 0 for images")
+        self._expect("fill_order", self.fill_order in (1, 2), "1 or 2")
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
+        return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
+
+    def observed(self, operator: Array) -> Array:
+        """Where the mask is positive, of the shape of x."""
+        return jnp.broadcast_to(operator, self.shape) > 0
+
+    def forward(self, x: Array, operator: Array) -> Array:
+        """The seen entries m * x, with hidden entries never read."""
+        return self.keep_observed(x, operator)
+
+    def adjoint(self, y: Array, operator: Array) -> Array:
+        """The seen entries m * y: a mask is its own adjoint."""
+        return self.forward(y, operator)
+
+    def gram_diagonal(self, operator: Array, v: Array) -> Array:
+        """Returns v, for wherever something is seen."""
+        return v
 
     def fill(self, observation: Observation) -> Array | None:
         """The seen entries, and between them the smoothest interpolation: the minimum of <u, (-Laplace)^order u>.
@@ -63,36 +81,6 @@ class Mask(DiagonalGram):
 
         return known + hidden * conjugate_gradient(on_hidden, -hidden * bend(known), self.fill_iterations)
 
-    @property
-    def mask_shape(self) -> tuple[int, ...]:
-        """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
-        return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
-
-    def operator_names(self) -> list[str]:
-        """'mask'."""
-        return ["mask"]
-
-    def observed(self, operator: Array) -> Array:
-        """Where the mask is positive, of the shape of x."""
-        return jnp.broadcast_to(operator, self.shape) > 0
-
-    def forward(self, x: Array, operator: Array) -> Array:
-        """The seen entries m * x, with hidden entries never read."""
-        return jnp.where(self.observed(operator), x, 0.0)
-
-    def adjoint(self, y: Array, operator: Array) -> Array:
-        """The seen entries m * y: a mask is its own adjoint."""
-        return self.forward(y, operator)
-
-    def gram_diagonal(self, operator: Array, v: Array) -> Array:
-        """Returns v, for wherever something is seen."""
-        del operator
-        return v
-
-    def null_operator(self) -> Array:
-        """The mask that hides everything."""
-        return jnp.zeros(self.mask_shape)
-
     def condition(self, observation: Observation) -> Array:
         """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors; then the fill, if any."""
         mask = observation.operator.astype(jnp.float32)
@@ -105,106 +93,85 @@ def _laplace(x: Array) -> Array:
     """The discrete Laplacian over the spatial axes, with a border that repeats the edge; channels last."""
     out = jnp.zeros_like(x)
     for axis in range(x.ndim - 1):
-        steps = jnp.diff(x, axis=axis)
         widths = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
-        out = out + jnp.diff(jnp.pad(steps, widths), axis=axis)
+        out = out + jnp.diff(jnp.pad(jnp.diff(x, axis=axis), widths), axis=axis)
     return out
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise UserError(f"corruption.rate: {rate}; expected a number in [0, 1); change corruption.rate")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RandomMask(Mask):
+    """Masks whose parts are erased independently; with more of them hidden it is still such a mask.
 
+    Attributes:
+        rate: the probability that a part is erased, in [0, 1).
+    """
 
-def _hide(mask: Mask, observation: Observation, hidden: Array) -> tuple[Observation, Array]:
-    """The observation without what is hidden, and which of its entries that took."""
-    operator = jnp.where(hidden, jnp.zeros_like(observation.operator), observation.operator)
-    left = Observation(mask.forward(observation.y, operator), operator)
-    return left, mask.observed(observation.operator) & ~mask.observed(operator)
+    rate: float = 0.5
+    can_hold_out = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect("rate", 0 <= self.rate < 1, "a number in [0, 1)")
+
+    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
+        hidden = self._draw(key, share) > 0
+        return self._hide(observation, jnp.where(hidden, jnp.zeros_like(observation.operator), observation.operator))
+
+    def draw_operator(self, key: Key) -> Array:
+        """One mask: each part is 1 with probability 1 - rate."""
+        return self._draw(key, 1.0 - self.rate)
+
+    def _draw(self, key: Key, probability: float) -> Array:
+        """Parts of the mask chosen independently with a probability: 1 there, else 0."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelMask(Mask):
+class PixelMask(_RandomMask):
     """Every pixel is erased with probability ``rate``, independently.
 
     Attributes:
-        rate: the probability that a pixel is erased, in [0, 1).
-        per_channel: erase channels independently instead of whole pixels.
+        per_channel: erase channels independently instead of whole pixels; the mask then has the shape of x.
 
     Source: the random-pixel corruption of Daras et al. 2023, arXiv 2305.19256, and Hosseintabar et al. 2025,
     arXiv 2510.12691, section 4.
     """
 
-    rate: float = 0.5
     per_channel: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses a rate outside [0, 1)."""
-        super().__post_init__()
-        _check_rate(self.rate)
-
-    @property
-    def can_hold_out(self) -> bool:
-        """True: with more pixels hidden it is still such a mask."""
-        return True
 
     @property
     def mask_shape(self) -> tuple[int, ...]:
-        """[*spatial, 1] for whole pixels, the shape of x where channels are erased apart."""
         return self.shape if self.per_channel else super().mask_shape
 
-    def draw_operator(self, key: Key) -> Array:
-        """One mask: 1 with probability 1 - rate."""
-        return jax.random.bernoulli(key, 1.0 - self.rate, self.mask_shape).astype(jnp.float32)
-
-    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its seen pixels hidden as well, and where those are, of the shape of y."""
-        return _hide(self, observation, jax.random.bernoulli(key, share, self.mask_shape))
+    def _draw(self, key: Key, probability: float) -> Array:
+        return jax.random.bernoulli(key, probability, self.mask_shape).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupMask(Mask):
+class GroupMask(_RandomMask):
     """Groups of entries along the last axis are erased together, each with probability ``rate``.
 
     For tables: a categorical column as one-hot entries is missing as a whole or not at all.
 
     Attributes:
-        rate: the probability that a group is erased, in [0, 1).
-        groups: the sizes of the groups, in order; their sum is the length of the last axis. () is one group an entry.
+        groups: the sizes of the groups, in order; their sum is the length of the last axis. () is one group per entry.
     """
 
-    rate: float = 0.5
     groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses a rate outside [0, 1), and groups that do not fill the last axis."""
         super().__post_init__()
-        _check_rate(self.rate)
-        if self.groups and (min(self.groups) < 1 or sum(self.groups) != self.shape[-1]):
-            raise UserError(
-                f"corruption.groups: {self.groups}; expected positive sizes of sum {self.shape[-1]}, the length of the "
-                "last axis of x; correct them"
-            )
-
-    @property
-    def can_hold_out(self) -> bool:
-        """True: with more groups hidden it is still such a mask."""
-        return True
+        fits = not self.groups or (min(self.groups) > 0 and sum(self.groups) == self.shape[-1])
+        self._expect("groups", fits, f"positive sizes of sum {self.shape[-1]}, the length of the last axis of x")
 
     @property
     def mask_shape(self) -> tuple[int, ...]:
-        """The shape of x."""
         return self.shape
 
-    def draw_operator(self, key: Key) -> Array:
-        """One mask: a group is all 1 with probability 1 - rate, else all 0."""
+    def _draw(self, key: Key, probability: float) -> Array:
         sizes = self.groups or (1,) * self.shape[-1]
-        seen = jax.random.bernoulli(key, 1.0 - self.rate, (*self.shape[:-1], len(sizes)))
-        return jnp.repeat(seen.astype(jnp.float32), np.asarray(sizes), axis=-1, total_repeat_length=self.shape[-1])
-
-    def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its seen groups hidden as well, and where those are."""
-        return _hide(self, observation, dataclasses.replace(self, rate=1.0 - share).draw_operator(key) > 0)
+        chosen = jax.random.bernoulli(key, probability, (*self.shape[:-1], len(sizes)))
+        return jnp.repeat(chosen.astype(jnp.float32), np.asarray(sizes), axis=-1, total_repeat_length=self.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +188,6 @@ class BoxMask(Mask):
 
     @property
     def random_operator(self) -> bool:
-        """Whether the box's place is drawn."""
         return self.random
 
     @property
@@ -230,15 +196,10 @@ class BoxMask(Mask):
         return self.box or tuple(max(1, n // 2) for n in self.spatial)
 
     def __post_init__(self) -> None:
-        """Refuses a box that does not fit."""
         super().__post_init__()
-        if len(self.sides) != len(self.spatial) or any(
-            not 0 < b <= n for b, n in zip(self.sides, self.spatial, strict=True)
-        ):
-            raise UserError(
-                f"corruption.box: {self.sides}; expected one side for each of the spatial axes {self.spatial}, "
-                "between 1 and the axis' length; change corruption.box"
-            )
+        sides, spatial = self.sides, self.spatial
+        fits = len(sides) == len(spatial) and all(0 < b <= n for b, n in zip(sides, spatial, strict=True))
+        self._expect("box", fits, f"one side for each of the spatial axes {spatial}, from 1 to the axis' length")
 
     def _inside(self, key: Key) -> Array:
         """1 inside the box, 0 outside, of the mask's shape."""
@@ -278,7 +239,7 @@ class BlockMask(BoxMask):
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The square's side, once an axis."""
+        """The square's side, once per axis."""
         return self.box or (self.block or max(1, min(self.spatial) // 2),) * len(self.spatial)
 
 
@@ -292,11 +253,7 @@ class FixedMask(Mask):
     """
 
     mask: Any = ()
-
-    @property
-    def random_operator(self) -> bool:
-        """False: the mask is given."""
-        return False
+    random_operator = False
 
     def draw_operator(self, key: Key) -> Array:
         """The mask.
@@ -304,7 +261,6 @@ class FixedMask(Mask):
         Raises:
             UserError: a file that cannot be read, a shape that does not fit, an entry that is neither 0 nor 1.
         """
-        del key
         if isinstance(self.mask, str):
             try:
                 mask = np.load(self.mask, allow_pickle=False)
@@ -313,17 +269,11 @@ class FixedMask(Mask):
                     f"corruption.mask: {self.mask}; expected a .npy file of zeros and ones ({error}); "
                     "write it with numpy.save"
                 ) from error
-        elif self.mask == ():
-            mask = sum(np.indices(self.spatial)) % 2
         else:
-            mask = np.asarray(self.mask)
+            mask = sum(np.indices(self.spatial)) % 2 if self.mask == () else np.asarray(self.mask)
         if mask.shape == self.spatial and len(self.shape) > 1:
             mask = mask[..., None]
-        if mask.shape not in (self.mask_shape, self.shape):
-            raise UserError(
-                f"corruption.mask: shape {mask.shape}; expected {self.spatial}, {self.mask_shape} or {self.shape}; "
-                "give a mask of the image's size"
-            )
-        if not np.isin(mask, (0, 1)).all():
-            raise UserError("corruption.mask: entries other than 0 and 1; expected 0 (hidden) or 1 (seen); round them")
+        shapes = f"a mask of shape {self.spatial}, {self.mask_shape} or {self.shape}, not {mask.shape}"
+        self._expect("mask", mask.shape in (self.mask_shape, self.shape), shapes)
+        self._expect("mask", bool(np.isin(mask, (0, 1)).all()), "zeros (hidden) and ones (seen) alone")
         return jnp.asarray(mask, jnp.float32)

@@ -1,7 +1,5 @@
 """Nonlinear corruptions: JPEG, clipping, quantisation, Fourier magnitudes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -10,7 +8,6 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import AdditiveNoise
-from diffem_jax.errors import UserError
 from diffem_jax.types import Observation, PyTree
 
 # Tables K.1 and K.2 of ITU-T T.81 (the JPEG standard), for quality 50.
@@ -66,8 +63,7 @@ class JPEG(AdditiveNoise):
     """JPEG compression of an image [H, W, 1 or 3], decoded again; [-2, 2] stands for the levels 0 to 255.
 
     Everything that the standard loses is lost here (levels, colour transform, cosine coefficients of 8 x 8 blocks); the
-    lossless entropy coding is left out. Pure array arithmetic, so data and training use the same channel. The
-    derivative is that of the same map without rounding.
+    lossless entropy coding is left out. The derivative is that of the same map without rounding.
 
     Attributes:
         quality: 1 (worst) to 100.
@@ -81,11 +77,8 @@ class JPEG(AdditiveNoise):
     chroma_subsampling: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses qualities and shapes that JPEG does not have."""
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"corruption.quality: {self.quality}; expected 1 to 100; change corruption.quality")
-        if len(self.shape) != 3 or self.shape[-1] not in (1, 3):
-            raise UserError(f"corruption.shape: {self.shape}; expected [H, W, 1] or [H, W, 3] for jpeg; use such data")
+        self._expect("quality", 1 <= self.quality <= 100, "1 to 100")
+        self._expect("shape", len(self.shape) == 3 and self.shape[-1] in (1, 3), "[H, W, 1] or [H, W, 3] for jpeg")
 
     def _chroma(self, plane: Array, table: np.ndarray) -> Array:
         if not self.chroma_subsampling:
@@ -98,7 +91,6 @@ class JPEG(AdditiveNoise):
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """The decoded image in [-2, 2]."""
-        del operator
         levels = jnp.clip(round_through((x + 2.0) * (255 / 4)), 0.0, 255.0)
         luminance, chrominance = (quantisation_table(t, self.quality) for t in (LUMINANCE, CHROMINANCE))
         if self.shape[-1] == 1:
@@ -128,8 +120,6 @@ class Clipping(AdditiveNoise):
     high: float = 1.0
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The values of x cut off at low and high."""
-        del operator
         return jnp.clip(x, self.low, self.high)
 
 
@@ -145,13 +135,9 @@ class Quantisation(AdditiveNoise):
     levels: int = 4
 
     def __post_init__(self) -> None:
-        """Refuses fewer than two levels."""
-        if self.levels < 2:
-            raise UserError(f"corruption.levels: {self.levels}; expected an integer >= 2; change corruption.levels")
+        self._expect("levels", self.levels >= 2, "an integer >= 2")
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The nearest level."""
-        del operator
         top = self.levels - 1
         return round_through((jnp.clip(x, -2.0, 2.0) + 2.0) * (top / 4)) * (4 / top) - 2.0
 
@@ -171,13 +157,10 @@ class Phase(AdditiveNoise):
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses an oversampling below one."""
-        if self.oversampling < 1:
-            raise UserError(f"corruption.oversampling: {self.oversampling}; expected an integer >= 1; change it")
+        self._expect("oversampling", self.oversampling >= 1, "an integer >= 1")
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """The magnitudes, of ``oversampling`` times the spatial shape."""
-        del operator
         axes = tuple(range(len(self.spatial)))
         padding = [(0, (self.oversampling - 1) * n) for n in self.spatial] + [(0, 0)] * (x.ndim - len(axes))
         spectrum = jnp.fft.fftn(jnp.pad(x + self.offset, padding), axes=axes, norm="ortho")

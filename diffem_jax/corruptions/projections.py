@@ -1,7 +1,5 @@
 """Random projections: y = A x + n with a dense random matrix A, or with one that is never written out."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -9,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.corruptions.base import Linear, Spectral
-from diffem_jax.errors import UserError
 from diffem_jax.gaussians.linalg import cholesky, solve_psd
 from diffem_jax.types import Key, Observation
 
@@ -26,11 +23,7 @@ class Projection(Linear):
     """
 
     measurements: int = 2
-
-    @property
-    def can_hold_out(self) -> bool:
-        """True: a row of zeros is a measurement that was not made."""
-        return True
+    can_hold_out = True
 
     def draw_operator(self, key: Key) -> Array:
         """A [M, D] with unit rows."""
@@ -38,11 +31,9 @@ class Projection(Linear):
         return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
     def forward(self, x: Array, operator: Array) -> Array:
-        """A x, [M]."""
         return operator @ x.reshape(-1)
 
     def adjoint(self, y: Array, operator: Array) -> Array:
-        """A^T y, of the shape of x."""
         return (y @ operator).reshape(self.shape)
 
     def _gram_matrix(self, operator: Array, v: Array) -> Array:
@@ -50,24 +41,19 @@ class Projection(Linear):
         return scaled @ operator.T + self.noise_std**2 * jnp.eye(self.measurements)
 
     def solve_gram(self, r: Array, operator: Array, v: Array) -> Array:
-        """(A diag(v) A^T + noise_std^2 I)^-1 r by a Cholesky factor of the M x M matrix."""
+        """By a Cholesky factor of the M x M matrix."""
         return solve_psd(self._gram_matrix(operator, v), r)
 
     def log_det_gram(self, operator: Array, v: Array) -> Array:
-        """The log det of the M x M matrix."""
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(self._gram_matrix(operator, v)))))
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation without a share of its rows, at least one, and which those are: [M]."""
+        """A share of the rows, at least one; a row of zeros is a measurement that was not made."""
         count = max(1, round(share * self.measurements))
         _, at = jax.lax.top_k(jax.random.uniform(key, (self.measurements,)), count)
         held = jnp.zeros(self.measurements, bool).at[at].set(True)
         y, operator = observation
         return Observation(jnp.where(held, 0.0, y), jnp.where(held[:, None], 0.0, operator)), held
-
-    def null_operator(self) -> Array:
-        """A = 0."""
-        return jnp.zeros((self.measurements, self.size))
 
     def condition(self, observation: Observation) -> Array:
         """For vectors of at most 32 entries (A^+ y, A^+ A), for longer ones (A^+ y, y, A), for images A^+ y alone.
@@ -100,11 +86,12 @@ class CompressedSensing(Spectral):
     """
 
     ratio: float = 0.5
+    can_hold_out = True
+    needs_noise = False
+    names = ("signs", "indices")
 
     def __post_init__(self) -> None:
-        """Refuses a ratio outside (0, 1]."""
-        if not 0 < self.ratio <= 1:
-            raise UserError(f"corruption.ratio: {self.ratio}; expected a number in (0, 1]; change corruption.ratio")
+        self._expect("ratio", 0 < self.ratio <= 1, "a number in (0, 1]")
 
     @property
     def measurements(self) -> int:
@@ -112,61 +99,36 @@ class CompressedSensing(Spectral):
         return max(1, round(self.ratio * self.size))
 
     def draw_operator(self, key: Key) -> tuple[Array, Array]:
-        """(signs, indices)."""
         sign_key, index_key = jax.random.split(key)
         signs = jax.random.rademacher(sign_key, self.shape, dtype=jnp.float32)
         _, indices = jax.lax.top_k(jax.random.uniform(index_key, (self.size,)), self.measurements)
         return signs, indices
-
-    def operator_names(self) -> list[str]:
-        """'signs' and 'indices'."""
-        return ["signs", "indices"]
-
-    @property
-    def needs_noise(self) -> bool:
-        """False: A A^T = I."""
-        return False
-
-    @property
-    def can_hold_out(self) -> bool:
-        """True: with fewer entries it is still such a measurement."""
-        return True
 
     def observed(self, operator: tuple[Array, Array]) -> Array:
         """The measurements that were made, [M]."""
         return operator[1] < self.size
 
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
-        """A x, [M]."""
         signs, indices = operator
         return jax.scipy.fft.dctn(signs * x, norm="ortho").reshape(-1).at[indices].get(mode="fill", fill_value=0.0)
 
     def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
-        """A^T y, of the shape of x."""
         signs, indices = operator
         spread = jnp.zeros(self.size, y.dtype).at[indices].set(y, mode="drop")
         return signs * jax.scipy.fft.idctn(spread.reshape(self.shape), norm="ortho")
 
     def gram_power(self, r: Array, operator: tuple[Array, Array], v: Array, power: float) -> Array:
         """(v + noise_std^2)^power r, as the rows are orthonormal."""
-        return jnp.where(self.observed(operator), (v + self.noise_level(operator) ** 2) ** power * r, 0.0)
+        return self.keep_observed((v + self.noise_level(operator) ** 2) ** power * r, operator)
 
-    def log_det_gram(self, operator: tuple[Array, Array], v: Array) -> Array:
-        """M log(v + noise_std^2) for a scalar v; dense for a v of ``shape``."""
-        if jnp.ndim(v) > 0:
-            return super().log_det_gram(operator, v)
+    def scalar_log_det(self, operator: tuple[Array, Array], v: Array) -> Array:
+        """M log(v + noise_std^2)."""
         return jnp.sum(self.observed(operator), dtype=v.dtype) * jnp.log(v + self.noise_level(operator) ** 2)
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """The observation with a share of its measurements left out, and which those are, [M]."""
-        y, (signs, indices) = observation
-        held = jax.random.bernoulli(key, share, indices.shape) & self.observed(observation.operator)
-        left = signs, jnp.where(held, self.size, indices)
-        return Observation(jnp.where(self.observed(left), y, 0.0), left), held
-
-    def null_operator(self) -> tuple[Array, Array]:
-        """No measurement was made."""
-        return jnp.ones(self.shape), jnp.full((self.measurements,), self.size)
+        signs, indices = observation.operator
+        held = jax.random.bernoulli(key, share, indices.shape)
+        return self._hide(observation, (signs, jnp.where(held, self.size, indices)))
 
     def condition(self, observation: Observation) -> Array:
         """The back-projection A^T y, the signs, and which entries of the cosine transform were measured; 3 C channels."""

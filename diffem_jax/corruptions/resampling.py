@@ -1,26 +1,15 @@
 """Corruptions that lower the resolution: in space (super-resolution) or in colour."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import DiagonalGram, Separable
-from diffem_jax.errors import UserError
+from diffem_jax.corruptions.base import AdditiveNoise, DiagonalGram, Separable, gather_matrix, mirror_columns
 from diffem_jax.types import Observation, PyTree
 
 LUMA = (0.299, 0.587, 0.114)
-
-
-def _check_factor(factor: int, spatial: tuple[int, ...]) -> None:
-    if factor < 1 or any(n % factor for n in spatial):
-        raise UserError(
-            f"corruption.factor: {factor}; expected an integer >= 1 that divides the spatial shape {spatial}; "
-            "change the factor or crop the data"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +23,8 @@ class BoxDownsampling(DiagonalGram):
     factor: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses a factor that does not divide the shape."""
-        _check_factor(self.factor, self.spatial)
+        divides = self.factor >= 1 and not any(n % self.factor for n in self.spatial)
+        self._expect("factor", divides, f"an integer >= 1 that divides the spatial shape {self.spatial}")
 
     @property
     def _cell(self) -> int:
@@ -43,7 +32,6 @@ class BoxDownsampling(DiagonalGram):
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         """The block means."""
-        del operator
         for axis in range(len(self.spatial)):
             cut = (*x.shape[:axis], x.shape[axis] // self.factor, self.factor, *x.shape[axis + 1 :])
             x = x.reshape(cut).mean(axis + 1)
@@ -51,7 +39,6 @@ class BoxDownsampling(DiagonalGram):
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
         """Every entry of y spread evenly over its block."""
-        del operator
         for axis in range(len(self.spatial)):
             y = jnp.repeat(y, self.factor, axis)
         return y / self._cell
@@ -61,10 +48,8 @@ class BoxDownsampling(DiagonalGram):
         return self.forward(v, operator) / self._cell
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The means over ``factor`` neighbours along each axis."""
-        return tuple(
-            np.kron(np.eye(n // self.factor), np.full((1, self.factor), 1 / self.factor)) for n in self.spatial
-        )
+        means = np.full((1, self.factor), 1 / self.factor)
+        return tuple(np.kron(np.eye(n // self.factor), means) for n in self.spatial)
 
     def condition(self, observation: Observation) -> Array:
         """The image y repeated to the size of x."""
@@ -84,26 +69,21 @@ class BicubicDownsampling(Separable):
     factor: int = 2
 
     def __post_init__(self) -> None:
-        """Refuses a factor that does not divide the shape."""
-        _check_factor(self.factor, self.spatial)
+        divides = self.factor >= 1 and not any(n % self.factor for n in self.spatial)
+        self._expect("factor", divides, f"an integer >= 1 that divides the spatial shape {self.spatial}")
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """One [N / factor, N] matrix an axis, its rows summing to 1."""
+        """One [N / factor, N] matrix per axis, its rows summing to 1."""
         matrices = []
         for n in self.spatial:
-            m = n // self.factor
-            centre = (np.arange(m) + 0.5) * self.factor - 0.5
+            centre = (np.arange(n // self.factor) + 0.5) * self.factor - 0.5
             near = np.floor(centre)[:, None] + np.arange(-2 * self.factor, 2 * self.factor + 2)
             distance = np.abs(near - centre[:, None]) / self.factor
             inner = 1.5 * distance**3 - 2.5 * distance**2 + 1
             outer = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
             weights = np.where(distance <= 1, inner, np.where(distance < 2, outer, 0.0))
             weights /= weights.sum(1, keepdims=True)
-            columns = near.astype(int) % (2 * n)
-            columns = np.where(columns < n, columns, 2 * n - 1 - columns)
-            matrix = np.zeros((m, n))
-            np.add.at(matrix, (np.arange(m)[:, None], columns), weights)
-            matrices.append(matrix)
+            matrices.append(gather_matrix(mirror_columns(near.astype(int), n), weights, n))
         return tuple(matrices)
 
     def condition(self, observation: Observation) -> Array:
@@ -117,18 +97,14 @@ class Grayscale(DiagonalGram):
     """y is a weighted mean of the channels, [*spatial, 1].
 
     Attributes:
-        weights: one weight a channel; () is the luma of ITU-R BT.601 for three channels and equal weights otherwise.
+        weights: one weight per channel; () is the luma of ITU-R BT.601 for three channels and equal weights otherwise.
     """
 
     weights: tuple[float, ...] = ()
+    condition = AdditiveNoise.condition
 
     def __post_init__(self) -> None:
-        """Refuses a number of weights that is not the number of channels."""
-        if self.weights and len(self.weights) != self.shape[-1]:
-            raise UserError(
-                f"corruption.weights: {self.weights}; expected {self.shape[-1]} weights for x of shape {self.shape}; "
-                "give one weight a channel"
-            )
+        self._expect("weights", len(self.weights) in (0, self.shape[-1]), f"one per channel, {self.shape[-1]}")
 
     def _weights(self) -> Array:
         channels = self.shape[-1]
@@ -136,20 +112,11 @@ class Grayscale(DiagonalGram):
         return jnp.asarray(weights, jnp.float32).reshape((1,) * (len(self.shape) - 1) + (channels,))
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The weighted sum over the channels."""
-        del operator
         return jnp.sum(self._weights() * x, -1, keepdims=True)
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """The product of y and the weights."""
-        del operator
         return self._weights() * y
 
     def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
         """The sum of w^2 v over the channels."""
-        del operator
         return jnp.sum(self._weights() ** 2 * v, -1, keepdims=True)
-
-    def condition(self, observation: Observation) -> Array:
-        """y, [*spatial, 1]."""
-        return observation.y

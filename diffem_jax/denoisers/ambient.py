@@ -16,9 +16,8 @@ small sigma. And seen entries are taken for x: noise in y is learnt with them.
 Source: Daras, Shah, Dagan, Gollakota, Dimakis and Klivans 2023, arXiv 2305.19256, equations 3.2 and 3.3, section 3.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -28,7 +27,7 @@ from jax import Array
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers.denoiser import Base, Denoiser, bind, precondition
 from diffem_jax.denoisers.guidance import dps
-from diffem_jax.samplers.samplers import sample
+from diffem_jax.samplers import noise_ratio, sample
 from diffem_jax.types import DenoiseFn, Key, Observation, PyTree, Sampler, Schedule, TimeLaw
 
 Draw = Callable[[Key, PyTree, Observation], Array]
@@ -40,40 +39,29 @@ def hide_further(key: Key, mask: Array, probability: float) -> Array:
 
 
 def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Mask, sigma_data: float = 1.0) -> Denoiser:
-    """h(A~, A~ x_t, t): the network sees the masked noisy x and the mask, which is the observation's operator; never y.
+    """h(A~, A~ x_t, t): the batched network sees the masked noisy x and the mask, the observation's operator; never y.
 
     Its E[x | x_t] without a mask takes everything as shown, which no training example was: draw the prior by ``prior_draw``.
-
-    Args:
-        network: a batched network.
-        schedule: the noise schedule.
-        mask: a mask corruption.
-        sigma_data: the data's standard deviation.
     """
     everything = Observation(jnp.zeros(mask.shape), jnp.ones(mask.mask_shape))
 
     def scales(t: Array, operator: Array) -> tuple[Array, Array, Array]:
         """The noise ratio sigma / alpha, ratio^2 + sigma_data^2, and the standard deviation left open by entry."""
-        alpha, sigma = schedule(t)
-        ratio = sigma / alpha
+        ratio = noise_ratio(schedule, t)
         total = ratio**2 + sigma_data**2
         return ratio, total, jnp.where(mask.observed(operator), ratio * sigma_data * jax.lax.rsqrt(total), sigma_data)
 
     def base(observation: Observation, x_t: Array, t: Array) -> Base:
         operator = observation.operator
         ratio, total, std = scales(t, operator)
-        x = jnp.where(mask.observed(operator), x_t / schedule(t)[0], 0.0)
+        x = mask.keep_observed(x_t / schedule(t)[0], operator)
         scaled = x * jax.lax.rsqrt(total)
         return Base((sigma_data**2 / total) * x, std, scaled, jnp.log(ratio), operator.astype(jnp.float32))
 
-    return precondition(
-        network,
-        mask.shape,
-        jnp.zeros(mask.mask_shape),
-        prior=lambda x_t, t: base(everything, x_t, t),
-        posterior=base,
-        variance=lambda t, context: scales(t, (context or everything).operator)[2] ** 2,
-    )
+    def variance(t: Array, context: Observation | None) -> Array:
+        return scales(t, (context or everything).operator)[2] ** 2
+
+    return precondition(network, mask.shape, jnp.zeros(mask.mask_shape), partial(base, everything), base, variance)
 
 
 def ambient_loss(
@@ -88,14 +76,8 @@ def ambient_loss(
 ) -> Callable[[PyTree, Key, Observation], Array]:
     """The loss of one observation: the mean over the seen entries of weight |h(A~, A~ x_t, t) - y|^2.
 
-    Args:
-        denoiser: ``ambient_denoiser``.
-        schedule: the noise schedule.
-        mask: a mask corruption.
-        time_law: the distribution of t.
-        weight: (sigma / alpha, data_std) -> weight of the entries that stay seen; None is 1 / ``denoiser.variance``.
-        further: the probability that a seen entry is hidden from the network.
-        data_std: the data's standard deviation.
+    ``further`` is the probability that a seen entry is hidden from the network; ``weight`` is (sigma / alpha, data_std) ->
+    weight of the entries that stay seen, None for 1 / ``denoiser.variance``.
     """
 
     def loss(params: PyTree, key: Key, observation: Observation) -> Array:
@@ -104,15 +86,14 @@ def ambient_loss(
         given = hide_further(keys[0], operator, further)
         t = time_law.sample(keys[1])
         alpha, sigma = schedule(t)
-        seen, shown = mask.observed(operator), mask.observed(given)
-        y = jnp.where(seen, y, 0.0)
+        y = mask.keep_observed(y, operator)
         x_t = alpha * y + sigma * jax.random.normal(keys[2], y.shape)
         context = denoiser.prepare(Observation(y, given))
         x_hat = denoiser.posterior(params, context, x_t, t, keys[3])
         weights = 1 / denoiser.variance(t, context)
         if weight is not None:
-            weights = jnp.where(shown, weight(sigma / alpha, data_std), 1 / data_std**2)
-        return jnp.mean(jnp.where(seen, weights * (x_hat - y) ** 2, 0.0))
+            weights = jnp.where(mask.observed(given), weight(sigma / alpha, data_std), 1 / data_std**2)
+        return jnp.mean(mask.keep_observed(weights * (x_hat - y) ** 2, operator))
 
     return loss
 
@@ -130,7 +111,6 @@ def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, f
     """
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
-        del observation
         mask_key, key = jax.random.split(key)
         return sample(key, sampler, _fixed_mask(mask_key, params, denoiser, mask, further), times, mask.shape)
 
@@ -138,14 +118,7 @@ def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, f
 
 
 def posterior_draw(
-    denoiser: Denoiser,
-    sampler: Sampler,
-    times: Array,
-    schedule: Schedule,
-    mask: Mask,
-    *,
-    further: float,
-    step: float,
+    denoiser: Denoiser, sampler: Sampler, times: Array, schedule: Schedule, mask: Mask, *, further: float, step: float
 ) -> Draw:
     """Draws of p(x | y): the fixed-mask denoiser under the guidance of ``guidance.dps``.
 
@@ -167,7 +140,6 @@ def restoration(denoiser: Denoiser, times: Array, schedule: Schedule) -> Draw:
     """
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
-        del key
         alpha, _ = schedule(times[-1])
         return bind(denoiser, params, observation)(alpha * observation.y, times[-1])
 

@@ -3,8 +3,6 @@
 Each is (key, x [*S, C], strength) -> x; images lie in [-2, 2] and stay there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +23,7 @@ def shift(key: Key, x: Array, most: int = 4) -> Array:
     """Moves the image by up to ``most`` pixels along each spatial axis; what comes in is the image's reflection."""
     offsets = jax.random.randint(key, (x.ndim - 1,), 0, 2 * most + 1)
     padded = jnp.pad(x, [(most, most)] * (x.ndim - 1) + [(0, 0)], mode="reflect")
-    start = [offsets[i] for i in range(x.ndim - 1)]
-    return jax.lax.dynamic_slice(padded, [*start, jnp.zeros((), offsets.dtype)], x.shape)
+    return jax.lax.dynamic_slice(padded, [*offsets, jnp.zeros((), offsets.dtype)], x.shape)
 
 
 def saturation(key: Key, x: Array, factors: tuple[float, float] = (0.95, 1.05)) -> Array:
@@ -51,15 +48,10 @@ AUGMENTATIONS: dict[str, Callable[..., Array]] = {"flip": flip, "shift": shift, 
 
 
 def make(names: tuple[str, ...], shape: tuple[int, ...], **strengths: Any) -> Callable[[Key, Array], Array] | None:
-    """The augmentations of these names, one after another; None for none.
-
-    Args:
-        names: keys of ``AUGMENTATIONS``.
-        shape: the shape of x.
-        **strengths: their third arguments by name, where not the default.
+    """The augmentations of these names, one after another, their third arguments in ``strengths``; None for none.
 
     Raises:
-        UserError: an unknown name, or one that does not fit the shape.
+        UserError: an unknown name, or one that does not fit the shape of x.
     """
     for name in names:
         if name not in AUGMENTATIONS:

@@ -11,9 +11,8 @@ denoiser of this package has this form, and its file says which base:
     ``ambient``    mean = c_skip x_t where the mask shows x
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -36,8 +35,8 @@ class Denoiser(NamedTuple):
         either: (params, context, seen, x_t, t, dropout) -> the second where ``seen`` [] is true, else the first, by one
             evaluation of the network: for training with condition dropout.
         prepare: observation -> context, the work that is done once per draw rather than at every sampler step.
-        variance: (t, context) -> the variance of x given x_t and y that the base leaves open, in squared units of x / alpha:
-            by coordinate [*X], or a scalar where one value stands for all; of x given x_t alone for context None.
+        variance: (t, context) -> the variance of x given x_t and y (given x_t alone for context None) that the base leaves
+            open, in squared units of x / alpha: by coordinate [*X], or a scalar where one value stands for all.
     """
 
     init: Callable[[Key], PyTree]
@@ -49,45 +48,30 @@ class Denoiser(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What a base makes of (x_t, t), and of y where there is one.
+    """What a base makes of (x_t, t), and of y where there is one."""
 
-    Attributes:
-        mean: [*X], the answer where the network yields 0.
-        std: the scale of the network's output, a scalar or [*X].
-        x: [*X], x_t scaled for the network.
-        noise: log(sigma / alpha), [].
-        condition: what else the network sees, or None.
-    """
-
-    mean: Array
-    std: Array
-    x: Array
-    noise: Array
-    condition: Array | None
+    mean: Array  # [*X], the answer where the network yields 0
+    std: Array  # the scale of the network's output, a scalar or [*X]
+    x: Array  # [*X], x_t scaled for the network
+    noise: Array  # log(sigma / alpha), []
+    condition: Array | None  # what else the network sees
 
 
 def precondition(
     network: nn.Module,
     shape: tuple[int, ...],
     blank: Array | None,
-    *,
     prior: Callable[[Array, Array], Base],
     posterior: Callable[[PyTree, Array, Array], Base],
     variance: Callable[[Array, PyTree | None], Array],
     prepare: Callable[[Observation], PyTree] = lambda observation: observation,
     project: Callable[[PyTree, Array, Array], Array] = lambda context, t, out: out,
 ) -> Denoiser:
-    """The denoiser mean + std P F(x, noise, condition) of a base and a network F.
+    """The denoiser mean + std P F(x, noise, condition) of a base and a batched network F (see ``diffem_jax.networks``).
 
-    Args:
-        network: a batched network (see ``diffem_jax.networks``).
-        shape: the shape of x.
-        blank: an array of the condition's shape, or None.
-        prior: (x_t, t) -> base.
-        posterior: (context, x_t, t) -> base.
-        variance: as in ``Denoiser``.
-        prepare: as in ``Denoiser``.
-        project: (context, t, r [*X]) -> P r, of posteriors alone.
+    ``prior`` is (x_t, t) -> base and ``posterior`` (context, x_t, t) -> base, for x of ``shape``; ``blank`` is an array of
+    the condition's shape, or None; ``project`` is (context, t, r [*X]) -> P r, of posteriors alone; ``variance`` and
+    ``prepare`` are as in ``Denoiser``.
     """
 
     def init(key: Key) -> PyTree:
@@ -111,9 +95,7 @@ def precondition(
     def denoise_either(
         params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key | None
     ) -> Array:
-        def choose(a: Array, b: Array) -> Array:
-            return jnp.where(seen, a, b)
-
+        choose = partial(jnp.where, seen)
         base = jax.tree.map(choose, posterior(context, x_t, t), prior(x_t, t))
         out = evaluate(params, base, dropout)
         return base.mean + base.std * choose(project(context, t, out), out)
@@ -124,13 +106,9 @@ def precondition(
 def bind(
     denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1.0
 ) -> DenoiseFn:
-    """(x_t, t) -> x-hat for given parameters and observation.
+    """(x_t, t) -> x-hat for given parameters and observation; without an observation that of the prior.
 
-    Args:
-        denoiser: the family.
-        params: its parameters.
-        observation: y and its operator; None for the prior.
-        guidance: w in prior + w (posterior - prior), for networks trained with condition dropout; 1 is the posterior.
+    ``guidance`` is w in prior + w (posterior - prior), for networks trained with condition dropout; 1 is the posterior.
     """
     if observation is None:
         return lambda x_t, t: denoiser.prior(params, x_t, t, None)

@@ -8,8 +8,6 @@ with s the data's standard deviation (for a schedule with alpha_t read x_t / alp
 Source: Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +18,7 @@ from jax import Array
 from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, precondition
 from diffem_jax.gaussians.gaussians import Mixture, mixture_posterior_mean
 from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule
 
 
@@ -30,16 +29,10 @@ def edm_denoiser(
     shape: tuple[int, ...],
     sigma_data: float = 1.0,
 ) -> Denoiser:
-    """The published preconditioning; with ``corruption`` None the denoiser is unconditional and looks at no observation.
+    """The published preconditioning of a batched network, for x of ``shape`` and standard deviation ``sigma_data``.
 
-    The variance left open is that of N(mu, sigma_data^2 I) given x_t: the base does not use y.
-
-    Args:
-        network: a batched network (see ``diffem_jax.networks``).
-        schedule: the noise schedule.
-        corruption: gives the condition array, or None.
-        shape: the shape of x.
-        sigma_data: the data's standard deviation.
+    The corruption gives the condition array; with None the denoiser is unconditional and looks at no observation. The
+    variance left open is that of N(mu, sigma_data^2 I) given x_t: the base does not use y.
     """
     blank = None if corruption is None else blank_condition(corruption, shape)
 
@@ -51,17 +44,13 @@ def edm_denoiser(
         return Base((sigma_data**2 / total) * x, ratio * sigma_data * c_in, x * c_in, jnp.log(ratio), condition)
 
     def variance(t: Array, context: PyTree | None) -> Array:
-        del context
-        alpha, sigma = schedule(t)
-        ratio = sigma / alpha
+        ratio = noise_ratio(schedule, t)
         return sigma_data**2 * ratio**2 / (ratio**2 + sigma_data**2)
 
     def prepare(observation: Observation) -> Array | None:
         return None if corruption is None else corruption.condition(observation)
 
-    return precondition(
-        network, shape, blank, prior=partial(base, blank), posterior=base, variance=variance, prepare=prepare
-    )
+    return precondition(network, shape, blank, partial(base, blank), base, variance, prepare)
 
 
 def gaussian_denoiser(

@@ -9,11 +9,8 @@ as x-hat = (x_t + sigma_t^2 score) / alpha_t (Tweedie's formula). With q = N(A x
     (sigma_t^2 / alpha_t) grad log q(y | x_t) = (sigma_t^2 / alpha_t) J^T A^T C^-1 (y - A x-hat),   J = d x-hat / d x_t.
 
 Each is called with ``denoise`` (x_t, t) -> E[x | x_t], its noise ``schedule``, the ``corruption`` and the ``observation``, y
-and its operator, and returns (x_t, t) -> an estimate of E[x | x_t, y]; so is one of your own. A covariance heuristic for
-``mmps`` is a line in ``COVARIANCES``.
+and its operator, and returns (x_t, t) -> an estimate of E[x | x_t, y]; so is one of your own.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -26,39 +23,24 @@ from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
 
 MatVec = Callable[[Array], Array]
-CovarianceFn = Callable[[MatVec, Array, Array, Gaussian | None], MatVec]
-"""(pull, alpha, sigma, moments) -> (u -> V u), V a guess of Cov[x | x_t]; ``pull`` is u -> (sigma^2 / alpha) J^T u."""
-
-
-def _jacobian(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """V = (sigma^2 / alpha) J^T, which is Cov[x | x_t] itself where the denoiser is exact."""
-    del alpha, sigma, moments
-    return pull
-
-
-def _cov_x(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """V = (cov_x^-1 + (alpha / sigma)^2 I)^-1: what Cov[x | x_t] would be, were x Gaussian with covariance cov_x."""
-    del pull
-    assert moments is not None
-    given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
-    return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
-
-
-def _cov_t(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """V = (sigma / alpha)^2 I, the limit of 'cov_x' for data that are spread much wider than the noise."""
-    del pull, moments
-    variance = (sigma / alpha) ** 2
-    return lambda u: variance * u
-
-
-def _zeros(pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """V = 0: y is taken to depend on x-hat and the noise alone, of which there must be some."""
-    del pull, alpha, sigma, moments
-    return jnp.zeros_like
-
-
-COVARIANCES: dict[str, CovarianceFn] = {"jacobian": _jacobian, "cov_x": _cov_x, "cov_t": _cov_t, "zeros": _zeros}
+COVARIANCES = ("jacobian", "cov_x", "cov_t", "zeros")
 """The covariance heuristics of Rozet et al. 2024 under the names of its authors' code."""
+
+
+def guess_covariance(name: str, pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
+    """The product u -> V u with V a guess of Cov[x | x_t], where ``pull`` is u -> (sigma^2 / alpha) J^T u.
+
+    'jacobian' is ``pull``, which is Cov[x | x_t] itself where the denoiser is exact; 'cov_x' is
+    (cov_x^-1 + (alpha / sigma)^2 I)^-1, what it would be, were x Gaussian with the covariance of ``moments``; 'cov_t' is
+    (sigma / alpha)^2 I, the limit of that for data that are spread much wider than the noise; with 'zeros' y is taken to
+    depend on x-hat and the noise alone, of which there must be some.
+    """
+    if name == "cov_x":
+        assert moments is not None
+        given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
+        return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
+    variance = (sigma / alpha) ** 2
+    return {"jacobian": pull, "cov_t": lambda u: variance * u, "zeros": jnp.zeros_like}[name]
 
 
 def mmps(
@@ -79,14 +61,8 @@ def mmps(
     x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is only nearly
     a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
 
-    Args:
-        denoise: of the prior.
-        schedule: its noise schedule.
-        corruption: a linear corruption.
-        observation: y and its operator.
-        iterations: conjugate-gradient iterations at most, at least 1; published: 1 to 5.
-        covariance: a name in ``COVARIANCES``, V.
-        moments: the Gaussian with the data's covariance, which 'cov_x' needs.
+    ``iterations`` of conjugate gradients are done at most, at least 1 (published: 1 to 5); ``covariance`` names V in
+    ``COVARIANCES``; ``moments`` is the Gaussian with the data's covariance, which 'cov_x' needs.
 
     Source: Rozet et al. 2024, arXiv 2405.13712, section 4.2.
     """
@@ -94,7 +70,7 @@ def mmps(
     noise = corruption.noise_level(operator) ** 2
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
-        apply = COVARIANCES[covariance](pull, alpha, sigma, moments)
+        apply = guess_covariance(covariance, pull, alpha, sigma, moments)
 
         def matvec(u: Array) -> Array:
             return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
@@ -121,7 +97,6 @@ def pigdm(
     """
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
-        del pull
         variance = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
         return corruption.solve_gram(r, observation.operator, variance)
 
@@ -163,13 +138,12 @@ def consistent(
     """x-hat moved until it agrees with y to within the noise: x-hat + w J^T r, r = y - A(x-hat), J = dA / dx, repeatedly.
 
     The weight w = max(0, 1 - sum_i v_i / |r|^2), with v_i the noise's variance of each measured entry given x-hat, lets the
-    steps end where the misfit is the noise's. It is the nonlinear stand-in for the closed forms of the linear corruptions,
-    made for a denoiser that has seen y already, and for an A that has a derivative where x-hat is and does not stretch, as
-    phase retrieval: clipping has none where it clips, and the steps need not converge through JPEG's rounding.
+    steps end where the misfit is the noise's. It is made for a denoiser that has seen y already, and for an A that has a
+    derivative where x-hat is and does not stretch, as phase retrieval: clipping has none where it clips, and the steps need
+    not converge through JPEG's rounding.
 
     Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
     """
-    del schedule  # all transforms are called alike
     operator = observation.operator
     measured = corruption.observed(operator)
 
@@ -226,9 +200,8 @@ def _gaussian_likelihood(
         step = pull(corruption.adjoint(weights, observation.operator))
         if not bounded:
             return x_hat + step
-        # V A^T M^-1 r with a covariance V never takes A x-hat past y, and the first of several conjugate-gradient
-        # iterations not far. A network's Jacobian is only nearly a covariance: where it is not, steps have no bound, and
-        # a few draws run away and spoil the next round. Beyond twice the residual a step is shortened.
+        # V A^T M^-1 r with a covariance V never takes A x-hat past y. A network's Jacobian is only nearly a covariance: where
+        # it is not, steps have no bound, and a few draws run away and spoil the next round.
         reach = jnp.sum(corruption.forward(step, observation.operator) ** 2)
         allowed = 4 * jnp.sum(residual**2)
         return x_hat + jnp.where(reach > allowed, jnp.sqrt(allowed / jnp.where(reach > 0, reach, 1.0)), 1.0) * step
@@ -238,6 +211,5 @@ def _gaussian_likelihood(
 
 def misfit(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
     """Y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
-    r = observation.y - corruption.forward(x_hat, observation.operator)
-    seen = corruption.observed(observation.operator)
-    return r if seen is True else jnp.where(seen, r, 0.0)
+    y, operator = observation
+    return corruption.keep_observed(y - corruption.forward(x_hat, operator), operator)

@@ -3,8 +3,6 @@
 E lambda(t) |d(alpha x + sigma z, t | y') - x|^2,  lambda = 1/sigma^2 + 1/s^2,  y' ~ p(y | x) drawn afresh
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -40,8 +38,11 @@ class BetaMixture:
 
     def sample(self, key: Key) -> Array:
         """One t."""
+        from scipy import stats  # a dependency of jax itself
+
         choice_key, beta_key = jax.random.split(key)
-        table = jnp.asarray(self._quantiles())
+        levels = np.linspace(0.0, 1.0, 1025)
+        table = jnp.asarray(np.stack([stats.beta.ppf(levels, a, b) for a, b in self.components]), jnp.float32)
         row = jax.random.randint(choice_key, (), 0, len(self.components))
         # Inverse of a tabulated distribution function: jax.random.beta rejects in a loop, which costs more than a
         # small network's update.
@@ -49,13 +50,6 @@ class BetaMixture:
         floor = jnp.floor(u)
         low, frac = floor.astype(jnp.int32), u - floor
         return table[row, low] * (1 - frac) + table[row, jnp.minimum(low + 1, table.shape[1] - 1)] * frac
-
-    def _quantiles(self) -> np.ndarray:
-        # scipy is a dependency of jax itself.
-        from scipy import stats
-
-        u = np.linspace(0.0, 1.0, 1025)
-        return np.stack([stats.beta.ppf(u, a, b) for a, b in self.components]).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +65,7 @@ class LogNormal:
 
     def sample(self, key: Key) -> Array:
         """One t."""
-        sigma = jnp.exp(self.mean + self.std * jax.random.normal(key))
-        return time_at(self.schedule, sigma)
+        return time_at(self.schedule, jnp.exp(self.mean + self.std * jax.random.normal(key)))
 
 
 TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {"uniform": Uniform, "beta": BetaMixture, "log_normal": LogNormal}
@@ -82,8 +75,9 @@ def snr_weight(sigma: Array, data_std: float) -> Array:
     """1 / sigma^2 + 1 / data_std^2 for sigma = sigma_t / alpha_t: the published weight (data_std = 1).
 
     It is also the inverse variance of x given x_t under N(mu, data_std^2 I), hence the natural weight of the
-    'posterior' preconditioning. Source: Hosseintabar et al. 2025, arXiv 2510.12691; Karras et al. 2022,
-    arXiv 2206.00364, equation 8.
+    'posterior' preconditioning.
+
+    Source: Hosseintabar et al. 2025, arXiv 2510.12691; Karras et al. 2022, arXiv 2206.00364, equation 8.
     """
     return 1 / sigma**2 + 1 / data_std**2
 
@@ -113,20 +107,14 @@ def denoising_loss(
 ) -> Callable[[PyTree, Key, PyTree], Array]:
     """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
 
-    Args:
-        denoiser: what is trained.
-        schedule: the noise schedule.
-        corruption: p(y | x), drawn afresh at every call; None trains the prior, without an observation.
-        time_law: the distribution of t.
+    It is (params, key, x [*X]) -> loss []. A ``corruption`` of None trains the prior, without an observation.
+
+    Args beyond those of the formula:
         weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.variance``, averaged over coordinates, so
             that every noise level counts by what the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
-        data_std: the data's standard deviation.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
-        operators: 'law' draws the operator of y' as the corruption does; with 'data' it is given beside x.
-
-    Returns:
-        (params, key, x [*X]) -> loss []; for operators 'data' (params, key, (x, operator)) -> loss [].
+        operators: 'law' draws the operator of y' as the corruption does; with 'data' x comes as (x, operator).
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.
     """

@@ -14,9 +14,8 @@ the prior's: no y, and E[x | x_t] of the fitted start as m. The network's last l
 denoiser is the start's own. For a schedule with alpha_t read x_t / alpha_t and sigma_t / alpha_t.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -33,23 +32,19 @@ from diffem_jax.gaussians.gaussians import (
     posterior_moments,
 )
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
+from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import LinearCorruption, Observation, PyTree, Schedule
 
 
 class Moments(NamedTuple):
-    """What is computed once per draw: the condition array, and the prior's mean and variance of x given y.
-
-    Attributes:
-        observation: y and its operator.
-        condition: what the network sees of them.
-        mean: E[x | y], [*X].
-        variance: Var[x | y] by coordinate [*X], or its average [] where the corruption has closed forms for that alone.
-    """
+    """What is computed once per draw: the condition array, and the prior's mean and variance of x given y."""
 
     observation: Observation
     condition: Array
-    mean: Array
-    variance: Array
+    mean: Array  # E[x | y], [*X]
+    variance: (
+        Array  # Var[x | y] by coordinate [*X], or its average [] where the corruption has closed forms for that alone
+    )
 
 
 def observation_moments(corruption: LinearCorruption, prior: Mixture, observation: Observation) -> Moments:
@@ -64,12 +59,8 @@ def posterior_denoiser(
 ) -> Denoiser:
     """The equations above: the prior's exact E[x | x_t, y] at every noise level, and the network for the rest.
 
-    Args:
-        network: a batched network; it sees m beside the condition.
-        schedule: the noise schedule.
-        corruption: a linear corruption.
-        shape: the shape of x.
-        base: the prior: an isotropic Gaussian (``isotropic_base``) or any mixture.
+    The prior ``base`` is an isotropic Gaussian (``isotropic_base``) or any mixture; the batched network sees m beside the
+    condition.
     """
     blank = blank_condition(corruption, shape)
     _, spread = overall_moments(base)
@@ -80,7 +71,7 @@ def posterior_denoiser(
 
     def prior(x_t: Array, t: Array) -> Base:
         x, ratio = rescaled(schedule, x_t, t)
-        return at(mixture_posterior_mean(None, base, x, jnp.ones(()), ratio, None), x, ratio, blank)
+        return at(mean_given_noisy(base, x, ratio), x, ratio, blank)
 
     def posterior(context: Moments, x_t: Array, t: Array) -> Base:
         x, ratio = rescaled(schedule, x_t, t)
@@ -90,16 +81,9 @@ def posterior_denoiser(
     def project(context: Moments, t: Array, out: Array) -> Array:
         return open_part(corruption, context.observation.operator, combined(spread, noise_ratio(schedule, t)), out)
 
-    return precondition(
-        network,
-        shape,
-        attach(jnp.zeros(shape), blank),
-        prior=prior,
-        posterior=posterior,
-        variance=left_by_context(schedule, base),
-        prepare=lambda observation: observation_moments(corruption, base, observation),
-        project=project,
-    )
+    variance, prepare = left_by_context(schedule, base), partial(observation_moments, corruption, base)
+    empty = attach(jnp.zeros(shape), blank)
+    return precondition(network, shape, empty, prior, posterior, variance, prepare, project)
 
 
 def moments_denoiser(
@@ -116,13 +100,6 @@ def moments_denoiser(
     leaves open: an observed pixel's d is the noise's variance. Where A A^T is not diagonal (blurs, projections) the d of
     single coordinates do not say which directions are seen; there m takes in y once more and the network's output is
     projected by P. Without an observation m is the start's own E[x | x_t] and v what that leaves open on average.
-
-    Args:
-        network: a batched network; it sees m and m_y beside the condition.
-        schedule: the noise schedule.
-        corruption: a linear corruption.
-        shape: the shape of x.
-        start: the fitted start.
     """
     blank = blank_condition(corruption, shape)
     prior_mean, spread = overall_moments(start)
@@ -140,8 +117,7 @@ def moments_denoiser(
 
     def prior(x_t: Array, t: Array) -> Base:
         x, ratio = rescaled(schedule, x_t, t)
-        m = mixture_posterior_mean(None, start, x, jnp.ones(()), ratio, None)
-        return at(m, left(ratio), x, ratio, prior_mean, blank)
+        return at(mean_given_noisy(start, x, ratio), left(ratio), x, ratio, prior_mean, blank)
 
     def posterior(context: Moments, x_t: Array, t: Array) -> Base:
         x, ratio = rescaled(schedule, x_t, t)
@@ -159,45 +135,32 @@ def moments_denoiser(
         v = combined(context.variance, noise_ratio(schedule, t))
         return open_part(corruption, context.observation.operator, v, out)
 
-    return precondition(
-        network,
-        shape,
-        attach(jnp.zeros(shape), jnp.zeros(shape), blank),
-        prior=prior,
-        posterior=posterior,
-        variance=left_by_context(schedule, start),
-        prepare=prepare,
-        project=project,
-    )
+    empty = attach(jnp.zeros(shape), jnp.zeros(shape), blank)
+    return precondition(network, shape, empty, prior, posterior, left_by_context(schedule, start), prepare, project)
 
 
 def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...], start: Mixture) -> Denoiser:
     """The prior's denoiser that begins as the fitted start, x-hat = m + sqrt(v) F(c_in x_t, m, log sigma).
 
     m is the start's exact E[x | x_t] and v what it leaves open on average (``left_open``). It looks at no observation.
-
-    Args:
-        network: a batched network.
-        schedule: the noise schedule.
-        shape: the shape of x.
-        start: the fitted start.
     """
     _, spread = overall_moments(start)
     left = left_open(start)
 
     def prior(x_t: Array, t: Array) -> Base:
         x, ratio = rescaled(schedule, x_t, t)
-        m = mixture_posterior_mean(None, start, x, jnp.ones(()), ratio, None)
+        m = mean_given_noisy(start, x, ratio)
         return Base(m, jnp.sqrt(left(ratio)), x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), m)
 
-    return precondition(
-        network,
-        shape,
-        jnp.zeros(shape),
-        prior=prior,
-        posterior=lambda context, x_t, t: prior(x_t, t),
-        variance=lambda t, context: left(noise_ratio(schedule, t)),
-    )
+    def posterior(context: PyTree, x_t: Array, t: Array) -> Base:
+        return prior(x_t, t)
+
+    return precondition(network, shape, jnp.zeros(shape), prior, posterior, lambda t, _: left(noise_ratio(schedule, t)))
+
+
+def mean_given_noisy(prior: Mixture, x: Array, ratio: Array) -> Array:
+    """E[x | x + ratio e] under a mixture."""
+    return mixture_posterior_mean(None, prior, x, jnp.ones(()), ratio, None)
 
 
 def open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array) -> Array:
@@ -218,12 +181,6 @@ def left_by_context(schedule: Schedule, start: Mixture) -> Callable[[Array, Mome
 def combined(variance: Array, ratio: Array) -> Array:
     """The variance 1 / (1/variance + 1/ratio^2) that remains of x once x + ratio e is known."""
     return variance * ratio**2 / (variance + ratio**2)
-
-
-def noise_ratio(schedule: Schedule, t: Array) -> Array:
-    """The noise of x_t in units of x, sigma_t / alpha_t."""
-    alpha, sigma = schedule(t)
-    return sigma / alpha
 
 
 def rescaled(schedule: Schedule, x_t: Array, t: Array) -> tuple[Array, Array]:

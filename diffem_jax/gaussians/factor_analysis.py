@@ -7,8 +7,6 @@ Source: Rubin and Thayer 1982, "EM algorithms for ML factor analysis"; Ghahraman
 mixtures of factor analyzers"; the missing-data form follows from conditioning on y in place of x.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,21 +21,13 @@ from diffem_jax.types import Key, LinearCorruption, Observation, example_keys
 
 
 class Sums(NamedTuple):
-    """Expected sufficient statistics of the examples seen so far, one leading axis K for the components.
+    """Expected sufficient statistics of the examples seen so far, one leading axis K for the components."""
 
-    Attributes:
-        weight: [K], responsibilities.
-        zz: [K, R + 1, R + 1], E[z' z'^T] with z' = (z, 1).
-        ez: [K, R + 1, *X], E[z' e] with e = x - loading z'.
-        ee: [K, *X], E[e^2].
-        log_prob: [], the observed log-likelihood up to a constant.
-    """
-
-    weight: Array
-    zz: Array
-    ez: Array
-    ee: Array
-    log_prob: Array
+    weight: Array  # [K], responsibilities
+    zz: Array  # [K, R + 1, R + 1], E[z' z'^T] with z' = (z, 1)
+    ez: Array  # [K, R + 1, *X], E[z' e] with e = x - loading z'
+    ee: Array  # [K, *X], E[e^2]
+    log_prob: Array  # [], the observed log-likelihood up to a constant
 
 
 @full_precision
@@ -81,8 +71,7 @@ def _batch_sums(
 def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixture, Sums]:
     """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised.
 
-    Returns:
-        the new mixture, and the same sums in its coordinates: with e and z of the new loading.
+    Yields the new mixture, and the same sums in its coordinates: with e and z of the new loading.
     """
     scalar_variance = mixture.components.variance.ndim == 1
 
@@ -108,9 +97,8 @@ def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixt
             root = cholesky(z_cov)
             factor = (root.T @ factor.reshape(rank, -1)).reshape(factor.shape)
             # z = z_mean + root z'.
-            back = jnp.pad(
-                solve_lower(root, jnp.concatenate([jnp.eye(rank), -z_mean[:, None]], axis=1)), ((0, 1), (0, 0))
-            )
+            back = solve_lower(root, jnp.concatenate([jnp.eye(rank), -z_mean[:, None]], axis=1))
+            back = jnp.pad(back, ((0, 1), (0, 0)))
             back = back + jnp.diag(jnp.concatenate([jnp.zeros(rank), jnp.ones(1)]))
             zz, ez = back @ zz @ back.T, expand(back.T, ez)
         return Gaussian(mean, variance, factor), (zz, ez, ee)
@@ -123,9 +111,8 @@ def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixt
 def zero_sums(mixture: Mixture) -> Sums:
     """Sums over no example."""
     k, r, *shape = mixture.components.factor.shape
-    return Sums(
-        jnp.zeros(k), jnp.zeros((k, r + 1, r + 1)), jnp.zeros((k, r + 1, *shape)), jnp.zeros((k, *shape)), jnp.zeros(())
-    )
+    shapes = (k,), (k, r + 1, r + 1), (k, r + 1, *shape), (k, *shape), ()
+    return Sums(*map(jnp.zeros, shapes))
 
 
 def make_em_iteration(
@@ -137,16 +124,14 @@ def make_em_iteration(
             -> (mixture, sums, log-likelihood)
 
     The M-step takes (1 - step_size) sums + step_size (the sums of these observations): step_size 1 is EM over them,
-    smaller ones are stepwise EM, which moves many times in a pass over the data.
+    smaller ones are stepwise EM, which moves many times in a pass over the data. The log-likelihood is that of the mixture
+    that came in, a mean over examples. The function is jitted.
 
     Args:
         corruption: the linear corruption.
         variance_floor: the least variance of a coordinate, which keeps float32 factorisations sound.
         batch_size: examples in memory at once; N must be a multiple of it (pad, and give the padding present = 0).
             ``present`` may hold a common weight other than 1, by which a minibatch stands for the set.
-
-    Returns:
-        the jitted function; the log-likelihood is that of the mixture that came in, a mean over examples.
 
     Source: Cappe and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
     """

@@ -1,12 +1,8 @@
 """Gaussians and mixtures of them under linear corruptions: exact conditioning, evidence and posterior draws.
 
-Everything is for one example and needs of the corruption what ``Linear`` gives: ``forward``, ``adjoint``, ``solve_gram``,
-``log_det_gram`` and the noise. With a prior
-N(mean, D + U^T U) (diagonal plus low rank) and C = A (D + U^T U) A^T + noise_std^2 I, Woodbury's identity leaves one
-solve with G = A D A^T + noise_std^2 I and one R x R factor.
+Everything is for one example. With a prior N(mean, D + U^T U) (diagonal plus low rank) and
+C = A (D + U^T U) A^T + noise_std^2 I, Woodbury's identity leaves one solve with G = A D A^T + noise_std^2 I and one R x R factor.
 """
-
-from __future__ import annotations
 
 import math
 from typing import NamedTuple
@@ -44,37 +40,19 @@ class Mixture(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """The distribution of x = mean_0 + U^T z + e given y, with what EM needs of the latent z.
+    """The distribution of x = mean_0 + U^T z + e given y, with what EM needs of the latent z."""
 
-    Attributes:
-        mean: E[x | y], [*X].
-        residual: E[e | y], [*X].
-        z: E[z | y], [R].
-        root: the Cholesky factor [R, R] of the precision of z given y.
-        hidden: D A^T G^-1 A U^T, [R, *X]: e given z moves by -hidden^T (z - E[z | y]).
-        log_prob: log p(y) up to a constant that depends on the operator alone.
-    """
-
-    mean: Array
-    residual: Array
-    z: Array
-    root: Array
-    hidden: Array
-    log_prob: Array
+    mean: Array  # E[x | y], [*X]
+    residual: Array  # E[e | y], [*X]
+    z: Array  # E[z | y], [R]
+    root: Array  # the Cholesky factor [R, R] of the precision of z given y
+    hidden: Array  # D A^T G^-1 A U^T, [R, *X]: e given z moves by -hidden^T (z - E[z | y])
+    log_prob: Array  # log p(y) up to a constant that depends on the operator alone
 
 
 @full_precision
 def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, observation: Observation) -> Posterior:
-    """Conditions a Gaussian prior on y = A x + n.
-
-    Args:
-        corruption: the linear corruption.
-        prior: the Gaussian distribution of x.
-        observation: y and its operator.
-
-    Returns:
-        the exact posterior's mean and latent moments, and the log evidence.
-    """
+    """Conditions a Gaussian prior on y = A x + n: the exact posterior's mean and latent moments, and the log evidence."""
     y, operator = observation
     rank = prior.factor.shape[0]
     r = y - corruption.forward(prior.mean, operator)
@@ -114,18 +92,7 @@ def condition_on_both(
 
         I + alpha^2 U (alpha^2 D + sigma^2 I)^-1 U^T + W (A diag(v) A^T + noise_std^2 I)^-1 W^T,
 
-    with W^T = A diag(sigma^2 / (alpha^2 D + sigma^2)) U^T.
-
-    Args:
-        corruption: the linear corruption.
-        prior: the Gaussian distribution of x.
-        x_t: alpha x + sigma e, [*X].
-        alpha: its signal level.
-        sigma: its noise level, > 0.
-        observation: y and its operator.
-
-    Returns:
-        the conditional mean [*X], and the log evidence [].
+    with W^T = A diag(sigma^2 / (alpha^2 D + sigma^2)) U^T. Here x_t = alpha x + sigma e, sigma > 0.
     """
     y, operator = observation
     rank = prior.factor.shape[0]
@@ -166,19 +133,7 @@ def mixture_posterior_mean(
     sigma: Array,
     observation: Observation | None,
 ) -> Array:
-    """E[x | x_t, y] for a mixture prior, in closed form; without an observation E[x | x_t].
-
-    Args:
-        corruption: the linear corruption, unused without an observation.
-        mixture: the distribution of x.
-        x_t: alpha x + sigma e, [*X].
-        alpha: its signal level.
-        sigma: its noise level.
-        observation: y and its operator, or None.
-
-    Returns:
-        the conditional mean [*X].
-    """
+    """E[x | x_t, y] [*X] for a mixture prior and x_t = alpha x + sigma e, in closed form; without an observation E[x | x_t]."""
 
     def one(component: Gaussian) -> tuple[Array, Array]:
         if observation is None or corruption is None:
@@ -218,14 +173,6 @@ def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observatio
 
     The variance is exact where the corruption's Gram matrix is diagonal or x is small; elsewhere (blurs, Fourier
     sampling) every coordinate of a component gets the average variance, estimated by one sign vector.
-
-    Args:
-        corruption: the linear corruption.
-        mixture: the distribution of x.
-        observation: y and its operator.
-
-    Returns:
-        mean and variance.
     """
 
     def one(component: Gaussian) -> tuple[Array, Array, Array]:
@@ -262,15 +209,6 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
         x = x' + S A^T (A S A^T + noise_std^2 I)^-1 (y - A x' - n').
 
     Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
-
-    Args:
-        key: the draw's key.
-        corruption: the linear corruption.
-        mixture: the distribution of x.
-        observation: y and its operator.
-
-    Returns:
-        x, [*X].
     """
     choice_key, prior_key, noise_key = jax.random.split(key, 3)
     evidence = jax.vmap(lambda c: condition_on_observation(corruption, c, observation).log_prob)(mixture.components)

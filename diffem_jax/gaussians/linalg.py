@@ -3,8 +3,6 @@
 Everything is in full float32, whatever an accelerator does by default (``full_precision``).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -57,14 +55,8 @@ def conjugate_gradient(
     others go on. The derivative is that of the solution, A dx = db - dA x, by one more solve
     (``jax.lax.custom_linear_solve``), not that of the iterations, whose derivative is not finite once they have converged.
 
-    Args:
-        matvec: x -> A x, for arrays of b's shape.
-        b: the right-hand side, any shape.
-        iterations: how many at most, at least 1.
-        precondition: r -> M r with a symmetric positive definite M near A^-1.
-
-    Returns:
-        x of b's shape.
+    ``matvec`` is x -> A x for arrays of b's shape, which may be any; ``precondition`` is r -> M r with a symmetric positive
+    definite M near A^-1.
 
     Source: Hestenes and Stiefel 1952; Concus, Golub and O'Leary 1976 for the preconditioned form.
     """
@@ -98,12 +90,8 @@ def conjugate_gradient(
 def quadratic_log(matvec: Callable[[Array], Array], z: Array, steps: int) -> Array:
     """z^T log(A) z for a symmetric positive definite A, by Gauss quadrature of so many Lanczos steps from z.
 
-    For a z of random signs its mean is log det A.
-
-    Args:
-        matvec: x -> A x, for arrays of z's shape.
-        z: any shape, not 0.
-        steps: how many, at most z's number of entries.
+    For a z of random signs its mean is log det A. ``matvec`` is x -> A x for arrays of z's shape; z is not 0, and the steps
+    are at most as many as its entries.
 
     Source: Golub and Meurant 1994; Ubaru, Chen and Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature".
     """
@@ -210,14 +198,8 @@ def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) 
     With x = mean + factor^T z + e', z ~ N(0, I): given z the coordinates are independent, and z itself has the
     precision I + factor (variance + (sigma / alpha)^2)^-1 factor^T given x_t.
 
-    Args:
-        prior: the distribution of x.
-        x_t: the noisy point [*X].
-        alpha: its signal level, a scalar >= 0 (0 leaves the prior).
-        sigma: its noise level, a scalar > 0.
-
-    Returns:
-        the conditional Gaussian, and log N(x_t; alpha mean, alpha^2 cov + sigma^2 I) up to a constant.
+    ``alpha`` >= 0 (0 leaves the prior) and ``sigma`` > 0 are scalars. The second result is
+    log N(x_t; alpha mean, alpha^2 cov + sigma^2 I) up to a constant.
     """
     total = alpha**2 * prior.variance + sigma**2
     residual = x_t - alpha * prior.mean

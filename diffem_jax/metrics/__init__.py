@@ -11,50 +11,14 @@
 
 from diffem_jax.metrics.base import Estimate, mean_estimate
 from diffem_jax.metrics.features import Manifolds, frechet_distance, kernel_distance, precision_recall_density_coverage
-from diffem_jax.metrics.paired import accuracy, from_uint8, psnr, psnr_per_example, ssim, to_uint8, train_classifier
+from diffem_jax.metrics.paired import accuracy, psnr, psnr_per_example, ssim, to_uint8, train_classifier
 from diffem_jax.metrics.perceptual import EXTRACTORS, fidelity, lpips
 from diffem_jax.metrics.posterior import LEVELS, coverage, coverage_shares, crps, spread, tarp, tarp_shares
-from diffem_jax.metrics.scores import observation_score, observation_scores, paired_difference
+from diffem_jax.metrics.scores import observation_scores
 from diffem_jax.metrics.transport import (
-    observation_distance,
     observation_features,
     sinkhorn_cost,
     sinkhorn_divergence,
     sinkhorn_floor,
     sliced_wasserstein,
 )
-
-__all__ = [
-    "EXTRACTORS",
-    "LEVELS",
-    "Estimate",
-    "Manifolds",
-    "accuracy",
-    "coverage",
-    "coverage_shares",
-    "crps",
-    "fidelity",
-    "frechet_distance",
-    "from_uint8",
-    "kernel_distance",
-    "lpips",
-    "mean_estimate",
-    "observation_distance",
-    "observation_features",
-    "observation_score",
-    "observation_scores",
-    "paired_difference",
-    "precision_recall_density_coverage",
-    "psnr",
-    "psnr_per_example",
-    "sinkhorn_cost",
-    "sinkhorn_divergence",
-    "sinkhorn_floor",
-    "sliced_wasserstein",
-    "spread",
-    "ssim",
-    "tarp",
-    "tarp_shares",
-    "to_uint8",
-    "train_classifier",
-]

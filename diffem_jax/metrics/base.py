@@ -1,7 +1,5 @@
 """What every measure returns, and the checks that they share."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -12,12 +10,9 @@ from diffem_jax.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """A measured number.
+    """A measured number, its standard error, and how many samples stand behind it (each measure says of what).
 
-    Attributes:
-        value: the number.
-        standard_error: its standard error, None where the measure has none or one sample gives none.
-        samples: how many samples stand behind it (each measure says of what).
+    The error is None where the measure has none or one sample gives none.
     """
 
     value: float

@@ -3,8 +3,6 @@
 The features may come from any function: pixels themselves, a classifier's last layer, an Inception network's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,17 +19,11 @@ def _features(x: ArrayLike) -> np.ndarray:
 
 
 def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
-    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the squared W2 distance of the fitted Gaussians.
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the squared W2 distance of the Gaussians fitted to [N, D] and [M, D].
 
-    It is biased upwards for few samples, so compare only values of equally many.
-
-    Args:
-        features_x: features of the reconstructions [N, D].
-        features_y: features of the truth [M, D].
-
-    Returns:
-        the distance, with the standard error of two independent sets by the delta method. It is of first order: too small
-        where the distance itself is hardly above its bias. Samples: the smaller of N and M.
+    It is biased upwards for few samples, so compare only values of equally many. The standard error is that of two
+    independent sets by the delta method, to first order: too small where the distance itself is hardly above its bias.
+    Samples: the smaller of N and M.
 
     Source: Heusel et al. 2017, arXiv 1706.08500; the error: the derivative of the squared W2 distance of two Gaussians is
     (x - m_x)^T (I - T) (x - m_x) + 2 (m_x - m_y) . (x - m_x), T the optimal map's matrix.
@@ -64,15 +56,10 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
 
 
 def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1000) -> Estimate:
-    """KID: the unbiased squared maximum mean discrepancy with the kernel (a . b / D + 1)^3.
+    """KID: the unbiased squared maximum mean discrepancy with the kernel (a . b / D + 1)^3 of features [N, D] and [M, D].
 
-    Args:
-        features_x: features of the reconstructions [N, D], in random order.
-        features_y: features of the truth [M, D], in random order.
-        block: rows of each of the disjoint blocks that the estimate is averaged over.
-
-    Returns:
-        the mean over blocks, with their standard error (None for one block). Samples: rows used of each side.
+    Both in random order: it is the mean over disjoint blocks of so many rows, with their standard error (None for one
+    block). Samples: rows used of each side.
 
     Source: Binkowski et al. 2018, arXiv 1801.01401.
     """
@@ -117,19 +104,11 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLike, k: int = 5) -> Manifolds:
-    """How much of x lies on the truth's manifold and the other way round, both as unions of k-nearest-neighbour balls.
+    """How much of x [N, D] lies on the truth's manifold [M, D] and the other way round, as unions of k-nearest-neighbour balls.
 
     Precision: the share of x inside some ball of the truth. Recall: the share of the truth inside some ball of x.
     Density: the mean number of the truth's balls around a point of x, over k. Coverage: the share of the truth's balls
-    that hold a point of x.
-
-    Args:
-        features_x: features of the reconstructions [N, D].
-        features_y: features of the truth [M, D].
-        k: which nearest neighbour sets a ball's radius.
-
-    Returns:
-        the four shares, with the standard errors of means over points (the balls taken as given).
+    that hold a point of x. Standard errors are those of means over points, the balls taken as given.
 
     Source: Kynkaanniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.
     """
@@ -140,14 +119,11 @@ def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLi
     x, y = x - y.mean(axis=0), y - y.mean(axis=0)
     radius_x, radius_y = _radii(x, k), _radii(y, k)
     balls_around: list[np.ndarray] = []
-    recalled = np.zeros(len(y), bool)
-    covered = np.zeros(len(y), bool)
+    recalled, covered = np.zeros(len(y), bool), np.zeros(len(y), bool)
     for start, distances in zip(range(0, len(x), 1024), _distances(x, y), strict=True):
         in_truth = distances < radius_y
         balls_around.append(in_truth.sum(axis=1))
         covered |= in_truth.any(axis=0)
         recalled |= (distances < radius_x[start : start + len(distances), None]).any(axis=0)
     counts = np.concatenate(balls_around)
-    return Manifolds(
-        mean_estimate(counts > 0), mean_estimate(recalled), mean_estimate(counts / k), mean_estimate(covered)
-    )
+    return Manifolds(*map(mean_estimate, (counts > 0, recalled, counts / k, covered)))

@@ -1,7 +1,5 @@
 """Each reconstruction against its own truth: PSNR, SSIM, 8-bit images, the accuracy of a classifier."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -22,15 +20,9 @@ def _squared_errors(x: ArrayLike, truth: ArrayLike) -> np.ndarray:
 
 
 def psnr(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
-    """10 log10(data_range^2 / MSE) with the MSE over the whole set, in dB.
+    """10 log10(data_range^2 / MSE) in dB, with the MSE over the whole set of reconstructions and truths, [N, ...] each.
 
-    Args:
-        x: reconstructions [N, ...].
-        truth: their truths [N, ...].
-        data_range: the width of the data's range; 4 for [-2, 2].
-
-    Returns:
-        the PSNR; its standard error is that of the MSE, to first order. Samples: examples.
+    Its standard error is that of the MSE, to first order. Samples: examples.
     """
     error = mean_estimate(_squared_errors(x, truth))
     mse = max(error.value, SMALLEST_ERROR)
@@ -39,13 +31,7 @@ def psnr(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
 
 
 def psnr_per_example(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
-    """The mean over examples of each example's own PSNR, as the imaging literature reports it; at least ``psnr``.
-
-    Args:
-        x: reconstructions [N, ...].
-        truth: their truths [N, ...].
-        data_range: the width of the data's range; 4 for [-2, 2].
-    """
+    """The mean over examples of each example's own PSNR, as the imaging literature reports it; at least ``psnr``."""
     mse = np.maximum(_squared_errors(x, truth), SMALLEST_ERROR)
     return mean_estimate(10 * np.log10(data_range**2 / mse))
 
@@ -88,25 +74,12 @@ def ssim(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
 
 
 def to_uint8(x: ArrayLike) -> np.ndarray:
-    """[-2, 2] -> 0 ... 255 by rounding, values outside clipped; ``to_uint8(from_uint8(v)) == v`` for all 256 levels."""
+    """[-2, 2] -> 0 ... 255 by rounding, values outside clipped; a level v comes back from v * 4 / 255 - 2."""
     return np.clip(np.rint((np.asarray(x, np.float32) + 2) * (255 / 4)), 0, 255).astype(np.uint8)
 
 
-def from_uint8(levels: ArrayLike) -> np.ndarray:
-    """0 ... 255 -> float32 in [-2, 2]."""
-    return np.asarray(levels, np.float32) * np.float32(4 / 255) - np.float32(2)
-
-
 def train_classifier(x: ArrayLike, labels: ArrayLike) -> Any:
-    """Fits multinomial logistic regression to the standardised, flattened pixels of clean images.
-
-    Args:
-        x: clean images [N, ...].
-        labels: their classes [N].
-
-    Returns:
-        a scikit-learn estimator for ``accuracy``.
-    """
+    """A scikit-learn estimator for ``accuracy``: logistic regression of labels [N] on the standardised pixels of images [N, ...]."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

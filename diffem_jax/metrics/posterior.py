@@ -3,8 +3,6 @@
 Draws are arrays [S, N, ...]: S draws for each of N observations; the truth is [N, ...].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax
@@ -38,17 +36,9 @@ def _share(less: np.ndarray, equal: np.ndarray, count: int, low: float, high: fl
 def coverage(draws: ArrayLike, truth: ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[Estimate, ...]:
     """How often central credible intervals hold the truth, by the truth's rank among the draws, over all coordinates.
 
-    A calibrated posterior gives each level back exactly in expectation, for any number of draws: ranks are spread
-    evenly over their step. A collapsed one covers too little, a smeared one too much.
-
-    Args:
-        draws: [S, N, ...].
-        truth: [N, ...].
-        levels: nominal levels in (0, 1).
-
-    Returns:
-        one estimate a level; a standard error over observations (coordinates of one are not independent).
-        Samples: observations.
+    A calibrated posterior gives each level in (0, 1) back exactly in expectation, for any number of draws: ranks are spread
+    evenly over their step. A collapsed one covers too little, a smeared one too much. There is one estimate per level, with
+    a standard error over observations (coordinates of one are not independent). Samples: observations.
     """
     draws, truth = _check(draws, truth, 1)
     return tuple(mean_estimate(coverage_shares(draws, truth, level).mean(axis=1)) for level in levels)
@@ -61,26 +51,13 @@ def coverage_shares(draws: np.ndarray, truth: np.ndarray, level: float) -> np.nd
 
 
 def tarp(
-    draws: ArrayLike,
-    truth: ArrayLike,
-    key: Key,
-    levels: Sequence[float] = LEVELS,
-    references: ArrayLike | None = None,
+    draws: ArrayLike, truth: ArrayLike, key: Key, levels: Sequence[float] = LEVELS, references: ArrayLike | None = None
 ) -> tuple[Estimate, ...]:
     """Expected coverage of the regions "closer to a random point than the truth is", which sees joint errors.
 
     Calibrated draws give each level back for every distribution of the references that does not look at the truth given y.
-    References that depend on y see more: with references independent of y, draws from the prior pass too.
-
-    Args:
-        draws: [S, N, ...].
-        truth: [N, ...].
-        key: draws the references, uniform in the box that the draws span.
-        levels: credibility levels in (0, 1).
-        references: points [N, ...] to use instead, for instance functions of y.
-
-    Returns:
-        one estimate a level; samples: observations.
+    The default is uniform in the box that the draws span; ``references`` [N, ...] that depend on y see more: with
+    references independent of y, draws from the prior pass too. There is one estimate per level; samples: observations.
 
     Source: Lemos et al. 2023, arXiv 2302.03026, algorithm 2.
     """
@@ -102,16 +79,9 @@ def tarp_shares(draws: np.ndarray, truth: np.ndarray, points: np.ndarray, level:
 
 
 def crps(draws: ArrayLike, truth: ArrayLike) -> Estimate:
-    """E|X - x| - E|X - X'| / 2 a coordinate, averaged, by the estimator that is unbiased in the number of draws.
+    """E|X - x| - E|X - X'| / 2 per coordinate, averaged, by the estimator that is unbiased in the number of draws.
 
-    It is a proper score: the exact posterior minimises it. Lower is better.
-
-    Args:
-        draws: [S, N, ...] with S of at least 2.
-        truth: [N, ...].
-
-    Returns:
-        the score with a standard error over observations. Samples: observations.
+    It is a proper score: the exact posterior minimises it. Lower is better; at least 2 draws. Samples: observations.
 
     Source: Gneiting and Raftery 2007; Ferro 2014 ("fair" ensemble scores).
     """
@@ -125,13 +95,9 @@ def crps(draws: ArrayLike, truth: ArrayLike) -> Estimate:
 
 
 def spread(draws: ArrayLike) -> Estimate:
-    """The standard deviation over an observation's draws, averaged over coordinates; near 0 after a collapse.
+    """The standard deviation over an observation's draws, at least 2, averaged over coordinates; near 0 after a collapse.
 
-    Args:
-        draws: [S, N, ...] with S of at least 2.
-
-    Returns:
-        the mean with a standard error over observations. Samples: observations.
+    Samples: observations.
     """
     draws, _ = _check(draws, np.asarray(draws)[0], 2)
     return mean_estimate(draws.std(axis=0, ddof=1).mean(axis=1))

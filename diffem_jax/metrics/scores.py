@@ -1,10 +1,7 @@
 """How well reconstructions predict observations: a proper score, which needs no clean data."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,6 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.metrics.base import Estimate, mean_estimate
 from diffem_jax.types import Key, Observation
 
 POOL = 64
@@ -25,9 +21,8 @@ def _scores(observe: Callable[..., Array], keys: Key, observed: Observation, x: 
     def one(key: Key, observation: Observation, at: Array) -> Array:
         pool = x[at]
         made = jax.vmap(observe, in_axes=(0, 0, None))(jax.random.split(key, len(pool)), pool, observation.operator)
-        y = observation.y.reshape(1, -1)
         made = made.reshape(len(pool), -1)
-        error = jnp.sqrt(jnp.sum((made - y) ** 2, axis=1))
+        error = jnp.sqrt(jnp.sum((made - observation.y.reshape(1, -1)) ** 2, axis=1))
         # Disjoint pairs: unbiased, and linear in the pool's size.
         pairs = jnp.sqrt(jnp.sum((made[0::2] - made[1::2]) ** 2, axis=1))
         return jnp.mean(error) - 0.5 * jnp.mean(pairs)
@@ -47,15 +42,8 @@ def observation_scores(
     too smooth, too sharp, collapsed or displaced reconstructions all score worse. It is unbiased for any number of rows,
     and with the same key the scores of two rounds share their randomness and can be compared row by row.
 
-    Args:
-        observe: (key, x, operator) -> y.
-        observed: N observations.
-        x: N reconstructions, row i of observation i.
-        key: draws which reconstructions are used and their noise.
-        pool: how many for each observation, even; fewer where there are fewer rows.
-
-    Returns:
-        [N].
+    ``observe`` is (key, x, operator) -> y, ``observed`` holds N observations and x [N, ...] their reconstructions; the result
+    is [N]. ``pool`` of them, an even number, are used for each observation; fewer where there are fewer rows.
 
     Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
     """
@@ -71,15 +59,3 @@ def observation_scores(
     shifts = 1 + np.asarray(jax.random.permutation(pick, count - 1))[:pool]
     at = (np.arange(count)[:, None] + shifts) % count
     return np.asarray(_scores(observe, jax.random.split(noise, count), observed, x, at), np.float64)
-
-
-def observation_score(
-    observe: Callable[..., Array], observed: Observation, x: ArrayLike, key: Key, pool: int = POOL
-) -> Estimate:
-    """The mean of ``observation_scores`` with its standard error over observations; lower is better."""
-    return mean_estimate(observation_scores(observe, observed, x, key, pool))
-
-
-def paired_difference(scores: Any, others: Any) -> Estimate:
-    """Mean of scores - others, two results of ``observation_scores`` with one key, with a standard error."""
-    return mean_estimate(np.asarray(scores) - np.asarray(others))

@@ -1,7 +1,5 @@
 """Sets of points against each other by optimal transport: Sinkhorn divergence and sliced Wasserstein."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any
@@ -19,10 +17,11 @@ from diffem_jax.types import Key
 # Iterations that share one kernel matrix, and how far (in logarithms) the scalings may stray from it.
 BLOCK = 16
 LARGEST_LOG_SCALE = 20.0
+Pair = tuple[Array, Array]
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def _entropic_cost(x: Array, y: Array, regularization: float, iterations: int) -> tuple[Array, Array]:
+def _entropic_cost(x: Array, y: Array, regularization: float, iterations: int) -> Pair:
     """<P, C> and its standard error."""
     n, m = x.shape[0], y.shape[0]
     center = jnp.mean(y, axis=0, keepdims=True)
@@ -31,20 +30,20 @@ def _entropic_cost(x: Array, y: Array, regularization: float, iterations: int) -
     squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :]
     cost = jnp.maximum(squares - 2 * dot(x, y.T), 0.0) / regularization
 
-    def log_iteration(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    def log_iteration(carry: Pair, _: None) -> tuple[Pair, None]:
         f, _g = carry
         g = -jax.nn.logsumexp(f[:, None] - cost, axis=0) - math.log(m)
         f = -jax.nn.logsumexp(g[None, :] - cost, axis=1) - math.log(n)
         return (f, g), None
 
-    def log_block(carry: tuple[Array, Array], length: int) -> tuple[Array, Array]:
+    def log_block(carry: Pair, length: int) -> Pair:
         return jax.lax.scan(log_iteration, carry, None, length=length)[0]
 
-    def block(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    def block(carry: Pair, _: None) -> tuple[Pair, None]:
         f, g = carry
         kernel = jnp.exp(f[:, None] + g[None, :] - cost)
 
-        def scaling(scales: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        def scaling(scales: Pair, _: None) -> tuple[Pair, None]:
             u, _v = scales
             v = 1 / (m * dot(u, kernel))
             return (1 / (n * dot(kernel, v)), v), None
@@ -76,20 +75,13 @@ def _cost(x: ArrayLike, y: ArrayLike, regularization: float, iterations: int) ->
 def sinkhorn_cost(x: ArrayLike, y: ArrayLike, regularization: float = 1e-3, iterations: int = 1024) -> float:
     """The transport cost <P, C> of entropic optimal transport between two sets of points of equal weights.
 
-    C is the squared Euclidean distance, P = exp((f + g - C) / regularization) after a fixed number of Sinkhorn
-    iterations in the log domain, so that no stopping test depends on the number of points.
+    Between x [N, ...] and y [M, ...], flattened: C is the squared Euclidean distance, P = exp((f + g - C) / regularization)
+    after a fixed number of Sinkhorn iterations in the log domain, so that no stopping test depends on the number of points.
 
-    It is a loop of our own because ott-jax takes 9 s for 2,048 points in R^5 on one core where this takes 1 s with
-    the same answer to 1e-5: the exponentials are the cost, and here 16 iterations share one kernel matrix into which
-    the current potentials are absorbed. Blocks whose scalings stray further than e^20 from it (the first ones) are done
-    again with a log-sum-exp in each iteration, as ott-jax does; the tests compare the two. Potentials are float32
-    multiples of the regularization: costs of 100,000 times it (images) come to about 3 digits, there as here.
-
-    Args:
-        x: [N, ...], flattened to points.
-        y: [M, ...].
-        regularization: the weight of the entropy, in units of C.
-        iterations: how many updates of both potentials, at least 1.
+    Not ott-jax, which takes 9 s for 2,048 points in R^5 on one core where this takes 1 s with the same answer to 1e-5: the
+    exponentials are the cost, and here 16 iterations share one kernel matrix into which the current potentials are absorbed.
+    Blocks whose scalings stray further than e^20 from it (the first ones) are done again with a log-sum-exp in each
+    iteration. Potentials are float32 multiples of the regularization: costs of 100,000 times it come to about 3 digits.
 
     Source: Cuturi 2013, arXiv 1306.0895; the absorption: Schmitzer 2019, arXiv 1610.06519, algorithm 2.
     """
@@ -97,11 +89,10 @@ def sinkhorn_cost(x: ArrayLike, y: ArrayLike, regularization: float = 1e-3, iter
 
 
 def _rows(truth: ArrayLike, rows: int) -> int:
-    if len(np.shape(truth)) < 2 or np.shape(truth)[0] < 2:
-        raise UserError(
-            f"sinkhorn_divergence: truth of shape {np.shape(truth)}; expected [N, ...] with N of at least 2"
-        )
-    return min(rows, np.shape(truth)[0] // 2)
+    shape = np.shape(truth)
+    if len(shape) < 2 or shape[0] < 2:
+        raise UserError(f"sinkhorn_divergence: truth of shape {shape}; expected [N, ...] with N of at least 2")
+    return min(rows, shape[0] // 2)
 
 
 def sinkhorn_floor(truth: ArrayLike, regularization: float = 1e-3, iterations: int = 1024, rows: int = 2048) -> float:
@@ -124,27 +115,17 @@ def sinkhorn_divergence(
     """``sinkhorn_cost`` of the truth's first rows to x's first rows, minus ``sinkhorn_floor``.
 
     Whether it is the 'paired' or the 'unpaired' divergence lies in the rows that the caller passes: paired where row i
-    of x is a reconstruction of row i of truth, which makes it slightly negative for x = truth.
+    of x is a reconstruction of row i of truth, which makes it slightly negative for x = truth. Of a truth with fewer than
+    2 * ``rows`` the first and last halves serve. ``floor`` is ``sinkhorn_floor`` of the same arguments, computed here if None.
 
-    Args:
-        x: reconstructions [N, ...].
-        truth: [M, ...]; with fewer than 2 * ``rows`` of it, its first and last halves serve.
-        regularization: see ``sinkhorn_cost``.
-        iterations: see ``sinkhorn_cost``.
-        rows: how many points a side.
-        floor: ``sinkhorn_floor(truth, ...)`` of the same arguments, computed here if None.
-
-    Returns:
-        the divergence. The standard error is that of the cost, from the variance of its potentials at the points (to first
-        order, for a small regularization and iterations that converged); the floor is one number for a whole run. Samples: points a side.
+    The standard error is that of the cost, from the variance of its potentials at the points (to first order, for a small
+    regularization and iterations that converged); the floor is one number for a whole run. Samples: points per side.
 
     Source of the standard error: del Barrio and Loubes 2019, arXiv 1705.01299 (without regularization).
     """
-    count = _rows(truth, rows)
-    if np.shape(x)[0] < count:
-        raise UserError(
-            f"sinkhorn_divergence: {np.shape(x)[0]} reconstructions; expected at least {count}; pass more or lower rows"
-        )
+    count, given = _rows(truth, rows), np.shape(x)[0]
+    if given < count:
+        raise UserError(f"sinkhorn_divergence: {given} reconstructions; expected at least {count}; lower rows")
     if floor is None:
         floor = sinkhorn_floor(truth, regularization, iterations, rows)
     cost, error = _cost(truth[:count], x[:count], regularization, iterations)  # type: ignore[index]
@@ -173,45 +154,24 @@ def _sliced(key: Key, x: Array, y: Array, i: Array, j: Array, weights: Array, pr
 def sliced_wasserstein(x: ArrayLike, y: ArrayLike, key: Key, projections: int = 256) -> Estimate:
     """The squared sliced 2-Wasserstein distance, E_theta W2^2(theta . x, theta . y) over unit directions theta.
 
-    The one-dimensional distances are exact, for sets of any two sizes. Two samples of one law score above 0, the less
-    so the larger they are.
-
-    Args:
-        x: [N, ...], flattened to points.
-        y: [M, ...].
-        key: draws the directions; the same key makes values comparable.
-        projections: how many directions.
-
-    Returns:
-        the mean over directions; the standard error is that of the directions alone, not of the points. Samples: the
-        smaller of N and M.
+    The one-dimensional distances between x [N, ...] and y [M, ...], flattened, are exact. Two samples of one distribution
+    score above 0, the less so the larger they are. The key draws the directions: the same one makes values comparable. The
+    standard error is that of the directions alone, not of the points. Samples: the smaller of N and M.
 
     Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """
     x, y = flat(x), flat(y)
     same_width(x, y, "sliced_wasserstein")
     i, j, weights = _quantile_match(len(x), len(y))
-    values = _sliced(
-        key, x, y, i.astype(np.int32), j.astype(np.int32), weights.astype(np.float32), projections=projections
-    )
+    i, j, weights = i.astype(np.int32), j.astype(np.int32), weights.astype(np.float32)
+    values = _sliced(key, x, y, i, j, weights, projections=projections)
     return mean_estimate(values)._replace(samples=min(len(x), len(y)))
 
 
 def observation_features(y: ArrayLike, operator: Any = ()) -> np.ndarray:
-    """Observations as points: y [N, ...] and the operators' leaves [N, ...], flattened and side by side, [N, D]."""
-    return np.concatenate([flat(leaf) for leaf in (y, *jax.tree.leaves(operator))], axis=1)
+    """Observations as points: y [N, ...] and the operators' leaves [N, ...], flattened and side by side, [N, D].
 
-
-def observation_distance(observed: ArrayLike, fresh: ArrayLike, key: Key, projections: int = 256) -> Estimate:
-    """How far the distribution of freshly corrupted reconstructions is from that of the observations; needs no clean data.
-
-    The distance between these laws is what EM lowers from round to round (arXiv 2510.12691), as long as the network
-    fits. It is ``sliced_wasserstein`` between two arrays of ``observation_features``.
-
-    Args:
-        observed: features of the observations [N, ...].
-        fresh: features of y' ~ p(y | x_hat), with freshly drawn operators [M, ...].
-        key: draws the directions.
-        projections: how many directions.
+    The distance between those of the observations and of y' ~ p(y | x-hat), with fresh operators, needs no clean data; EM
+    lowers it from round to round (arXiv 2510.12691), as long as the network fits.
     """
-    return sliced_wasserstein(observed, fresh, key, projections)
+    return np.concatenate([flat(leaf) for leaf in (y, *jax.tree.leaves(operator))], axis=1)

@@ -58,7 +58,7 @@ def _observation_distance(problem: Problem) -> Callable[[int, np.ndarray], Any]:
         fresh = np.asarray(compiled(key, x[order], observed.operator, indices.astype(np.int32)))
         seen = metrics.observation_features(observed.y, observed.operator)
         made = metrics.observation_features(fresh, observed.operator)
-        return metrics.observation_distance(seen, made, key)
+        return metrics.sliced_wasserstein(seen, made, key)
 
     return measure
 
@@ -70,7 +70,7 @@ def _observation_score(problem: Problem) -> Callable[[int, np.ndarray], Any]:
     def measure(number: int, x: np.ndarray) -> Any:
         key = stream_key(seed, "observation_score")
         observed = rows(problem.observations, np.arange(len(x)))
-        return metrics.observation_score(corruption.observe, observed, x, key)
+        return metrics.mean_estimate(metrics.observation_scores(corruption.observe, observed, x, key))
 
     return measure
 

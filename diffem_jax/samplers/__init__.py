@@ -10,13 +10,11 @@ from diffem_jax.samplers.samplers import (
     dpmpp_2m_sde,
     heun,
     initial_noise,
-    isotropic_spread,
     predictor_corrector,
     sample,
 )
 from diffem_jax.samplers.schedules import (
     SCHEDULES,
-    TIME_GRIDS,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
@@ -26,28 +24,3 @@ from diffem_jax.samplers.schedules import (
     tangent_grid,
     time_at,
 )
-
-__all__ = [
-    "EVALUATIONS",
-    "SAMPLERS",
-    "SCHEDULES",
-    "TIME_GRIDS",
-    "RectifiedFlow",
-    "VarianceExploding",
-    "VariancePreserving",
-    "analytic_2m",
-    "ddim",
-    "ddpm",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "heun",
-    "initial_noise",
-    "isotropic_spread",
-    "karras_grid",
-    "log_uniform_grid",
-    "noise_ratio",
-    "predictor_corrector",
-    "sample",
-    "tangent_grid",
-    "time_at",
-]

@@ -4,30 +4,22 @@ A sampler of your own is a function that returns a ``Sampler``: hand it to ``sam
 it to ``SAMPLERS``. Everything is for one example and speaks of the denoiser x-hat alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.types import DenoiseFn, Key, Sampler, Schedule
+from diffem_jax.samplers.schedules import noise_ratio
+from diffem_jax.types import DenoiseFn, Key, LinearCorruption, Observation, Sampler, Schedule, Spread
 
 
 def sample(key: Key, sampler: Sampler, denoise: DenoiseFn, times: Array, shape: tuple[int, ...]) -> Array:
-    """Draws one x by running a sampler from times[0] down to times[-1] in one ``lax.scan``.
+    """Draws one x of ``shape`` by running a sampler from times[0] down to times[-1] in one ``lax.scan``.
 
-    Args:
-        key: the draw's key; the initial noise and every step use keys of their own.
-        sampler: the sampler.
-        denoise: (x_t, t) -> x-hat.
-        times: [N + 1], decreasing.
-        shape: the shape of x.
-
-    Returns:
-        x of ``shape``.
+    The ``times`` [N + 1] decrease; the initial noise and every step use keys of their own.
     """
     state = sampler.init(jax.random.fold_in(key, 0), times[0], shape)
 
@@ -132,6 +124,25 @@ def isotropic_spread(key: Key, w: Array, v: Array) -> Array:
     return v * w + jnp.sqrt(v) * jax.random.normal(key, w.shape)
 
 
+def observed_spread(corruption: LinearCorruption, observation: Observation) -> Spread:
+    """The spread given y = A x + n: a draw of N(C w, C), C = (I / v + A^T A / noise_std^2)^-1, by one solve.
+
+    With x' ~ N(v w, v I) and n' of the noise, x' - v A^T (v A A^T + noise_std^2 I)^-1 (A x' + n') has that distribution.
+
+    Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
+    """
+    y, operator = observation
+
+    def spread(key: Key, w: Array, v: Array) -> Array:
+        x_key, noise_key = jax.random.split(key)
+        x = isotropic_spread(x_key, w, v)
+        noise = corruption.noise_level(operator) * jax.random.normal(noise_key, y.shape)
+        solved = corruption.solve_gram(corruption.forward(x, operator) + noise, operator, v)
+        return x - v * corruption.adjoint(solved, operator)
+
+    return spread
+
+
 class _Ancestral(NamedTuple):
     x: Array
     denoised: Array
@@ -155,17 +166,9 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
     where D - D_before, whose expectation is 0, has the true Cov[x | x_t, y] / r_t^2 in the place of C / r_t^2. With C = 0 this is
     ``dpmpp_2m_sde``. The step to t = 0 goes to r_s = 0, with q = 1/2: a draw is x itself, not x + sigma_min z.
 
-    Args:
-        schedule: the noise schedule.
-        data_std: the data's standard deviation.
-
     Source: Bao et al. 2022, arXiv 2201.06503 (the posterior's variance in ancestral steps); Lu et al. 2022,
     arXiv 2211.01095, equation 19 (the multistep correction); their combination is this project's.
     """
-
-    def ratio(t: Array) -> Array:
-        alpha, sigma = schedule(t)
-        return sigma / alpha
 
     def init(key: Key, t: Array, shape: tuple[int, ...]) -> _Ancestral:
         alpha, _ = schedule(t)
@@ -178,8 +181,9 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
     ) -> tuple[_Ancestral, dict[str, Array]]:
         spread_key, noise_key = jax.random.split(key)
         alpha, _ = schedule(t)
-        now, then = ratio(t), jnp.where(s > 0, ratio(s), 0.0)
-        h, pull = jnp.log(now / ratio(s)), 1 - (then / now) ** 2
+        now, next_ratio = noise_ratio(schedule, t), noise_ratio(schedule, s)
+        then = jnp.where(s > 0, next_ratio, 0.0)
+        h, pull = jnp.log(now / next_ratio), 1 - (then / now) ** 2
         denoised = denoise(alpha * state.x, t)
         weight = jnp.where(s > 0, h / (2 * state.h), jnp.where(jnp.isfinite(state.h), 0.5, 0.0))
         spread = getattr(denoise, "spread", isotropic_spread)
@@ -190,11 +194,7 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         x = state.x + pull * (denoised - state.x) + noise
         return _Ancestral(x, denoised, noise, h), {"denoised": denoised}
 
-    def final(state: _Ancestral, t: Array) -> Array:
-        del t
-        return state.x
-
-    return Sampler(init, step, final)
+    return Sampler(init, step, lambda state, t: state.x)
 
 
 def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
@@ -203,11 +203,7 @@ def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
     Source: Karras et al. 2022, arXiv 2206.00364, algorithm 1.
     """
 
-    def init(key: Key, t: Array, shape: tuple[int, ...]) -> Array:
-        return initial_noise(schedule, data_std, key, t, shape)
-
     def step(key: Key, x: Array, t: Array, s: Array, denoise: DenoiseFn) -> tuple[Array, dict[str, Array]]:
-        del key
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         ratio_t, ratio_s = sigma_t / alpha_t, sigma_s / alpha_s
         start = x / alpha_t
@@ -218,7 +214,7 @@ def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         end = start + (ratio_s - ratio_t) * 0.5 * (slope + slope_end)
         return alpha_s * end, {"denoised": denoised}
 
-    return Sampler(init, step, lambda x, t: _unscale(schedule, x, t))
+    return Sampler(partial(initial_noise, schedule, data_std), step, partial(_unscale, schedule))
 
 
 def predictor_corrector(
@@ -226,14 +222,8 @@ def predictor_corrector(
 ) -> Sampler:
     """A ddim predictor followed by Langevin corrections at the new noise level; 1 + corrections evaluations a step.
 
-    A correction is x <- x + d score + sqrt(2 d) z with d = step_size sigma_s^2 and
-    score = (alpha_s x-hat - x) / sigma_s^2.
-
-    Args:
-        schedule: the noise schedule.
-        data_std: the data's standard deviation.
-        corrections: Langevin steps after each prediction.
-        step_size: d / sigma_s^2, in (0, 1).
+    A correction is x <- x + d score + sqrt(2 d) z with d = step_size sigma_s^2, step_size in (0, 1), and
+    score = (alpha_s x-hat - x) / sigma_s^2; there are ``corrections`` after each prediction.
 
     Source: Song et al. 2021, arXiv 2011.13456, algorithm 1.
     """

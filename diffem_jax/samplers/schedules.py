@@ -1,7 +1,5 @@
 """Noise schedules, time grids, distributions of t in training and loss weights: small frozen dataclasses and functions."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
@@ -24,7 +22,7 @@ class VarianceExploding:
     sigma_max: float = 100.0
 
     def __call__(self, t: Array) -> tuple[Array, Array]:
-        """(1, sigma_t)."""
+        """(alpha_t, sigma_t)."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return jnp.ones_like(t), jnp.exp(low + (high - low) * t)
 
@@ -94,7 +92,6 @@ def time_at(schedule: Schedule, ratio: Array) -> Array:
 
 def log_uniform_grid(schedule: Schedule, steps: int, data_std: float = 1.0) -> Array:
     """Steps + 1 times from 1 to 0, equally spaced in t (log-uniform in sigma for the exploding schedule), as published."""
-    del schedule, data_std
     return jnp.linspace(1.0, 0.0, steps + 1)
 
 
@@ -103,7 +100,6 @@ def karras_grid(schedule: Schedule, steps: int, data_std: float = 1.0, rho: floa
 
     Source: Karras et al. 2022, arXiv 2206.00364, equation 5.
     """
-    del data_std
     high, low = noise_ratio(schedule, jnp.array([1.0, 0.0])) ** (1 / rho)
     sigma = jnp.linspace(high, low, steps + 1)[1:-1] ** rho
     return jnp.concatenate([jnp.ones(1), time_at(schedule, sigma), jnp.zeros(1)])
@@ -112,14 +108,8 @@ def karras_grid(schedule: Schedule, steps: int, data_std: float = 1.0, rho: floa
 def tangent_grid(schedule: Schedule, steps: int, data_std: float = 1.0, rho: float = 2.0) -> Array:
     """Steps + 1 times from 1 to 0 with sigma = data_std tan(u)^rho, u equally spaced.
 
-    u ends at 0, or with many steps at sigma_min, so that no noise level lies below it.
+    u ends at 0, or with many steps at sigma_min, so that no noise level lies below it. The steps are closest at data_std.
     rho = 1 is uniform in the angle arctan(sigma / data_std); greater values spread the steps over more scales.
-
-    Args:
-        schedule: the noise schedule.
-        steps: the number of steps, >= 1.
-        data_std: the data's standard deviation, where the steps are closest.
-        rho: > 0.
     """
     ends = noise_ratio(schedule, jnp.array([1.0, 0.0])) / data_std
     top, least = jnp.arctan(ends ** (1 / rho))

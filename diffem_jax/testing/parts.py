@@ -162,7 +162,7 @@ def check_posterior(
         require(given.shape == x_t.shape, f"x-hat has shape {given.shape[1:]} for x of shape {shape}")
         finite("x-hat", given)
         plain = jax.jit(jax.vmap(free))(x_t, t)
-        blind = guided(Observation(jnp.zeros(shape), corruption.null_operator()))(x_t, t)
+        blind = guided(Observation(jnp.zeros(shape), jnp.zeros_like(observation.operator)))(x_t, t)
         require(np.allclose(blind, plain, atol=1e-4), "where nothing is observed x-hat must stay as it is")
         spoiled = jnp.where(corruption.observed(observation.operator), observation.y, 7.0)
         other = guided(observation._replace(y=spoiled))(x_t, t)

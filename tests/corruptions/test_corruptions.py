@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, base, resolve
+from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, base
 from diffem_jax.data import load_observations, save_observations
 from diffem_jax.errors import UserError
 from diffem_jax.testing import check_corruption
@@ -409,9 +409,9 @@ def test_composition_by_instances_equals_by_names():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resolve("pixelmask"), "did you mean 'pixel_mask'"),
-        (lambda: resolve("no.such.module:Thing"), "no.such.module"),
-        (lambda: resolve("diffem_jax.corruptions:Nothing"), "Nothing"),
+        (lambda: Composition(shape=SHAPE, stages=("pixelmask",)), r"stages\[0\].*did you mean 'pixel_mask'"),
+        (lambda: Composition(shape=SHAPE, stages=("no.such.module:Thing",)), "no.such.module"),
+        (lambda: Composition(shape=SHAPE, stages=("diffem_jax.corruptions:Nothing",)), "Nothing"),
         (lambda: Composition(shape=SHAPE, stages=("jpeg",)), "linear"),
         (
             lambda: Composition(shape=SHAPE, stages=(CORRUPTIONS["grayscale"](shape=(4, 4, 3)),)),
@@ -432,9 +432,9 @@ def test_mistakes_are_explained(make, message):
         make()
 
 
-def test_resolve():
-    assert resolve("phase") is CORRUPTIONS["phase"]
-    assert resolve("diffem_jax.corruptions.masks:PixelMask") is CORRUPTIONS["pixel_mask"]
+def test_stage_is_named_by_module_and_class():
+    stage = ("diffem_jax.corruptions.masks:PixelMask", (("rate", 0.2),))
+    assert Composition(shape=SHAPE, stages=(stage,)).stages == (PixelMask(shape=SHAPE, rate=0.2),)
 
 
 @pytest.mark.parametrize(("order", "iterations"), [(1, 60), (2, 200)])

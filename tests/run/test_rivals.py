@@ -85,7 +85,7 @@ def test_redrawn_examples_do_not_depend_on_the_batch(batch):
 
 
 def _score(x, observed, corruption):
-    return metrics.observation_score(corruption.observe, observed, x, jax.random.key(5))
+    return metrics.mean_estimate(metrics.observation_scores(corruption.observe, observed, x, jax.random.key(5)))
 
 
 def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong():
@@ -104,7 +104,7 @@ def test_the_score_is_least_for_the_true_law_and_sees_every_way_of_being_wrong()
     }
     for name, x in wrong.items():
         other = metrics.observation_scores(corruption.observe, observed, x, jax.random.key(5))
-        difference = metrics.paired_difference(other, true)
+        difference = metrics.mean_estimate(other - true)
         assert difference.value > 3 * difference.standard_error and difference.samples == 1500, (name, difference)
     # Common randomness: the last difference is known better than either value.
     assert difference.standard_error < metrics.mean_estimate(true).standard_error

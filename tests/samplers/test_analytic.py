@@ -9,9 +9,9 @@ import pytest
 
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.denoisers.edm import gaussian_denoiser
-from diffem_jax.denoisers.spread import observed_spread
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.samplers import analytic_2m, sample, tangent_grid
+from diffem_jax.samplers.samplers import observed_spread
 from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding, log_uniform_grid
 from diffem_jax.types import SpreadDenoiser
 
