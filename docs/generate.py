@@ -121,7 +121,9 @@ def public() -> dict[str, object]:
     names = {f"diffem_jax.{dx._HOME[name]}.{name}": getattr(dx, name) for name in dx.__all__}
     for module in MODULES:
         loaded = importlib.import_module(module)
-        own = {name: thing for name, thing in vars(loaded).items() if getattr(thing, "__module__", "").startswith(module)}
+        own = {
+            name: thing for name, thing in vars(loaded).items() if getattr(thing, "__module__", "").startswith(module)
+        }
         names |= {f"{module}.{name}": thing for name, thing in own.items()}
     return names
 
