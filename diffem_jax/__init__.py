@@ -12,49 +12,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "errors": ("UserError",),
-    "types": ("Corruption", "EMState", "LinearCorruption", "Observation", "Sampler", "stream_key"),
-    "networks": ("MLP", "UNet", "sinusoidal_embedding"),
-    "samplers": (
-        "VarianceExploding",
-        "VariancePreserving",
-        "RectifiedFlow",
-        "log_uniform_grid",
-        "karras_grid",
-        "tangent_grid",
-        "time_at",
-        "initial_noise",
-        "sample",
-        "analytic_2m",
-        "ddpm",
-        "ddim",
-        "heun",
-        "predictor_corrector",
-        "dpmpp_2m",
-        "dpmpp_2m_sde",
-    ),
-    "gaussians": ("Gaussian", "Mixture", "conjugate_gradient", "fit", "mixture_posterior_mean", "sample_posterior"),
-    "corruptions": ("Denoising", "Linear", "Mask", "PixelMask", "Projection"),
-    "denoisers": (
-        "BetaMixture",
-        "Denoiser",
-        "bind",
-        "denoising_loss",
-        "dps",
-        "edm_denoiser",
-        "gaussian_denoiser",
-        "mixture_denoiser",
-        "mmps",
-        "pigdm",
-        "posterior_denoiser",
-        "snr_weight",
-    ),
-    "em": ("make_e_step", "make_m_step", "make_state"),
-    "parallel": ("make_parallel",),
-    "pretrained": ("export", "load"),
-    "run.train": ("run_em",),
+    "errors": "UserError",
+    "types": "Corruption EMState LinearCorruption Observation Sampler stream_key",
+    "networks": "MLP UNet sinusoidal_embedding",
+    "samplers": "VarianceExploding VariancePreserving RectifiedFlow log_uniform_grid karras_grid tangent_grid time_at "
+    "initial_noise sample analytic_2m ddpm ddim heun predictor_corrector dpmpp_2m dpmpp_2m_sde",
+    "gaussians": "Gaussian Mixture conjugate_gradient fit mixture_posterior_mean sample_posterior",
+    "corruptions": "Denoising Linear Mask PixelMask Projection",
+    "denoisers": "BetaMixture Denoiser bind denoising_loss dps edm_denoiser gaussian_denoiser mixture_denoiser mmps pigdm "
+    "posterior_denoiser snr_weight",
+    "em": "make_e_step make_m_step make_state",
+    "parallel": "make_parallel",
+    "pretrained": "export load",
+    "run.train": "run_em",
 }
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
 

@@ -19,13 +19,10 @@ from ml_collections import ConfigDict
 from diffem_jax.config import validate
 from diffem_jax.errors import UserError, first_line
 
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 143
-EXIT_INTERRUPTED = 130
-EXIT_LOST = 75
+EXIT_USER_ERROR, EXIT_LOST, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 75, 130, 143
+STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LOST = ("gloo", "peer", "heartbeat", "coordination", "deadline_exceeded", "unavailable", "aborted", "nccl", "barrier")
 _COLOURS = {"strong": "1", "good": "32", "bad": "31"}
-STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -43,15 +40,14 @@ def exit_codes() -> Iterator[None]:
         _leave(EXIT_USER_ERROR, str(error))
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
-    except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
-            _crash(error)
-        _leave(
-            EXIT_USER_ERROR,
-            f"{error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission; what was "
-            "finished is whole: make space and run the same command again",
-        )
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            where = (
+                f"{error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission"
+            )
+            _leave(EXIT_USER_ERROR, f"{where}; what was finished is whole: make space and run the same command again")
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _leave(EXIT_USER_ERROR, _out_of_memory(error))
         if type(error).__name__ != "Preempted":
             _crash(error)
         # All processes are here together and end in order.
@@ -86,6 +82,15 @@ def _crash(error: Exception) -> NoReturn:
         )
     traceback.print_exception(error)
     _leave(1, "this process ends, and with it the run's others; the traceback above says why")
+
+
+def _out_of_memory(error: Exception) -> str:
+    return (
+        f"device memory: full ({first_line(error)[:200]}); expected a step that fits; in training take fewer examples at once "
+        "(config.m_step.accumulate=2 or 4, or a smaller config.m_step.batch_size), recompute activations "
+        "(config.network.remat=True, U-Nets) or compute in half precision (config.network.dtype=bfloat16), for draws take a "
+        "smaller config.e_step.batch_size; then run the command again with --override: it goes on from the last checkpoint"
+    )
 
 
 def _name() -> str:
@@ -126,8 +131,7 @@ def sample(
     if output is None:
         raise UserError("--output: missing; expected the .npz to write, for instance --output=draws.npz")
     check_platform()
-    folder = Workdir(workdir)
-    target = Path(output) if output.endswith(".npz") else Path(output + ".npz")
+    folder, target = Workdir(workdir), Path(output if output.endswith(".npz") else f"{output}.npz")
     _check_writable(target)
     problem: Any = None
     if observations is not None:
@@ -135,28 +139,22 @@ def sample(
     else:
         x = draw.prior_draws(folder, num_samples, seed, round)
     image = draw.write_draws(target, x, problem, folder)
-    _say(
-        f"wrote {target}: x of shape {x.shape}"
-        + (", its mean and std" if problem is not None else "")
-        + f"; picture {image}"
-    )
+    summary = ", its mean and std" if problem is not None else ""
+    _say(f"wrote {target}: x of shape {x.shape}{summary}; picture {image}")
 
 
 def _check_writable(target: Path) -> None:
     """Looks before any compute whether a file can be written there."""
-    parent = target.parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    parent = next((p for p in target.absolute().parents if p.exists()), Path("/"))
     try:
-        if target.is_dir() or not parent.is_dir():
-            raise OSError
+        if target.is_dir():
+            raise IsADirectoryError
         # Trying is the only sure way: permissions say nothing of special file systems, least of all to root.
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError:
-        raise UserError(
-            f"--output: {target} cannot be written; expected a file in a writable folder; correct the path"
-        ) from None
+        said = "expected a file in a writable folder; correct the path"
+        raise UserError(f"--output: {target} cannot be written; {said}") from None
 
 
 def evaluate(workdir: Path, reference: str | None, round: int | None = None, path: str | None = None) -> None:
@@ -175,7 +173,7 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None, pat
 
 def report(workdir: Path) -> None:
     """Rebuilds report.html."""
-    from diffem_jax.report import page as page
+    from diffem_jax.report import page
     from diffem_jax.storage.workdir import Workdir
 
     folder = Workdir(workdir)
@@ -201,16 +199,11 @@ def check_platform() -> None:
         ) from error
 
 
-def coloured(stream: TextIO) -> bool:
-    """Whether a stream takes colour: a terminal that is not dumb, and NO_COLOR unset (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text as a stream shows it: in 'strong', 'good' or 'bad', or as it is where there is no terminal."""
-    if not coloured(stream or sys.stdout):
-        return text
-    return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+    """Text in 'strong', 'good' or 'bad'; as it is where there is no terminal that takes colour, or NO_COLOR is set."""
+    stream = stream or sys.stdout
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\033[{_COLOURS[colour]}m{text}\033[0m"
 
 
 def _say(line: str) -> None:

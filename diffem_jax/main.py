@@ -18,16 +18,12 @@ _OBSERVATIONS = flags.DEFINE_string("observations", None, "sample: .npz of obser
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "sample: draws per observation, or of the prior.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "sample: the .npz to write.")
 _REFERENCE = flags.DEFINE_string("reference", None, "evaluate: .npz with clean x, for measuring only.")
-_ROUND = flags.DEFINE_integer(
-    "round", None, "sample, evaluate: the round; else the picked one, else the last.", lower_bound=0
-)
+_ROUND = flags.DEFINE_integer("round", None, "sample, evaluate: the round; else the picked or last.", lower_bound=0)
 _SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
 _OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
-_PROFILE = flags.DEFINE_integer(
-    "profile", 0, "train: trace so many updates and one E-step batch into WORKDIR/profile.", lower_bound=0
-)
+_PROFILE = flags.DEFINE_integer("profile", 0, "train: updates to trace, with one E-step batch.", lower_bound=0)
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, 'auto' on a cluster; several processes."
+    "coordinator", None, "Several processes: host:port of number 0, 'auto' on a cluster."
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")

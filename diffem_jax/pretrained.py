@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from diffem_jax import em
@@ -39,7 +40,7 @@ from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Corruption, Observation, PyTree
 
 SHIPPED = Path(__file__).parent / "artefacts"
-"""The models that come with the package, one a folder."""
+"""The models that come with the package, one per folder."""
 
 _SUMMED = ("model.npz", "config.json")
 
@@ -47,10 +48,8 @@ _SUMMED = ("model.npz", "config.json")
 class Pretrained:
     """A trained model: draws of p(x | y) and of p(x), for arrays in memory.
 
-    Args:
-        config: the configuration it was trained with.
-        parts: 'start' (the fitted start's arrays), 'posterior' and perhaps 'prior' (networks' parameters).
-        card: what is to be known of it.
+    ``parts`` are 'start' (the fitted start's arrays), 'posterior' and perhaps 'prior' (networks' parameters). Observations
+    are an ``Observation`` with a leading axis N, or an .npz file of them; those that do not fit raise a ``UserError``.
     """
 
     def __init__(self, config: ConfigDict, parts: dict[str, PyTree], card: str = ""):
@@ -69,7 +68,7 @@ class Pretrained:
 
     @property
     def corruption(self) -> Corruption:
-        """p(y | x), as it was trained with."""
+        """p(y | x) as it was trained with."""
         return self.setup.corruption
 
     def observe(self, x: Any, seed: int = 0) -> Observation:
@@ -77,31 +76,13 @@ class Pretrained:
         return simulate(self.setup, np.asarray(x, np.float32), seed)
 
     def posterior_draws(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
-        """Draws of p(x | y), the same as those of the command's --mode=sample.
-
-        Args:
-            observations: an ``Observation`` with a leading axis N, or an .npz file of them.
-            num_samples: draws per observation.
-            seed: of the draws.
-
-        Returns:
-            [num_samples, N, *X].
-
-        Raises:
-            UserError: observations that do not fit the corruption.
-        """
+        """Draws of p(x | y), the same as those of the command's --mode=sample; [num_samples, N, *X]."""
         return self._draws(self._posterior_step, self._parts["posterior"], observations, num_samples, seed)
 
     def posterior_means(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
-        """E[x | y] by one network evaluation a sample: at the largest noise x_t says nothing, so E[x | x_t, y] = E[x | y].
+        """E[x | y] as the mean of ``num_samples`` network evaluations, [N, *X].
 
-        Args:
-            observations: as for ``posterior_draws``.
-            num_samples: evaluations that are averaged.
-            seed: of their noise.
-
-        Returns:
-            [N, *X].
+        At the largest noise x_t says nothing, so E[x | x_t, y] = E[x | y].
         """
         draws = self._draws(self._mean_step, self._parts["posterior"], observations, num_samples, seed)
         return draws.mean(axis=0)
@@ -127,20 +108,17 @@ class Pretrained:
         draws = draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
         return draws / np.float32(self.config.data.scale)
 
-    def _draws(
-        self, step: Callable[..., Any], params: Any, observations: Any, num_samples: int, seed: int
-    ) -> np.ndarray:
-        where = "observations"
+    def _draws(self, step: Callable, params: Any, observations: Any, num_samples: int, seed: int) -> np.ndarray:
+        d, where, scale = self.config.data, "observations", np.float32(self.config.data.scale)
         if isinstance(observations, str | os.PathLike):
             where = str(observations)
-            d = self.config.data
             observations = load_observations(where, self.shape, self.corruption, d.cache_dir or None, d.scale, d.alpha)
-        elif self.config.data.scale != 1:
-            observations = observations._replace(y=np.asarray(observations.y) * np.float32(self.config.data.scale))
+        elif scale != 1:
+            observations = observations._replace(y=np.asarray(observations.y) * scale)
         check_operators(self.setup, observations, where)
         batch = self.config.e_step.batch_size
         drawing = make_drawing(step, self._parallel, params, observations, attempt_keys(seed, "sample"), batch)
-        return draw_samples(drawing, len(observations.y), num_samples, quiet=True) / np.float32(self.config.data.scale)
+        return draw_samples(drawing, len(observations.y), num_samples, quiet=True) / scale
 
     @functools.cached_property
     def _parallel(self) -> Parallel:
@@ -153,11 +131,8 @@ class Pretrained:
     @functools.cached_property
     def _mean_step(self) -> Callable[..., Any]:
         # One step of DDIM down from the largest noise returns the denoiser's answer there.
-        setup = self.setup
-        step = em.make_e_step(
-            make_model(setup, self._start).bind, ddim(setup.schedule), jnp.array([1.0, 0.0]), setup.shape
-        )
-        return self._parallel.map_e_step(step)
+        bind, times = make_model(self.setup, self._start).bind, jnp.array([1.0, 0.0])
+        return self._parallel.map_e_step(em.make_e_step(bind, ddim(self.setup.schedule), times, self.shape))
 
     @functools.cached_property
     def _start_step(self) -> Callable[..., Any]:
@@ -165,10 +140,9 @@ class Pretrained:
 
 
 def load(name: str | os.PathLike[str]) -> Pretrained:
-    """A model that ships with the package, an exported one, or a work directory (the round its stopping rule picked, else the last).
+    """A model that ships with the package ('digits'), an exported one, or a work directory, each by its folder.
 
-    Args:
-        name: the name of a shipped model ('digits'), or a folder (write './digits' for a folder of that name).
+    Of a work directory it is the round that the stopping rule picked, else the last.
 
     Raises:
         UserError: no such model, or a damaged one.
@@ -183,7 +157,7 @@ def load(name: str | os.PathLike[str]) -> Pretrained:
     _check(folder)
     card = folder / "README.md"
     flat = read_arrays(folder / "model.npz")
-    parts = _nested({key: np.asarray(leaf, np.float32) for key, leaf in flat.items()})
+    parts = unflatten_dict({key: np.asarray(leaf, np.float32) for key, leaf in flat.items()}, sep=".")
     return Pretrained(stored_config(Workdir(folder)), parts, card.read_text(encoding="utf-8") if card.is_file() else "")
 
 
@@ -195,34 +169,24 @@ def shipped() -> list[str]:
 def _of_run(workdir: Workdir) -> Pretrained:
     start, number = load_start(workdir), chosen_round(workdir)
     if number == 0:
-        raise UserError(
-            f"{workdir.root}: the chosen round is the start itself, which has no network; train more rounds"
-        )
-    parts: dict[str, PyTree] = {
-        "start": {"log_weights": start.log_weights, **start.components._asdict()},
-        "posterior": checkpoints.load(workdir.round_checkpoint(number))["ema_params"],
-    }
+        raise UserError(f"{workdir.root}: the chosen round is the start, which has no network; train more rounds")
+    parts: dict[str, PyTree] = {"start": {"log_weights": start.log_weights, **start.components._asdict()}}
+    parts["posterior"] = checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
     if (workdir.prior / "final").exists():
         parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]
     return Pretrained(stored_config(workdir), parts)
 
 
 def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:
-    """Writes the chosen round of a work directory as a small model: no optimiser, 16-bit parameters, checksums.
+    """Writes the chosen round of a work directory as a small model in ``folder``: no optimiser, 16-bit parameters, checksums.
 
-    Args:
-        workdir: a trained run.
-        folder: where to; made if it is not there.
-        card: its README.md: data, settings, figures, licence, limits.
-
-    Returns:
-        the folder.
+    ``card`` is its README.md: data, settings, figures, licence, limits.
 
     Raises:
         UserError: the run has no finished round, or a parameter does not fit 16 bits.
     """
     model, target = _of_run(Workdir(workdir)), Path(folder)
-    arrays = _flat(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model._parts))
+    arrays = flatten_dict(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model._parts), sep=".")
     for key, leaf in arrays.items():
         if not key.startswith("start."):  # the start's covariances span more than 16 bits hold
             arrays[key] = leaf.astype(np.float16)
@@ -241,25 +205,6 @@ def _check(folder: Path) -> None:
         expected = json.loads((folder / "checksums.json").read_text())
         wrong = [name for name in _SUMMED if digest(folder / name) != expected[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: checksums.json cannot be used ({error}); export or install the model again"
-        ) from None
+        raise UserError(f"{folder}: checksums.json cannot be used ({error}); export the model again") from None
     if wrong:
         raise UserError(f"{folder / wrong[0]}: differs from its checksum; expected the file as exported; copy it again")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    if not hasattr(tree, "items"):
-        return {prefix[:-1]: tree}
-    return {k: leaf for name, sub in tree.items() for k, leaf in _flat(sub, f"{prefix}{name}.").items()}
-
-
-def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, leaf in flat.items():
-        *parents, last = key.split(".")
-        at = tree
-        for name in parents:
-            at = at.setdefault(name, {})
-        at[last] = leaf
-    return tree

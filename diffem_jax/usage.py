@@ -45,8 +45,6 @@ Exit codes: 0 done; 2 a mistake, explained in one message; 130 Ctrl-C; 143 SIGTE
 After 130, 143 and 75 the same command goes on where it stopped.
 NO_COLOR=1 turns colour off. --helpfull lists every field with its default and meaning.
 """
-
-
 OWN_FLAGS = sorted(set(re.findall(r"--([a-z_]+)", HELP)) - {"helpfull"})
 
 
@@ -57,24 +55,18 @@ def help_text(words: Sequence[str]) -> str | None:
         return None
     indent = " " * 25
     names = textwrap.fill(", ".join(shipped_configs()), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
-    text = HELP.format(configs=names)
+    lines = [HELP.format(configs=names)]
     if "helpfull" in asked:
-        text += (
-            "\nEvery field; a corruption and a network of another name bring their own (docs/config.md lists them):\n\n"
-        )
+        lines.append("Every field; a corruption and a network bring more of their own (docs/config.md lists them):\n")
         for field in FIELDS.values():
-            text += textwrap.fill(
-                f"  --config.{field.name}={field.default!r}  {field.meaning}", 110, subsequent_indent=" " * 6
-            )
-            text += f"\n      one of {', '.join(field.choices)}\n" if field.choices else "\n"
-    return text
+            said = f"  --config.{field.name}={field.default!r}  {field.meaning}"
+            lines.append(textwrap.fill(said, 110, subsequent_indent=" " * 6))
+            lines += [f"      one of {', '.join(field.choices)}"] if field.choices else []
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Separates the flags of fields, --config.FIELD=VALUE, from the others; flag files are read in.
-
-    Returns:
-        the other words, and the (field, text) of each field in order.
+    """The words that are no flags of fields, and (FIELD, VALUE) of each --config.FIELD=VALUE in order; flag files are read in.
 
     Raises:
         UserError: a flag file that cannot be read.
@@ -83,8 +75,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         words = iter(flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True))
     except flags.Error as error:
         raise UserError(f"--flagfile: {error}; expected a file with one flag per line; correct the path") from None
-    others: list[str] = []
-    fields: list[tuple[str, str]] = []
+    others, fields = [], []
     for word in words:
         found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
         if found is None:
@@ -92,7 +83,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             continue
         negated, name, text = found.groups()
         if text is None:
-            boolean = FIELDS[name].kind is bool if name in FIELDS else False
+            boolean = name in FIELDS and FIELDS[name].kind is bool
             text = str(not negated) if negated or boolean else next(words, "")
         fields.append((name, text))
     return others, fields
@@ -109,12 +100,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        name = error.flagname
+        name, known = error.flagname, OWN_FLAGS
         if name in FIELDS or "." in name:
-            hint = nearest(f"--config.{name.removeprefix('config.')}", [f"--config.{field}" for field in FIELDS])
-        else:
-            hint = nearest(f"--{name}", [f"--{flag}" for flag in OWN_FLAGS])
-        raise UserError(f"--{name}: unknown flag; {hint} (see --help)") from None
+            name, known = f"config.{name.removeprefix('config.')}", [f"config.{field}" for field in FIELDS]
+        hint = nearest(f"--{name}", [f"--{flag}" for flag in known])
+        raise UserError(f"--{error.flagname}: unknown flag; {hint} (see --help)") from None
     except flags.Error as error:
         raise UserError(_flag_error(str(error).strip().splitlines()[0])) from None
 
@@ -139,7 +129,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def load_config(name: str | None, fields: Sequence[tuple[str, str]] = ()) -> ConfigDict:
-    """The config of a file, or of a name that ships with the package, FILE:VARIANT for a variant, with fields set by flags.
+    """The config of a file or of a name that ships with the package, NAME:VARIANT for a variant, with fields set by flags.
 
     Raises:
         UserError: there is no such file or name, it cannot be read, or a field does not exist or has another type.
@@ -163,8 +153,7 @@ def load_config(name: str | None, fields: Sequence[tuple[str, str]] = ()) -> Con
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UserError(f"--config: {path}: {kind}{' '.join(str(error).split())[:400]}; correct it") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"--config: get_config returned a {type(config).__name__}; expected a ConfigDict, as default() gives"
-        )
+        kind = type(config).__name__
+        raise UserError(f"--config: get_config returned a {kind}; expected a ConfigDict, as default() gives")
     override(config, fields)
     return config.lock()

@@ -1,16 +1,14 @@
 """The files in examples/: each keeps its contract, and trains by name in a config; wrong objects are refused before any compute."""
 
 import sys
-from pathlib import Path
 
 import pytest
 from faults.command import command, refused
+from faults.harness import result, tiny
 
 from diffem_jax import testing
-from diffem_jax.testing.command import tiny
-from examples import corruption, network, posterior, sampler, schedule, start
+from examples import corruption, network, posterior, sampler, schedule
 
-ROOT = Path(__file__).parent.parent
 OUTSIDE = '''
 """Objects that do not keep their contract."""
 import jax.numpy as jnp
@@ -63,11 +61,6 @@ def test_posterior_transform_keeps_its_contract():
     testing.check_posterior(posterior.gradient_free, exact=True)
 
 
-@pytest.mark.slow
-def test_start_keeps_its_contract():
-    testing.check_start(start.shrunk, shrink=0.2)
-
-
 NAMED = {
     "corruption": (
         "corruption.name=examples.corruption:RowDropout",
@@ -87,8 +80,14 @@ NAMED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMED)
 def test_run_goes_on_with_a_part_named_in_the_config(kind, tmp_path):
+    """One round prolonged to two, against two in one go."""
     flags = ["--config=digits", *(f"--config.{field}" for field in NAMED[kind])]
-    testing.check_command(*flags, folder=tmp_path, source=ROOT)
+    for name, rounds in (("prolonged", 1), ("prolonged", 2), ("straight", 2)):
+        ended = command(*tiny(*flags, rounds=rounds), f"--workdir={tmp_path / name}")
+        assert ended.code == 0, ended
+        assert ("continuing after round 1" in ended.out) == ((name, rounds) == ("prolonged", 2))
+    prolonged, straight = (result(tmp_path / name)["reconstructions"] for name in ("prolonged", "straight"))
+    assert prolonged == straight
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from faults.command import command
+from faults.command import command, refused
 
 import diffem_jax.main
 from diffem_jax import commands, usage
@@ -116,6 +116,17 @@ def test_flags_of_fields_are_separated_from_the_others(tmp_path):
     assert others == ["diffem", "--config", "digits", "--override"]
     assert fields == [("seed", "3"), ("m_step.ema_warmup", "False"), ("rounds", "2")]
     assert usage.split(["diffem", "--config.m_step.ema_warmup", "--override"])[1] == [("m_step.ema_warmup", "True")]
+
+
+def test_full_device_memory_is_answered_with_what_to_lower(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    error = "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 GiB.\\nmore')"
+    (tmp_path / "greedy.py").write_text(f"import jax\ndef start(key, corruption, observations):\n    raise {error}\n")
+    small = ("--config.start.name=greedy:start", "--config.data.num_examples=64")
+    ended = command("--config=digits", *small, f"--workdir={tmp_path / 'run'}")
+    cures = ("m_step.batch_size", "m_step.accumulate", "e_step.batch_size", "network.remat", "network.dtype")
+    refused(ended, "device memory: full", "allocate 8 GiB.)", *(f"config.{name}" for name in cures))
+    assert "more" not in ended.err
 
 
 def config(**sections):

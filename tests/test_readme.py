@@ -13,11 +13,10 @@ import jax
 import numpy as np
 import pytest
 from faults.command import command
-from faults.harness import arguments
+from faults.harness import arguments, tiny
 
 from diffem_jax.errors import Preempted
 from diffem_jax.run import train
-from diffem_jax.testing.command import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PathLike = str | os.PathLike[str]
+Arrays = ArrayLike | None
 DPI = 150
 INK, ACCENT, SECOND, THIRD, FOURTH = "#222222", "#1f6fb4", "#d1603d", "#3c8d5a", "#8a63a8"
 HIDDEN = "#c98fd0"  # what was not observed: no grey, and rare in photographs

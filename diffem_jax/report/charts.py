@@ -11,17 +11,17 @@ from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
 from diffem_jax.report import canvas
-from diffem_jax.report.canvas import ACCENT, FOURTH, INK, SECOND, THIRD, PathLike
+from diffem_jax.report.canvas import ACCENT, FOURTH, INK, SECOND, THIRD, Arrays, PathLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LARGEST_CORNER = 8
-BINS = 60
+BINS, PANELS = 60, 6
 BAND = (0.1, 0.5, 0.9)  # quantiles of the draws: the ends of the 80% band, and the line between them
 
 
-def corner(path: PathLike, draws: ArrayLike, truth: ArrayLike | None = None, title: str | None = None) -> Path:
+def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None) -> Path:
     """Writes a corner plot of vectors [N, D], D from 1 to 8: densities of pairs of coordinates below the diagonal, of single ones on it.
 
     ``truth`` [M, D], where it is known, is outlined on the diagonal; its pairs stand above the diagonal.
@@ -72,14 +72,9 @@ def corner(path: PathLike, draws: ArrayLike, truth: ArrayLike | None = None, tit
 
 
 def series(
-    path: PathLike,
-    observations: ArrayLike | None,
-    draws: ArrayLike,
-    truth: ArrayLike | None = None,
-    title: str | None = None,
-    rows: int = 6,
+    path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str | None = None
 ) -> Path:
-    """Writes one panel per long vector or channel of a series, ``rows`` at most: what was observed, the draws, the truth.
+    """Writes one panel per long vector or channel of a series, six at most: what was observed, the draws, the truth.
 
     Of several draws [S, N, T] or [S, N, T, C] their median and the band that holds 80% of them are shown, of a single one the
     line itself. ``observations`` and ``truth`` are [N, T] or [N, T, C], NaN where hidden; not shown where T is another.
@@ -94,7 +89,7 @@ def series(
     samples = with_channels(draws)
     observed, clean = (None if x is None else with_channels(x) for x in (observations, truth))
     count, length, channels = samples.shape[1:]
-    panels = list(np.ndindex(count, channels))[:rows]
+    panels = list(np.ndindex(count, channels))[:PANELS]
     figure = canvas.new_figure(7.0, 0.95 * len(panels) + 0.55)
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.12})[:, 0]
     across = np.arange(length)

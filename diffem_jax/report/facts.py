@@ -21,13 +21,12 @@ from diffem_jax.storage.files import write_json
 from diffem_jax.storage.workdir import Workdir
 
 PACKAGES = ("diffem-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-CALIBRATION = {
+CALIBRATION = {  # the start of a field's name -> what it says; the rest of the name is the level in per cent
     "held_out_coverage": "held-back measurements, intervals",
     "held_out_tarp": "held-back measurements, jointly",
     "coverage": "x, intervals",
     "tarp": "x, jointly",
 }
-"""The start of a field's name -> what it says; the rest of the name is the level in per cent."""
 _LEVEL = re.compile(rf"^({'|'.join(CALIBRATION)})_(\d+)$")
 
 
@@ -133,8 +132,5 @@ def _command() -> str:
     program = Path(sys.argv[0] if sys.argv else "")
     if not program.name or program.name in ("-c", "-m") or "kernel_launcher" in program.name:
         return "diffem_jax.run.train.run_em(config, workdir), from a Python session"
-    words = [program.name]
-    if program.suffix == ".py":
-        own = (program.parent.name, program.name) == ("diffem_jax", "main.py")
-        words = ["python", "-m", "diffem_jax.main"] if own else ["python", program.name]
-    return shlex.join([*words, *sys.argv[1:]])
+    name = "diffem" if program.name == "main.py" else program.name
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *sys.argv[1:]])

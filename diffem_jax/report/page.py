@@ -95,8 +95,6 @@ def _head(facts: Facts) -> str:
     if facts.config:
         method, start, updates = (_field(facts, name) for name in ("method", "start.name", "m_step.steps"))
         parts.append(f"Method {method}, start {start}, {updates} updates per round.")
-    tiles = "".join(template.tile(name, p, facts.samples[name], last) for name, p in facts.metrics.items())
-    tiles = f'<dl class="tiles">{tiles}</dl>' if tiles else ""
     made = soft("The command that made it was not noted.")
     if command := facts.environment.get("command"):
         made = (
@@ -104,27 +102,20 @@ def _head(facts: Facts) -> str:
         )
     return (
         f'<header><p class="eyebrow">diffem_jax &middot; {escape(facts.workdir.root.absolute().name)}</p>\n'
-        f'<h1>{escape(_title(facts))}</h1>\n<p class="lead">{escape(" ".join(parts))}</p>\n{made}\n'
-        f"{tiles}</header>"
+        f'<h1>{escape(_title(facts))}</h1>\n<p class="lead">{escape(" ".join(parts))}</p>\n{made}</header>'
     )
 
 
 def _curves(facts: Facts) -> str:
     if not facts.metrics:
-        return section("Curves", soft("There are no numbers yet."))
-    cards = ""
-    for name, points in facts.metrics.items():
-        title = metric_name(name)
-        drawn = "".join(template.chart(points, title, by_seconds=by_seconds) for by_seconds in (False, True))
-        head = f'<header><h3>{escape(title)}</h3><span class="readout"></span></header>'
-        cards += f'<div class="card">{head}{drawn}</div>'
+        return section("Measures", soft("There are no numbers yet."))
+    cards = "".join(template.card(name, p, facts.samples[name]) for name, p in facts.metrics.items())
     toggle = (
         '<fieldset id="axes" hidden><label><input type="radio" name="axis" value="rounds" checked> over rounds</label>'
         '<label><input type="radio" name="axis" value="seconds"> over time</label></fieldset>'
     )
-    bands = any(p.error for points in facts.metrics.values() for p in points)
-    note = soft("Bands are one standard error to each side.") if bands else ""
-    return section("Curves", f'<div class="cards">{cards}</div>{note}', toggle)
+    note = soft("Bands are one standard error to each side.") if 'class="band"' in cards else ""
+    return section("Measures", f'<div class="cards">{cards}</div>{note}', toggle)
 
 
 def _pictures(facts: Facts) -> str:

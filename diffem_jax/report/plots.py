@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
 from diffem_jax.report import canvas
-from diffem_jax.report.canvas import HIGH, LOW, PathLike
+from diffem_jax.report.canvas import HIGH, LOW, Arrays, PathLike
 from diffem_jax.report.charts import LARGEST_CORNER, calibration, corner, series
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _grid(path: PathLike, rows: Sequence[Row], title: str | None) -> Path:
     return canvas.save(figure, path)
 
 
-def _observed_rows(label: str, observations: ArrayLike | None, shape: tuple[int, ...]) -> list[Row]:
+def _observed_rows(label: str, observations: Arrays, shape: tuple[int, ...]) -> list[Row]:
     """The row of the observations; none where they are not image-shaped. Where x has another shape they have their own range."""
     observed = np.zeros(0) if observations is None else np.asarray(observations)
     if observed.ndim < 3:
@@ -89,9 +89,9 @@ def _observed_rows(label: str, observations: ArrayLike | None, shape: tuple[int,
 
 def image_grid(
     path: PathLike,
-    observations: ArrayLike | None,
+    observations: Arrays,
     reconstructions: ArrayLike,
-    truth: ArrayLike | None = None,
+    truth: Arrays = None,
     title: str | None = None,
     labels: Sequence[str] = ("observed", "reconstruction", "truth"),
 ) -> Path:
@@ -109,11 +109,7 @@ def image_grid(
 
 
 def spread_grid(
-    path: PathLike,
-    observations: ArrayLike,
-    draws: ArrayLike,
-    truth: ArrayLike | None = None,
-    title: str | None = None,
+    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None
 ) -> Path:
     """Writes one column for each of at most eight observations [N, ...]: the observation, draws, their mean and deviation, truth.
 
@@ -146,24 +142,20 @@ def _are_lines(shape: tuple[int, ...]) -> bool:
 
 
 def picture(
-    path: PathLike,
-    observations: ArrayLike | None,
-    reconstructions: ArrayLike,
-    truth: ArrayLike | None = None,
-    title: str | None = None,
+    path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str | None = None
 ) -> Path:
     """Writes what suits draws [N, *X]: a corner plot of short vectors, lines, or images; without observations, of the prior."""
-    shape = np.shape(reconstructions)[1:]
+    shape = np.shape(draws)[1:]
     if _are_lines(shape):
-        return series(path, observations, np.asarray(reconstructions)[None], truth, title)
+        return series(path, observations, np.asarray(draws)[None], truth, title)
     if is_point(shape) or not shape:
-        return corner(path, reconstructions, truth, title)
+        return corner(path, draws, truth, title)
     labels = ("observed", "draws" if observations is None else "reconstruction", "truth")
-    return image_grid(path, observations, reconstructions, truth, title, labels)
+    return image_grid(path, observations, draws, truth, title, labels)
 
 
 def spread(
-    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: ArrayLike | None = None, title: str | None = None
+    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None
 ) -> Path:
     """Writes what suits several draws [S, N, *X] per observation: of short vectors the draws for the first one alone."""
     shape = np.shape(draws)[2:]

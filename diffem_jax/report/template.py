@@ -45,18 +45,17 @@ def folded(title: str, note: str, content: str) -> str:
     return f'<details><summary><h2>{title}</h2><span class="soft">{escape(note)}</span></summary>{content}</details>'
 
 
-def tile(name: str, points: Sequence[Point], samples: int, newest: int | None) -> str:
-    """The last value of a metric, large, and where it came from; its round where that is not the newest."""
-    first, last = points[0], points[-1]
-    value, _, error = shown(last.value, last.error).partition(" ± ")
+def card(name: str, points: Sequence[Point], samples: int) -> str:
+    """A metric: its last value, large, where that came from, and its curves."""
+    first, last, title = points[0], points[-1], metric_name(name)
     notes = [f"from {shown(first.value, first.error).partition(' ± ')[0]} at {round_name(first.round)}"]
-    notes += [f"measured at {round_name(last.round)}"] if last.round != newest else []
     notes += [NAMES[name][1]] if name in NAMES else []
     notes += [f"{samples:,} examples"] if samples else []
-    small = f" <small>± {error}</small>" if error else ""
+    value = f"{shown(last.value, last.error)} at {round_name(last.round)}"
+    curves = "".join(chart(points, title, by_seconds=by_seconds) for by_seconds in (False, True))
     return (
-        f'<div><dt>{escape(metric_name(name))}</dt><dd class="value">{value}{small}</dd>'
-        f'<dd class="unit">{escape("; ".join(notes))}</dd></div>'
+        f'<div class="card"><header><h3>{escape(title)}</h3><span class="readout">{value}</span>'
+        f'<p class="soft">{escape("; ".join(notes))}</p></header>{curves}</div>'
     )
 
 

@@ -1,8 +1,9 @@
 """Optional writers of a run's numbers and pictures besides its work directory: TensorBoard and Weights & Biases.
 
 ``config.writers`` names them; () is the default. Each needs a package that is an extra, imported only when asked for. A
-writer of your own is a function ``(workdir, config, resumed) -> Writer``, named as 'module:name'; ``resumed`` are the
-updates done before.
+writer of your own is a class made with (workdir, config, resumed) and named as 'module:name', with the methods of those below:
+``scalars`` takes numbers by name, ``image`` a PNG file, ``close`` leaves everything on disk; ``step`` and ``resumed`` count
+updates over all rounds.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import importlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,19 +22,6 @@ from diffem_jax.config import flatten, lookup
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import write_json
 from diffem_jax.storage.workdir import Workdir
-
-
-class Writer(Protocol):
-    """Takes numbers and pictures as they come; ``step`` counts updates over all rounds."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name."""
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        """A PNG file."""
-
-    def close(self) -> None:
-        """Everything is on disk afterwards."""
 
 
 class _TensorBoard:
@@ -82,10 +70,7 @@ class _WeightsAndBiases:
         self.run.finish()
 
 
-WRITERS: dict[str, Callable[[Workdir, ConfigDict, int], Writer]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _WeightsAndBiases,
-}
+WRITERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
 
 
 def check(config: ConfigDict) -> None:

@@ -112,7 +112,7 @@ def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:
         what = found if isinstance(found, str) else jax.tree.map(np.shape, found)
         raise UserError(
             f"config.start.name: {name!r} returned {what}; expected a finite diffem_jax.Mixture with log_weights [K], mean "
-            f"[K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]; see diffem_jax.testing.check_start"
+            f"[K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]"
         )
     # A checkpoint holds no empty array.
     factor = factor if factor.shape[1] else jnp.zeros((len(weights), 1, *shape))

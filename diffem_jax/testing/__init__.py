@@ -4,17 +4,13 @@ Each raises an ``AssertionError`` that names what does not hold, and returns not
 call them on every registry entry.
 """
 
-from diffem_jax.testing.command import check_command
 from diffem_jax.testing.corruption import check_corruption
-from diffem_jax.testing.fitted import check_start
 from diffem_jax.testing.parts import check_network, check_posterior, check_sampler, check_schedule
 
 __all__ = [
-    "check_command",
     "check_corruption",
     "check_network",
     "check_posterior",
     "check_sampler",
     "check_schedule",
-    "check_start",
 ]

@@ -50,6 +50,15 @@ def arguments(**changes: Any) -> list[str]:
     return ["--config=digits", *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
+def tiny(*flags: str, rounds: int) -> list[str]:
+    """Some flags, and those of the tiny run that they leave open, but its network's."""
+    given = {flag.partition("=")[0] for flag in flags}
+    fields = {
+        f"--config.{name}": value for name, value in (TINY | {"rounds": rounds}).items() if name != "network.features"
+    }
+    return [*flags, *(f"{name}={value}" for name, value in fields.items() if name not in given)]
+
+
 class Killed(NamedTuple):
     """Whether a process was still running when the signal was sent, what it wrote, its exit code, and what it was at."""
 

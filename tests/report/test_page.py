@@ -67,8 +67,8 @@ def test_the_page_says_what_was_reached_and_how(tmp_path, monkeypatch):
     seen = words(text)
     assert "diffem --config=digits '--workdir=my runs/a'" in seen and "/somewhere" not in seen
     assert "digits, pixel mask" in seen and "All 2 rounds are done. 4 min 20 s" in seen
-    assert "16.000 ± 0.050 from 14.000 at start; higher is better; 1,797 examples" in seen
-    assert "0.2500 from 0.5000 at round 1" in seen
+    assert "16.000 ± 0.050 at round 2 from 14.000 at start; higher is better; 1,797 examples" in seen
+    assert "0.2500 at round 2 from 0.5000 at round 1" in seen
     assert "No stopping rule is set" in seen
     for package in ("python", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert re.search(rf"{package} \d+\.\d+", seen), package
@@ -220,7 +220,7 @@ def test_damaged_files_still_give_a_page(tmp_path, damage):
     if damage == "garbled":
         assert len(images(text)) == 2 and "16.000" in words(text)
     if damage == "foreign":
-        assert "18.00 from 14.000 at start" in words(text)
+        assert "18.00 at round 4 from 14.000 at start" in words(text)
 
 
 def test_a_section_that_fails_costs_itself_only(tmp_path, monkeypatch):

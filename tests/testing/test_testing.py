@@ -6,20 +6,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from diffem_jax import testing
 from diffem_jax.denoisers.guidance import POSTERIORS
-from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.gaussians.linalg import Gaussian
-from diffem_jax.gaussians.starts import STARTS
 from diffem_jax.networks import NETWORKS
 from diffem_jax.networks.mlp import MLP
 from diffem_jax.networks.unet import UNet
 from diffem_jax.samplers.samplers import ddim, ddpm
 from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding
-from diffem_jax.types import Sampler
 
 SMALL = {"mlp": MLP(features=(8,), embedding=8), "unet": UNet(channels=(4, 4), blocks=1, heads=(), embedding=8)}
 
@@ -38,12 +33,6 @@ def test_posteriors(name):
 def test_networks(name):
     assert set(SMALL) == set(NETWORKS)
     testing.check_network(SMALL[name], shape=(4, 2) if name == "unet" else (6,), starts_at_zero=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STARTS)
-def test_starts(name):
-    testing.check_start(STARTS[name])
 
 
 # Wrong objects -----------------------------------------------------------------------------------------------------
@@ -246,61 +235,3 @@ class Unzeroed(nn.Module):
     def __call__(self, x, noise, condition=None, train=False):
         parts = [x, noise[:, None]] + ([] if condition is None else [condition])
         return nn.Dense(x.shape[-1])(jnp.concatenate(parts, axis=-1))
-
-
-def plain(observations):
-    """What seen entries have for mean and variance, without correlations: a poor start, but one that keeps the contract."""
-    seen = np.where(observations.operator > 0, observations.y, np.nan)
-    component = Gaussian(np.nanmean(seen, axis=0)[None], np.nanvar(seen, axis=0)[None], np.zeros((1, 1, 6), np.float32))
-    return jax.tree.map(jnp.asarray, Mixture(np.zeros(1, np.float32), component))
-
-
-def fitted(change):
-    """The plain start with one change to what it yields."""
-
-    def start(key, corruption, observations):
-        return change(plain(observations), key)
-
-    return start
-
-
-def parts(mixture, **changes):
-    return mixture._replace(components=mixture.components._replace(**changes))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda m, key: m.components, "Mixture"),
-        (lambda m, key: parts(m, mean=m.components.mean[0]), "mean has shape"),
-        (lambda m, key: parts(m, factor=m.components.factor[0]), "factor has shape"),
-        (lambda m, key: parts(m, variance=m.components.variance[..., :2]), "variance has shape"),
-        (lambda m, key: parts(m, variance=-m.components.variance), "positive"),
-        (lambda m, key: parts(m, mean=m.components.mean * jnp.nan), "finite"),
-        (lambda m, key: m._replace(log_weights=m.log_weights + 1), "sum to 1"),
-        (lambda m, key: parts(m, mean=m.components.mean + 3), "log p"),
-    ],
-)
-def test_wrong_starts(change, said):
-    with pytest.raises(AssertionError, match=said):
-        testing.check_start(fitted(change))
-
-
-def test_a_plain_start_passes():
-    testing.check_start(fitted(lambda mixture, key: mixture))
-
-
-def test_a_start_that_forgets_its_key():
-    calls = []
-
-    def start(key, corruption, observations):
-        calls.append(1)
-        mixture = plain(observations)
-        return parts(mixture, mean=mixture.components.mean + 0.01 * len(calls))
-
-    with pytest.raises(AssertionError, match="equal keys"):
-        testing.check_start(start)
-
-
-def test_sampler_type():
-    assert isinstance(ddpm(VarianceExploding()), Sampler)
