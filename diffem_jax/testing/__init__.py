@@ -7,10 +7,4 @@ call them on every registry entry.
 from diffem_jax.testing.corruption import check_corruption
 from diffem_jax.testing.parts import check_network, check_posterior, check_sampler, check_schedule
 
-__all__ = [
-    "check_corruption",
-    "check_network",
-    "check_posterior",
-    "check_sampler",
-    "check_schedule",
-]
+__all__ = ["check_corruption", "check_network", "check_posterior", "check_sampler", "check_schedule"]
