@@ -60,11 +60,10 @@ def stage(name: str, path: str, folder: str) -> dict[str, float]:
     """One stage in this process: its seconds, and the peak resident memory of the process in MiB."""
     from benchmarks.common import draw_round, make_run
     from diffem_jax.build.problem import load_problem
-    from diffem_jax.data import operators
     from diffem_jax.run.rounds import fresh_state, run_m_step
     from diffem_jax.storage import rows
 
-    rows.IN_MEMORY_BYTES = operators.IN_MEMORY_BYTES = 0
+    rows.IN_MEMORY_BYTES = 0
     c = config(path)
     began = time.monotonic()
     problem = load_problem(c)

@@ -112,7 +112,7 @@ class Pretrained:
         d, where, scale = self.config.data, "observations", np.float32(self.config.data.scale)
         if isinstance(observations, str | os.PathLike):
             where = str(observations)
-            observations = load_observations(where, self.shape, self.corruption, d.cache_dir or None, d.scale, d.alpha)
+            observations = load_observations(where, self.corruption, d.cache_dir or None, d.scale, d.alpha)
         elif scale != 1:
             observations = observations._replace(y=np.asarray(observations.y) * scale)
         check_operators(self.setup, observations, where)

@@ -15,9 +15,9 @@ from diffem_jax import data
 from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config import restore
-from diffem_jax.data import units
 from diffem_jax.data.spreadsheets import is_spreadsheet, load_spreadsheet
 from diffem_jax.data.tables import Column, Table
+from diffem_jax.data.units import check_units
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
@@ -135,10 +135,10 @@ def load_own(
         config = auto.fit_to_file(config, arrays)
         shape, held = tuple(config.data.shape) or arrays["y"][1:], arrays["y"][0]
         setup = make_setup(config, shape, min(count or held, held))
-        observations = data.load_observations(path, shape, setup.corruption, d.cache_dir or None, d.scale, d.alpha)
+        observations = data.load_observations(path, setup.corruption, d.cache_dir or None, d.scale, d.alpha)
     notes += [str(w.message) for w in caught if w.category is UserWarning]
     check_operators(setup, observations, path)
-    units.check(observations, setup.corruption, path)
+    check_units(observations, setup.corruption, path)
     if count is not None:
         if count > len(observations.y):
             raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")

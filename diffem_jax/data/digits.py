@@ -29,12 +29,8 @@ class DiffemDigits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
-                "label": tfds.features.Scalar(dtype=np.int64),
-            }
-        )
+        image = tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8)
+        features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.Scalar(dtype=np.int64)})
         return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -42,23 +38,19 @@ class DiffemDigits(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        images, labels = digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int64)
+        examples = list(zip(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int64), strict=True))
         return {
-            "train": self._generate_examples(images[:TRAIN_EXAMPLES], labels[:TRAIN_EXAMPLES]),
-            "test": self._generate_examples(images[TRAIN_EXAMPLES:], labels[TRAIN_EXAMPLES:]),
+            "train": self._generate_examples(examples[:TRAIN_EXAMPLES]),
+            "test": self._generate_examples(examples[TRAIN_EXAMPLES:]),
         }
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    def _generate_examples(self, examples: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, (image, label) in enumerate(examples):
             yield i, {"image": image, "label": label}
 
 
 def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
-    """Prepares the set under ``data_dir`` unless it is there; returns its folder.
-
-    Safe for two processes at once and for one killed half-way: the folder appears whole or not at all.
-    """
-    final = Path(data_dir) / "diffem_digits" / str(DiffemDigits.VERSION)
+    """Prepares the set under ``data_dir`` unless it is there, whole or not at all; returns its folder."""
 
     def build(scratch: Path) -> Path:
         tfds.disable_progress_bar()
@@ -67,4 +59,4 @@ def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
             builder.download_and_prepare()
         return Path(builder.data_path)
 
-    return publish(final, build)
+    return publish(Path(data_dir) / "diffem_digits" / str(DiffemDigits.VERSION), build)

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from diffem_jax.data import images
+from diffem_jax.data.checks import first_example
 from diffem_jax.errors import UserError
-from diffem_jax.storage.rows import ArrayLike, Rows, chunks
-
-ALPHA = ("refuse", "mask", "drop")
+from diffem_jax.storage.rows import ArrayLike, Rows, read_parts
 
 
 def read_folder(
     root: Path, cache: Path, shape: tuple[int, ...] | None = None, alpha: str = "refuse"
 ) -> tuple[np.ndarray, dict[str, ArrayLike]]:
-    """The images of a folder, and their masks where there are any.
+    """The images of a folder, y [N, H, W, C] uint8 or uint16, and {'mask': [N, H, W, 1]} where it has masks, else {}.
 
     Args:
         root: holds ``images/`` (or the images themselves) and ``masks/``.
@@ -25,41 +24,36 @@ def read_folder(
             mixes seen and hidden ones. None asks for images of one size.
         alpha: what an alpha channel that is not opaque everywhere means: 'refuse', 'mask' (0 hidden, 255 seen) or 'drop'.
 
-    Returns:
-        (y [N, H, W, C] uint8 or uint16, {} or {'mask': [N, H, W, 1]}).
-
     Raises:
         UserError: unreadable images, images without a mask, masks of other values than black and white, an alpha channel that
             nobody asked for, or a photograph that its EXIF data turn but not its mask.
     """
     pictures = root / "images" if (root / "images").is_dir() else root
     masks = pictures.parent / "masks"
-    files = images.image_files(pictures)
-    masked = masks.is_dir() or alpha == "mask"
-    if shape is not None and len(shape) != 3:
-        raise UserError(f"data.shape: {shape} for a folder of images; expected (height, width, channels)")
-    if alpha == "mask" and masks.is_dir():
+    files, beside = images.image_files(pictures), masks.is_dir()
+    if alpha == "mask" and beside:
         raise UserError(
             f"{masks}: masks beside data.alpha='mask'; expected one of them; remove the folder or the field"
         )
     for file in files:
-        _check_layers(file, alpha, masks.is_dir())
-    y = images.folder(files, cache, shape, nearest=masked)
-    if alpha == "mask":
-        levels = images.folder(files, cache, (*y.shape[1:3], 1), nearest=True, read=read_alpha)
-        return y, {"mask": _mask(levels, files)}
-    if not masks.is_dir():
+        _check_layers(file, alpha, beside)
+    y = images.folder(files, cache, shape, nearest=beside or alpha == "mask")
+    if not beside and alpha != "mask":
         return y, {}
-    by_stem = {f.stem: f for f in images.image_files(masks)}
-    missing = [f.name for f in files if f.stem not in by_stem]
-    if missing:
+    mask_files, read = (_match_masks(files, masks), read_mask) if beside else (files, read_alpha)
+    levels = images.folder(mask_files, cache, (*y.shape[1:3], 1), nearest=True, read=read)
+    return y, {"mask": _mask(levels, mask_files)}
+
+
+def _match_masks(files: list[Path], masks: Path) -> list[Path]:
+    """The mask of the same name of every image."""
+    by_stem = {file.stem: file for file in images.image_files(masks)}
+    if missing := [file.name for file in files if file.stem not in by_stem]:
         raise UserError(
-            f"{masks}: no mask for {len(missing)} of {len(files)} images, the first {missing[0]}; expected "
-            "a mask of the same name for each; add them"
+            f"{masks}: no mask for {len(missing)} of {len(files)} images, the first {missing[0]}; expected a mask of the same name "
+            "for each; add them"
         )
-    ordered = [by_stem[f.stem] for f in files]
-    levels = images.folder(ordered, cache, (*y.shape[1:3], 1), nearest=True, read=read_mask)
-    return y, {"mask": _mask(levels, ordered)}
+    return [by_stem[file.stem] for file in files]
 
 
 def read_mask(file: Path, channels: int | None = None) -> np.ndarray:
@@ -93,13 +87,12 @@ def _check_layers(file: Path, alpha: str, masks: bool) -> None:
 
 def _mask(levels: np.ndarray, files: list[Path]) -> Rows:
     """Rows of 0 and 1 from grey levels of 0 and 255, or of 0 and 1."""
-    white = 255 if any((levels[part] > 1).any() for part in chunks(len(levels), levels[0].nbytes)) else 1
-    for part in chunks(len(levels), levels[0].nbytes):
-        wrong = (levels[part] != 0) & (levels[part] != white)
+    white = 255 if any((rows > 1).any() for _, rows in read_parts(levels)) else 1
+    for start, rows in read_parts(levels):
+        wrong = (rows != 0) & (rows != white)
         if wrong.any():
-            example = int(wrong.reshape(len(wrong), -1).any(-1).argmax())
+            file = files[start + first_example(wrong)]
             raise UserError(
-                f"{files[part.start + example]}: grey levels between black and white; "
-                "expected 0 (hidden) or 255 (seen); save masks as PNG"
+                f"{file}: grey levels between black and white; expected 0 (hidden) or 255 (seen); save masks as PNG"
             )
     return Rows(levels, 1 / white)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TFDS_CROPS = {"celeb_a": 140}
 """Side of the centre square cut before resizing, where a set is known to need it."""
 MAX_TEST = 10_000
-_TFDS_NAME = re.compile(r"^[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?$")
+Shape = tuple[int, ...]
 
 
 def _photographs() -> Iterator[np.ndarray]:
-    from importlib.util import find_spec
-
     from PIL import Image
 
     for package, name in PHOTOGRAPHS:
@@ -44,8 +43,8 @@ def _photographs() -> Iterator[np.ndarray]:
         file = Path(spec.origin).parent / name if spec and spec.origin else None
         if file is None or not file.exists():
             raise UserError(
-                f"data.name: patches: {package}/{name} is missing; expected scikit-image and scikit-learn "
-                "as pip installs them; run pip install scikit-image scikit-learn"
+                f"data.name: patches: {package}/{name} is missing; expected scikit-image and scikit-learn as pip installs them; "
+                "run pip install scikit-image scikit-learn"
             )
         with Image.open(file) as image:
             yield np.asarray(image.convert("RGB"))
@@ -58,12 +57,11 @@ def _halve(image: np.ndarray) -> np.ndarray:
     return np.round(blocks.mean((1, 3))).astype(np.uint8)
 
 
-def patches(split: str, count: int | None, shape: tuple[int, ...]) -> np.ndarray:
+def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
     """Overlapping crops of seven photographs, uint8 [N, S, S, C].
 
-    The right fifth of every photograph is for tests alone, the rest for training: no pixel is in both. Crops lie on a
-    grid of S/8 pixels (S/4 for tests) and come in one fixed random order, so that the first n are spread over all
-    photographs. For S <= 16 the photographs are first halved by 2x2 averages: a small crop then has content.
+    The right fifth of every photograph is for tests alone: no pixel is in both. Crops lie on a grid of S/8 pixels (S/4 for
+    tests), in one fixed random order. For S <= 16 the photographs are first halved: a small crop then has content.
 
     Args:
         split: 'train' or 'test'.
@@ -83,92 +81,73 @@ def patches(split: str, count: int | None, shape: tuple[int, ...]) -> np.ndarray
         border = round(photo.shape[1] * (1 - TEST_SHARE))
         region = photo[:, :border] if split == "train" else photo[:, border:]
         view = np.lib.stride_tricks.sliding_window_view(region, (size, size), axis=(0, 1))[::stride, ::stride]
+        number = view.shape[0] * view.shape[1]
         windows.append(view)
-        places.append(
-            np.stack([np.full(view.shape[0] * view.shape[1], i), np.arange(view.shape[0] * view.shape[1])], -1)
-        )
+        places.append(np.stack([np.full(number, i), np.arange(number)], -1))
     order = np.concatenate(places)
     order = order[generator(f"patches/{split}").permutation(len(order))][:count]
     crops = np.empty((len(order), size, size, channels), np.uint8)
     for i, view in enumerate(windows):
-        mine = np.flatnonzero(order[:, 0] == i)
-        row, column = np.divmod(order[mine, 1], view.shape[1])
-        crops[mine] = np.moveaxis(view[row, column], 1, -1)
+        chosen = np.flatnonzero(order[:, 0] == i)
+        row, column = np.divmod(order[chosen, 1], view.shape[1])
+        crops[chosen] = np.moveaxis(view[row, column], 1, -1)
     return crops
 
 
-def fit(image: np.ndarray, shape: tuple[int, ...] | None, crop: int | None = None, nearest: bool = False) -> np.ndarray:
-    """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16.
+def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest: bool = False) -> np.ndarray:
+    """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16, to [H, W, C] of the same dtype.
 
     Args:
-        image: the image; a grey one gets a channel axis.
+        image: the image.
         shape: (H, W, C) wanted, C 1 or 3; None keeps what there is.
         crop: side of the centre square cut first; None cuts the largest window of the wanted aspect.
         nearest: take single pixels, so that none is a mixture of seen and hidden ones; for masks and what they hide.
-
-    Returns:
-        [H, W, C] of the image's dtype.
     """
-    from PIL import Image
-
     image = image[..., None] if image.ndim == 2 else image
     height, width = image.shape[:2]
-    if crop or shape:
-        if crop:
-            h = w = min(crop, height, width)
-        else:
-            assert shape is not None
-            scale = min(height / shape[0], width / shape[1])
-            h, w = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-        top, left = (height - h) // 2, (width - w) // 2
-        image = image[top : top + h, left : left + w]
-    if shape and image.shape[:2] != tuple(shape[:2]):
+    h, w = height, width
+    if crop:
+        h = w = min(crop, height, width)
+    elif shape:
+        scale = min(height / shape[0], width / shape[1])
+        h, w = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    top, left = (height - h) // 2, (width - w) // 2
+    image = image[top : top + h, left : left + w]
+    if shape and image.shape[:2] != shape[:2]:
         if nearest:
             rows, columns = (np.arange(n) * 2 * m + m for n, m in zip(shape[:2], image.shape[:2], strict=True))
             image = image[rows // (2 * shape[0])][:, columns // (2 * shape[1])]
         else:
-            layers = [np.ascontiguousarray(image[..., c]) for c in range(image.shape[-1])]
-            image = np.stack([_resized(Image, layer, (shape[1], shape[0])) for layer in layers], -1)
+            image = np.stack([_resized(layer, (shape[1], shape[0])) for layer in np.moveaxis(image, -1, 0)], -1)
     if shape and image.shape[-1] != shape[2]:
-        if (image.shape[-1], shape[2]) == (1, 3):
-            image = np.repeat(image, 3, -1)
-        else:
+        if (image.shape[-1], shape[2]) != (1, 3):
             raise UserError(
                 f"data.shape: {shape} for an image of {image.shape[-1]} channels; expected as many channels"
             )
+        image = np.repeat(image, 3, -1)
     return image
 
 
-def _resized(pillow: Any, layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
     if layer.dtype == np.uint8:
-        return np.asarray(pillow.fromarray(layer).resize(size, pillow.Resampling.LANCZOS))
-    found = np.asarray(pillow.fromarray(layer.astype(np.float32)).resize(size, pillow.Resampling.LANCZOS))
+        return np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.LANCZOS))
+    found = np.asarray(Image.fromarray(layer.astype(np.float32)).resize(size, Image.Resampling.LANCZOS))
     return np.clip(np.round(found), 0, np.iinfo(layer.dtype).max).astype(layer.dtype)
 
 
-def _check_shape(shape: tuple[int, ...] | None) -> None:
+def _check_shape(shape: Shape | None) -> None:
     if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
         raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The PNG, JPEG and TIFF files of a folder, by name.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The PNG, JPEG and TIFF files of a folder, by name; UserError where there are none."""
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if not files:
         raise UserError(f"{folder}: no PNG or JPEG files in it; expected images; check the path")
     return files
-
-
-def read_image(file: Path, channels: int | None = None) -> np.ndarray:
-    """One file as [H, W, C], uint16 where it has grey levels of 16 bits, else uint8; turned as its EXIF orientation says.
-
-    Grey files have C = 1, all others 3, unless ``channels`` says which. An alpha channel is dropped.
-    """
-    return read_layers(file, channels)[0]
 
 
 _ALPHA = ("RGBA", "LA", "PA")
@@ -194,6 +173,14 @@ def read_header(file: Path) -> tuple[bool, bool]:
         return image.mode in _ALPHA, image.getexif().get(_ORIENTATION, 1) != 1
 
 
+def read_image(file: Path, channels: int | None = None) -> np.ndarray:
+    """One file as [H, W, C], uint16 where it has grey levels of 16 bits, else uint8; turned as its EXIF orientation says.
+
+    Grey files have C = 1, all others 3, unless ``channels`` says which. An alpha channel is dropped.
+    """
+    return read_layers(file, channels)[0]
+
+
 def read_layers(file: Path, channels: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """``read_image``, and the alpha channel [H, W] uint8 where there is one.
 
@@ -211,8 +198,7 @@ def read_layers(file: Path, channels: int | None = None) -> tuple[np.ndarray, np
             array = np.asarray(image)
             if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
                 raise ValueError(f"values {array.min()} to {array.max()}, beyond 16 bits")
-            array = array.astype(np.uint16)[..., None]
-            array = np.repeat(array, 3, -1) if channels == 3 else array
+            array = np.repeat(array.astype(np.uint16)[..., None], 3 if channels == 3 else 1, -1)
         else:
             grey = channels == 1 if channels else image.mode in ("1", "L", "LA")
             array = np.asarray(image.convert("L" if grey else "RGB"))
@@ -222,7 +208,7 @@ def read_layers(file: Path, channels: int | None = None) -> tuple[np.ndarray, np
 def folder(
     files: Sequence[Path],
     cache: Path,
-    shape: tuple[int, ...] | None = None,
+    shape: Shape | None = None,
     crop: int | None = None,
     nearest: bool = False,
     read: Callable[[Path, int | None], np.ndarray] = read_image,
@@ -230,8 +216,8 @@ def folder(
     """Image files as one array [N, H, W, C] of uint8 or uint16, converted once into the cache and memory-mapped.
 
     Args:
-        files: the files, in order.
-        cache: the cache folder; the entry is keyed by the files' names, sizes and times.
+        files: the files, in order; the entry in the cache is keyed by their names, sizes and times.
+        cache: the cache folder.
         shape: (H, W, C) to crop and resize to; None takes the first file's.
         crop: as in ``fit``.
         nearest: as in ``fit``.
@@ -268,32 +254,31 @@ def prepared_folder(name: str, cache: Path) -> Path | None:
 
 def check_tfds_name(name: str) -> str:
     """The name itself, or UserError where it is not one of tensorflow-datasets' form."""
-    if not _TFDS_NAME.match(name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?", name):
         raise UserError(f"tfds name: {name!r}; expected such as cifar10 or celeb_a; see tensorflow.org/datasets")
     return name
 
 
-def _builder(name: str, cache: Path) -> tuple[Path, Any]:
-    check_tfds_name(name)
-    prepared = prepared_folder(name, cache)
+def tfds_builder(name: str, cache: Path) -> Any:
+    """The builder of a prepared tfds set, which reads without TensorFlow.
+
+    Raises:
+        UserError: the set is not prepared; the message says the command and the folder.
+    """
+    prepared = prepared_folder(check_tfds_name(name), cache)
     if prepared is None:
         raise UserError(
-            f"data.name: tfds:{name}: not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set; on "
-            f"a connected machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} "
-            f"--cache_dir=DIR, then copy DIR/tfds/{name} to {cache / 'tfds' / name}"
+            f"data.name: tfds:{name}: not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set; on a connected "
+            f"machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR, then copy "
+            f"DIR/tfds/{name} to {cache / 'tfds' / name}"
         )
     import tensorflow_datasets as tfds
 
-    return prepared, tfds.builder_from_directory(prepared)
-
-
-def tfds_splits(name: str, cache: Path) -> tuple[str, ...]:
-    """The splits of a prepared tfds set; UserError where it is not prepared."""
-    return tuple(_builder(name, cache)[1].info.splits)
+    return tfds.builder_from_directory(prepared)
 
 
 def tfds_images(
-    name: str, split: str, count: int | None, cache: Path, shape: tuple[int, ...] | None, crop: int | None
+    name: str, split: str, count: int | None, cache: Path, shape: Shape | None, crop: int | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), without TensorFlow.
 
@@ -301,21 +286,19 @@ def tfds_images(
     the set's, or several joined by '+', one after the other.
 
     Raises:
-        UserError: the set is not prepared (the message says the command and the folder), or holds no images.
+        UserError: the set is not prepared, holds no images or not such a split.
     """
     _check_shape(shape)
-    prepared, builder = _builder(name, cache)
-    if unknown := [part for part in split.split("+") if part not in builder.info.splits]:
+    builder, parts = tfds_builder(name, cache), split.split("+")
+    if unknown := [part for part in parts if part not in builder.info.splits]:
         raise UserError(
-            f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}, or several joined by "
-            f"'+', not {unknown[0]!r}; correct it"
+            f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}, or several joined by '+', not "
+            f"{unknown[0]!r}; correct it"
         )
-    if "image" not in builder.info.features:
-        raise UserError(
-            f"data.name: tfds:{name}: features {sorted(builder.info.features)}; expected an 'image' feature"
-        )
-    labelled = "label" in builder.info.features
-    sources: list[Any] = [builder.as_data_source(split=part) for part in split.split("+")]
+    features = builder.info.features
+    if "image" not in features:
+        raise UserError(f"data.name: tfds:{name}: features {sorted(features)}; expected an 'image' feature")
+    sources: list[Any] = [builder.as_data_source(split=part) for part in parts]
     whole = sum(map(len, sources))
     total = whole if count is None else min(count, whole)
     if total == 0:
@@ -333,12 +316,11 @@ def tfds_images(
         for i, example in enumerate(itertools.islice(examples(), total)):
             image = fit(np.asarray(example["image"]), shape, crop)
             if image.shape != one.shape or image.dtype != np.uint8:
-                raise UserError(
-                    f"tfds:{name}: image {i} is {image.dtype} {image.shape}; expected uint8 {one.shape}; set data.shape"
-                )
-            yield image, int(example["label"]) if labelled else 0
+                found = f"image {i} is {image.dtype} {image.shape}"
+                raise UserError(f"tfds:{name}: {found}; expected uint8 {one.shape}; set data.shape")
+            yield image, int(example["label"]) if "label" in features else 0
 
     size = "x".join(map(str, one.shape))
-    key = f"{name}-{prepared.name}-{split}-{total}-{size}-{crop or 0}".replace("/", "-")
+    key = f"{name}-{Path(builder.data_path).name}-{split}-{total}-{size}-{crop or 0}".replace("/", "-")
     x, labels = cached_arrays(cache / "images" / key, one.shape, total, make)
-    return x, labels if labelled else None
+    return x, labels if "label" in features else None

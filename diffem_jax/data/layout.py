@@ -13,18 +13,16 @@ from diffem_jax.errors import UserError
 CHANNELS = (1, 2, 3, 4)
 SMALLEST_SIDE = 5
 """Axes shorter than this are not taken for the side of an image."""
+Shape = tuple[int, ...]
 
 
 def arrange(
-    y: np.ndarray, found: Mapping[str, Any], shape: tuple[int, ...] | None, where: str
+    y: np.ndarray, found: Mapping[str, Any], shape: Shape | None, where: str
 ) -> tuple[np.ndarray, dict[str, Any], str]:
-    """Brings y and the masks to [N, *spatial, channels]; nothing is copied.
-
-    Read are: channels first ([N, 3, H, W]), grey images without their channel axis ([N, H, W]), and one example without the
-    axis N. Masks must lack or order the same axes as y.
+    """Brings y and a mask, whose axes must be as those of y, to [N, *spatial, channels]; nothing is copied.
 
     Args:
-        y: the observations.
+        y: the observations: channels first [N, C, H, W], grey [N, H, W], or one example without the axis N.
         found: the other arrays of the file.
         shape: the shape of one example, where the user said it.
         where: names the file in messages.
@@ -35,46 +33,44 @@ def arrange(
     Raises:
         UserError: the axes could mean two things.
     """
-    masks = {name: array for name, array in found.items() if name == "mask"}
-    if shape is not None and y.shape == shape and _all(masks, lambda m: m.ndim == y.ndim):
-        return y[None], {**found, **{n: m[None] for n, m in masks.items()}}, f"{where}: one example, without the axis N"
-    images = y.shape[1:]
-    if shape is not None and images == shape:
+    mask, example = found.get("mask"), y.shape[1:]
+    if shape is not None and y.shape == shape and (mask is None or mask.ndim == y.ndim):
+        return y[None], _with_mask(found, lambda m: m[None]), f"{where}: one example, without the axis N"
+    if shape is not None and example == shape:
         return y, dict(found), ""
-    if _channels_first(images, shape) and _all(masks, lambda m: m.ndim == 4 and m.shape[1] in (1, images[0])):
-        moved = {n: np.moveaxis(m, 1, -1) for n, m in masks.items()}
-        note = f"{where}: 'y' {y.shape} has its channels first; read as {(len(y), *images[1:], images[0])}"
-        return np.moveaxis(y, 1, -1), {**found, **moved}, note
-    if _lacks_channels(images, shape, masks) and _all(masks, lambda m: m.shape == y.shape):
-        added = {n: m[..., None] for n, m in masks.items()}
-        note = f"{where}: 'y' {y.shape} read as {len(y)} grey images; set config.data.shape={images} if they are series"
-        return y[..., None], {**found, **added}, note
+    if _channels_first(example, shape) and (mask is None or (mask.ndim == 4 and mask.shape[1] in (1, example[0]))):
+        moved = np.moveaxis(y, 1, -1)
+        note = f"{where}: 'y' {y.shape} has its channels first; read as {moved.shape}"
+        return moved, _with_mask(found, lambda m: np.moveaxis(m, 1, -1)), note
+    if _lacks_channels(example, shape, mask is not None) and (mask is None or mask.shape == y.shape):
+        note = (
+            f"{where}: 'y' {y.shape} read as {len(y)} grey images; set config.data.shape={example} if they are series"
+        )
+        return y[..., None], _with_mask(found, lambda m: m[..., None]), note
     if shape is None and y.ndim == 3 and _may_be_one_image(y):
         raise UserError(
             f"{where}: 'y' has shape {y.shape}, which may be one image, or {len(y)} series; expected [N, H, W, C] for images; set "
-            f"config.data.shape={y.shape} for one image, or config.data.shape={images} for series"
+            f"config.data.shape={y.shape} for one image, or config.data.shape={example} for series"
         )
     return y, dict(found), ""
 
 
-def _all(masks: Mapping[str, Any], holds: Any) -> bool:
-    return all(holds(mask) for mask in masks.values())
+def _with_mask(found: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    return {name: change(array) if name == "mask" else array for name, array in found.items()}
 
 
-def _channels_first(images: tuple[int, ...], shape: tuple[int, ...] | None) -> bool:
-    if len(images) != 3 or math.prod(images) == 0:
+def _channels_first(example: Shape, shape: Shape | None) -> bool:
+    if len(example) != 3 or math.prod(example) == 0:
         return False
     if shape is not None:
-        return (*images[1:], images[0]) == shape
-    return images[0] in CHANNELS and images[-1] not in CHANNELS and min(images[1:]) >= SMALLEST_SIDE
+        return (*example[1:], example[0]) == shape
+    return example[0] in CHANNELS and example[-1] not in CHANNELS and min(example[1:]) >= SMALLEST_SIDE
 
 
-def _lacks_channels(images: tuple[int, ...], shape: tuple[int, ...] | None, masks: Mapping[str, Any]) -> bool:
-    if len(images) != 2 or min(images) < SMALLEST_SIDE:
+def _lacks_channels(example: Shape, shape: Shape | None, masked: bool) -> bool:
+    if len(example) != 2 or min(example) < SMALLEST_SIDE:
         return False
-    if shape is not None:
-        return (*images, 1) == shape
-    return images[0] == images[1] or bool(masks)
+    return (*example, 1) == shape if shape is not None else masked or example[0] == example[1]
 
 
 def _may_be_one_image(y: np.ndarray) -> bool:

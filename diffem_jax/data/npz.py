@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +18,57 @@ from diffem_jax.errors import UserError
 
 MAX_BYTES = 4 * 2**30
 """The largest compressed member that is unpacked into memory."""
-MAX_RATIO = 2000
-RATIO_FREE_BYTES = 64 * 2**20
+MAX_RATIO, RATIO_FREE_BYTES = 2000, 64 * 2**20
+"""The largest ratio of compression of a member that is larger than so many bytes."""
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
+
+
+def existing(path: str | os.PathLike[str], what: str) -> Path:
+    """The path, or UserError where nothing is there."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{found}: no such file or folder; expected {what}; check the path")
+    return found
+
+
+def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, those of ``names`` alone unless it is None, or of an .npy under the name 'x'.
+
+    .npy files and uncompressed members are memory-mapped, at any size; compressed ones are unpacked into memory after a look
+    at the size that they declare. Nothing is unpickled and nothing is written.
+
+    Raises:
+        UserError: no such file, not an array or zip file, pickled objects, a member name with a path in it, a declared
+            size or ratio beyond bounds, or a header that does not fit its data.
+    """
+    file = existing(path, "an .npz or .npy file")
+    if file.is_dir():
+        raise UserError(f"{file}: a folder; expected an .npz or .npy file; name the file")
+    with file.open("rb") as opened:
+        magic = opened.read(6)
+    if magic == b"\x93NUMPY":
+        return {"x": _map(file, 0, file.stat().st_size, str(file))}
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: not an .npz (zip) or .npy file, or cut off; expected what numpy.savez writes")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_members(file, archive.namelist())
+            wanted = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            return {n: _member(file, archive, info) for n, info in wanted.items() if names is None or n in names}
+    except DAMAGED as error:
+        raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save or copy it again") from None
+
+
+def placeholders(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of zeros that take no memory, of the shapes and dtypes that the headers of an .npz say; {} for another file."""
+    found: dict[str, np.ndarray] = {}
+    with contextlib.suppress(*DAMAGED, RuntimeError), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with contextlib.suppress(UserError), archive.open(info) as member:
+                shape, _, dtype = _header(member, info.filename)
+                found[info.filename.removesuffix(".npy")] = np.broadcast_to(np.zeros((), dtype), shape)
+        return found
+    return {}
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -40,19 +91,14 @@ def _map(path: Path, offset: int, available: int, where: str) -> np.ndarray:
         file.seek(offset)
         shape, fortran, dtype = _header(file, where)
         start = file.tell()
-    size = math.prod(shape) * dtype.itemsize
-    if start - offset + size > available:
-        raise UserError(
-            f"{where}: cut off, {available - start + offset} bytes of data; expected {size} for shape {shape} of "
-            f"{dtype}; copy or save the file again"
-        )
-    if size == 0:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+    size, found = math.prod(shape) * dtype.itemsize, available - start + offset
+    if size > found:
+        expected = f"{size} for shape {shape} of {dtype}"
+        raise UserError(f"{where}: cut off, {found} bytes of data; expected {expected}; copy or save the file again")
+    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C") if size else np.empty(shape, dtype)
 
 
-def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    names = archive.namelist()
+def _check_members(path: Path, names: list[str]) -> None:
     for name in names:
         if "/" in name or "\\" in name or ".." in name or ":" in name or not name.endswith(".npy"):
             raise UserError(f"{path}: member {name!r}; expected plain names such as 'y.npy'; save with numpy.savez")
@@ -75,9 +121,8 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
     ratio = info.file_size / max(1, info.compress_size)
     if info.file_size > MAX_BYTES or (ratio > MAX_RATIO and info.file_size > RATIO_FREE_BYTES):
         raise UserError(
-            f"{where}: declares {info.file_size} bytes from {info.compress_size} compressed ones; expected at most "
-            f"{MAX_BYTES} bytes and a ratio of {MAX_RATIO}; save it uncompressed with numpy.savez, then it is "
-            "memory-mapped at any size"
+            f"{where}: declares {info.file_size} bytes from {info.compress_size} compressed ones; expected at most {MAX_BYTES} and "
+            f"a ratio of {MAX_RATIO}; save it uncompressed with numpy.savez, then it is memory-mapped at any size"
         )
     with archive.open(info) as member:
         shape, fortran, dtype = _header(member, where)
@@ -86,61 +131,3 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
             raise UserError(f"{where}: shape {shape} of {dtype} does not fit its {info.file_size} bytes; save it again")
         data = member.read()
     return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
-
-
-def placeholders(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of zeros that take no memory, of the shapes and dtypes that the headers of an .npz say; {} for another file."""
-    found: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                with contextlib.suppress(UserError), archive.open(info) as member:
-                    shape, _, dtype = _header(member, info.filename)
-                    found[info.filename.removesuffix(".npy")] = np.broadcast_to(np.zeros((), dtype), shape)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
-        return {}
-    return found
-
-
-def existing(path: str | os.PathLike[str], what: str) -> Path:
-    """The path, or UserError where nothing is there."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise UserError(f"{found}: no such file or folder; expected {what}; check the path")
-    return found
-
-
-def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, or of an .npy under the name 'x'.
-
-    .npy files and uncompressed members of .npz files are memory-mapped, at any size; compressed members are unpacked
-    into memory after a look at the size that they declare. Nothing is unpickled and nothing is written.
-
-    Args:
-        path: the file.
-        names: the members wanted, where they are there; None for all.
-
-    Raises:
-        UserError: no such file, not an array or zip file, pickled objects, a member name with a path in it, a declared
-            size or ratio beyond bounds, or a header that does not fit its data.
-    """
-    file = existing(path, "an .npz or .npy file")
-    if file.is_dir():
-        raise UserError(f"{file}: a folder; expected an .npz or .npy file; name the file")
-    with file.open("rb") as opened:
-        magic = opened.read(6)
-    if magic == b"\x93NUMPY":
-        return {"x": _map(file, 0, file.stat().st_size, str(file))}
-    if not zipfile.is_zipfile(file):
-        raise UserError(f"{file}: not an .npz (zip) or .npy file, or cut off; expected what numpy.savez writes")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check_members(file, archive)
-            wanted = [i for i in archive.infolist() if names is None or i.filename.removesuffix(".npy") in names]
-            return {info.filename.removesuffix(".npy"): _member(file, archive, info) for info in wanted}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save or copy it again") from None
-    except Exception as error:
-        if type(error).__module__ in ("zlib", "lzma"):
-            raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save it again") from None
-        raise

@@ -1,13 +1,12 @@
 """The operators of a user's observations: which arrays of a file they are, and what each may hold.
 
 An operator is a tree of arrays; ``corruption.operator_names()`` says what they are called in a file, in the order of
-``jax.tree.leaves``. Each has an entry an example, or is one for all.
+``jax.tree.leaves``. Each has one entry per example, or is one for all.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import jax
@@ -15,19 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax.corruptions.masks import Mask
+from diffem_jax.data import checks
 from diffem_jax.errors import UserError
-from diffem_jax.storage.rows import IN_MEMORY_BYTES, ArrayLike, Rows, chunks, release
+from diffem_jax.storage.rows import ArrayLike, kept, read_parts
 from diffem_jax.types import PyTree
 
-
-def names(corruption: Any) -> list[str]:
-    """What the arrays of the corruption's operators are called in a file."""
-    return list(corruption.operator_names())
-
-
-def shapes(corruption: Any) -> PyTree:
-    """The shapes and dtypes of one operator."""
-    return jax.eval_shape(corruption.draw_operator, jax.random.key(0))
+MOST_ZEROS = 0.01
+"""The largest share of zeros in y of floating point, without NaN, that is taken as all seen."""
 
 
 def is_mask(name: str) -> bool:
@@ -36,7 +29,7 @@ def is_mask(name: str) -> bool:
 
 
 def seen_anywhere(corruption: Any, operator: PyTree) -> Any:
-    """Which entries of y are measured, as rows that broadcast to those of y; None where all are.
+    """Which entries of y are measured, as rows [N, ...] that broadcast to those of y; None where all are.
 
     Args:
         corruption: the corruption assumed.
@@ -62,131 +55,70 @@ class _Seen:
         return np.asarray(self.observed(part))
 
 
-def fit(
-    array: ArrayLike, count: int, expected: jax.ShapeDtypeStruct, name: str, where: str, size: int = 2**31
+def fit_operator(
+    array: ArrayLike, count: int, expected: jax.ShapeDtypeStruct, name: str, where: str, size: int
 ) -> ArrayLike:
-    """One array of the operators, with a leading axis N; its values checked. Whole numbers are indices below ``size``.
+    """One array of the operators, checked, with a leading axis N = ``count``; whole numbers are indices below ``size``.
 
     Raises:
         UserError: shape, dtype or values are not what the corruption draws.
     """
-    check_dtype(array, where, integers=is_mask(name) or expected.dtype.kind == "i")
-    shape = tuple(expected.shape)
+    indices, shape = expected.dtype.kind == "i", tuple(expected.shape)
+    checks.check_dtype(array, where, integers=is_mask(name) or indices)
     if isinstance(array, np.ndarray) and array.ndim > len(shape) + 1 and math.prod(array.shape[1:]) == math.prod(shape):
         array = array.reshape(len(array), *shape)
     if array.shape == shape:
         array = np.broadcast_to(np.asarray(array), (count, *shape))
     elif array.shape[1:] != shape:
         raise UserError(
-            f"{where} has shape {array.shape}; expected {(count, *shape)}, or {shape} for all "
-            "examples; reshape it (a mask of images ends in an axis of length 1)"
+            f"{where} has shape {array.shape}; expected {(count, *shape)}, or {shape} for all examples; reshape it (a mask of "
+            "images ends in an axis of length 1)"
         )
     elif len(array) != count:
-        raise UserError(f"{where} holds {array.shape[:1]} entries; expected {count}, as 'y' has; one an example")
+        raise UserError(f"{where} holds {len(array)} entries; expected {count}, as 'y' has; one per example")
     if is_mask(name):
-        check_mask(array, where)
-    elif expected.dtype.kind == "i":
-        return _integers(array, expected.dtype, size, where)
+        checks.check_mask(array, where)
+    elif indices:
+        return checks.read_indices(array, expected.dtype, size, where)
     else:
-        check_values(array, None, 1e6, where)
+        checks.check_values(array, where, largest=1e6)
     if name.startswith("noise_std"):
-        _check_positive(array, where)
-    return plain(array)
+        checks.check_positive(array, where)
+    return kept(array)
 
 
-def _integers(array: ArrayLike, dtype: np.dtype, size: int, where: str) -> np.ndarray:
-    """Indices of entries of x, small enough to be read whole."""
-    values = np.asarray(array)
-    if values.dtype.kind == "f" and (values != np.floor(values)).any():
-        raise UserError(f"{where}: holds fractions; expected whole numbers, indices from 0; round them")
-    if (values < 0).any() or (values >= size).any():
-        raise UserError(
-            f"{where}: holds {values.min()} to {values.max()}; expected indices from 0 and below {size}, the number of "
-            "entries of x; correct them"
-        )
-    return values.astype(dtype)
+def make_mask(y: np.ndarray, one_channel: bool, where: str) -> tuple[np.ndarray, str]:
+    """The mask of a file that has none, and a sentence on it: NaN are hidden, all else is seen.
 
+    Args:
+        y: [N, *X].
+        one_channel: whether the mask has one channel for all of y's; entries must then be NaN in all channels or none.
+        where: names the file in messages.
 
-def _check_positive(array: ArrayLike, where: str) -> None:
-    """Standard deviations are positive."""
-    for part in chunks(len(array), array[:1].nbytes):
-        if not (np.asarray(array[part]) > 0).all():
-            raise UserError(f"{where}: a value that is not positive; expected standard deviations > 0; correct them")
+    Returns:
+        (uint8 [N, *X] or [N, *spatial, 1], the sentence).
 
-
-def check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
-    """Refuses dtypes that are no measurements."""
-    if array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16) or (integers and array.dtype.kind in "iub"):
-        return
-    hints = {
-        "c": "split complex values into two channels, numpy.stack([y.real, y.imag], -1)",
-        "b": "convert with y.astype('float32')",
-        "i": "convert to float32 and scale to [-2, 2], or set config.data.scale",
-        "u": "convert to float32 and scale to [-2, 2], or set config.data.scale",
-    }
-    hint = hints.get(array.dtype.kind, "save numbers")
-    raise UserError(f"{where}: dtype {array.dtype}; expected floating point, or grey levels of uint8 or uint16; {hint}")
-
-
-def check_mask(mask: ArrayLike, where: str) -> None:
-    """Values 0 and 1; something seen somewhere."""
-    empty = 0
-    for part in chunks(len(mask), mask[:1].nbytes):
-        rows = mask[part].reshape(len(mask[part]), -1)
-        wrong = (rows != 0) & (rows != 1)
-        if wrong.any():
-            example = int(wrong.any(-1).argmax())
-            value = rows[example][wrong[example]][0]
+    Raises:
+        UserError: no NaN but many zeros, which look like hidden entries, or NaN in some channels of a pixel alone.
+    """
+    one_channel = one_channel and y.ndim > 2
+    mask = np.ones((*y.shape[:-1], 1) if one_channel else y.shape, np.uint8)
+    missing, zeros = 0, 0
+    for start, rows in read_parts(y) if y.dtype.kind == "f" else ():
+        unknown = np.isnan(rows)
+        zeros, missing = zeros + int((rows == 0).sum()), missing + int(unknown.sum())
+        if one_channel and (unknown.any(-1) != unknown.all(-1)).any():
             raise UserError(
-                f"{where}: value {value} in example {part.start + example}; expected 0 (hidden) or 1 (seen)"
-                "; threshold it"
+                f"{where}: 'y' is NaN in some channels of a pixel alone; expected a mask per channel; set "
+                "config.corruption.per_channel=True"
             )
-        empty += int((rows == 0).all(-1).sum())
-        release(mask)
-    if empty == len(mask):
+        mask[start : start + len(rows)] = ~(unknown[..., :1] if one_channel else unknown)
+    if missing:
+        share = f"the {missing / y.size:.1%} of 'y' that are NaN are taken as hidden, the rest as seen"
+        return mask, f"{where}: no 'mask'; {share}"
+    if zeros > MOST_ZEROS * y.size:
         raise UserError(
-            f"{where}: 0 everywhere, nothing is seen in any of {empty} examples; expected 1 where y is seen; "
-            "is it inverted?"
+            f"{where}: no array 'mask' in it, and {zeros / y.size:.0%} of 'y' is exactly 0; expected a mask "
+            f"{('N', *mask.shape[1:])}, or NaN where nothing was seen; add one"
         )
-    if empty:
-        warnings.warn(f"{where}: {empty} of {len(mask)} examples have nothing seen", UserWarning, stacklevel=4)
-
-
-def check_values(array: ArrayLike, mask: Any, largest: float, where: str) -> None:
-    """No NaN or infinity and nothing absurdly large among the seen entries."""
-    scaled = array.dtype == np.uint8
-    bad, first_bad, size = 0, -1, 0.0
-    for part in chunks(len(array), array[:1].nbytes):
-        rows = np.asarray(array[part])
-        if rows.dtype.kind != "f":
-            continue
-        if mask is not None:
-            rows = np.where(np.asarray(mask[part]) > 0, rows, 0)
-        finite = np.isfinite(rows)
-        if not finite.all():
-            bad += int((~finite).sum())
-            if first_bad < 0:
-                first_bad = part.start + int((~finite).reshape(len(rows), -1).any(-1).argmax())
-            rows = np.where(finite, rows, 0)
-        size = max(size, float(np.abs(rows).max(initial=0.0)))
-        release(array)
-        release(mask)
-    if bad:
-        hint = "only hidden entries may be NaN" if mask is not None else "mark missing entries by a 'mask' of 0 and 1"
-        raise UserError(
-            f"{where}: {bad} of {math.prod(array.shape)} entries are NaN or infinite, the first in example "
-            f"{first_bad}; expected finite numbers; {hint}"
-        )
-    if size > largest and not scaled:
-        raise UserError(
-            f"{where}: a value of size {size:g}; expected data in [-2, 2] (at most {largest:g}); set config.data.scale="
-            f"{float(f'{2 / size:.1g}'):g}, or scale grey levels with y / 255 * 4 - 2; a table scales itself where data.path is its .csv"
-        )
-
-
-def plain(operator: ArrayLike) -> ArrayLike:
-    """Float32 entries as they are; converted at once where that is small, row by row where it is large."""
-    if operator.dtype == np.float32 and isinstance(operator, np.ndarray) and not isinstance(operator, np.memmap):
-        return operator
-    rows = operator if isinstance(operator, Rows) else Rows(operator)
-    return np.asarray(rows) if rows.nbytes <= IN_MEMORY_BYTES else rows
+    return mask, f"{where}: no 'mask'; all of 'y' is taken as seen"

@@ -31,15 +31,12 @@ def _elsewhere(name: str, cache: Path, why: str) -> UserError:
 def prepare(
     name: str, cache_dir: str | os.PathLike[str] | None = None, archives: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Downloads and prepares a set as array_record files unless it is there.
+    """Downloads and prepares a set as array_record files unless it is there; returns its folder.
 
     Args:
         name: 'digits' (needs neither TensorFlow nor network) or a name of tensorflow-datasets.
         cache_dir: where it goes, under ``tfds/``; None for $DIFFEM_DATA_DIR or ~/.cache/diffem_jax.
         archives: a folder of archives that were downloaded by hand, where the set asks for them.
-
-    Returns:
-        The prepared folder.
 
     Raises:
         UserError: no TensorFlow, no network, or no such set; the message says what to run where, and what to copy.
@@ -73,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="digits, cifar10, celeb_a, mnist, ...")
     parser.add_argument("--cache_dir", help="default: $DIFFEM_DATA_DIR or ~/.cache/diffem_jax")
     parser.add_argument("--archives", help="folder of archives downloaded by hand")
-    arguments = parser.parse_args(argv)
+    given = parser.parse_args(argv)
     try:
-        folder = prepare(arguments.name, arguments.cache_dir, arguments.archives)
+        folder = prepare(given.name, given.cache_dir, given.archives)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    source = "digits" if arguments.name == "digits" else f"tfds:{arguments.name}"
+    source = "digits" if given.name == "digits" else f"tfds:{given.name}"
     print(f"{folder}: ready; use it with --config.data.name={source}")
     return 0
 

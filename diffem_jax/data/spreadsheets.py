@@ -16,12 +16,10 @@ from diffem_jax.data.tables import Column, Table, encode_like, encode_table
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import write_atomically
 
-SUFFIXES = (".csv", ".parquet")
-
 
 def is_spreadsheet(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a table by its suffix."""
-    return Path(path).suffix.lower() in SUFFIXES
+    return Path(path).suffix.lower() in (".csv", ".parquet")
 
 
 def read_spreadsheet(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -50,9 +48,8 @@ def read_spreadsheet(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{file}: columns {header}; expected each name once; rename them")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
-            raise UserError(
-                f"{file}: row {number} has {len(row)} entries; expected {len(header)}, as the header; correct it"
-            )
+            found = f"row {number} has {len(row)} entries"
+            raise UserError(f"{file}: {found}; expected {len(header)}, as the header; correct it")
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
@@ -76,10 +73,8 @@ def load_spreadsheet(
         raise UserError(f"{path}: {error}") from None
     numbers = ", ".join(c.name for c in table.columns if not c.categories) or "none"
     kinds = ", ".join(f"{c.name} ({len(c.categories)})" for c in table.columns if c.categories) or "none"
-    return (
-        table,
-        f"{path}: numbers {numbers}; categories {kinds}; config.data.categories names numbers that are categories",
-    )
+    note = f"numbers {numbers}; categories {kinds}; config.data.categories names numbers that are categories"
+    return table, f"{path}: {note}"
 
 
 def write_spreadsheet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -87,10 +82,6 @@ def write_spreadsheet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(
-        zip(
-            *([f"{v:.7g}" if isinstance(v, float | np.floating) else v for v in c] for c in columns.values()),
-            strict=True,
-        )
-    )
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{value:.7g}" if isinstance(value, float | np.floating) else value for value in row])
     write_atomically(path, text.getvalue())

@@ -16,19 +16,10 @@ def generator(name: str, *seeds: int) -> np.random.Generator:
 
 
 def curve(s: np.ndarray, dimension: int = 5, smoothness: float = 3.0, terms: int = 32) -> np.ndarray:
-    """Points of one fixed smooth random curve in R^dimension.
+    """Points [N, dimension] float32 of one fixed smooth random curve, at parameters s [N] in [0, 1].
 
-    Coordinate j is sum_k k^-smoothness a_jk sin(2 pi (k b_jk s + c_jk)) with a, b, c uniform in [0, 1], scaled so that
-    the curve s in [0, 1] spans [-2, 2] in every coordinate.
-
-    Args:
-        s: parameters in [0, 1], [N].
-        dimension: the dimension of the space.
-        smoothness: how fast the amplitudes fall; the larger, the smoother.
-        terms: the number of sines.
-
-    Returns:
-        [N, dimension] float32.
+    Coordinate j is sum_k k^-smoothness a_jk sin(2 pi (k b_jk s + c_jk)) with k up to ``terms`` and a, b, c uniform in
+    [0, 1], scaled so that the curve spans [-2, 2] in every coordinate.
 
     Source: random manifolds of Zenke & Vogels 2021 (Neural Computation 33) as used by Rozet et al. 2024,
     arXiv 2405.13712, appendix C, and Hosseintabar et al. 2025, arXiv 2510.12691.
@@ -36,14 +27,11 @@ def curve(s: np.ndarray, dimension: int = 5, smoothness: float = 3.0, terms: int
     a, b, c = generator("curve", CURVE_SEED, dimension).random((3, dimension, terms))
     k = np.arange(1, terms + 1)
 
+    def coordinate(t: np.ndarray, j: int) -> np.ndarray:
+        return np.sin(2 * np.pi * (t[:, None] * (k * b[j]) + c[j])) @ (a[j] * k**-smoothness)
+
     def raw(t: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [
-                np.sin(2 * np.pi * (t[:, None] * (k * bj) + cj)) @ (aj * k**-smoothness)
-                for aj, bj, cj in zip(a, b, c, strict=True)
-            ],
-            axis=-1,
-        )
+        return np.stack([coordinate(t, j) for j in range(dimension)], axis=-1)
 
     reference = raw(np.linspace(0.0, 1.0, 4097))
     low, high = reference.min(0), reference.max(0)
@@ -72,7 +60,7 @@ def series(count: int, seed: int, split: str, length: int = 128, modes: int = 2)
 
 
 def volumes(count: int, seed: int, split: str, size: int = 16) -> np.ndarray:
-    """Two small solids (ellipsoids or boxes) a volume, [count, size, size, size, 1] float32, -2 outside and 2 inside.
+    """Two small solids (ellipsoids or boxes) per volume, [count, size, size, size, 1] float32, -2 outside and 2 inside.
 
     Surfaces are a voxel thick, so that grey values say where they cut the voxels.
     """

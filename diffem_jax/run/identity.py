@@ -14,7 +14,7 @@ from diffem_jax.build.problem import OWN, Problem
 from diffem_jax.data.tables import Column
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import write_json
-from diffem_jax.storage.rows import chunks
+from diffem_jax.storage.rows import read_parts
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation
 
@@ -24,8 +24,8 @@ def fingerprint(observations: Observation) -> str:
     found = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(observations, is_leaf=lambda a: hasattr(a, "shape")):
         found.update(repr(tuple(leaf.shape)).encode())
-        for part in chunks(len(leaf), int(np.prod(leaf.shape[1:], dtype=np.int64)) * 4):
-            found.update(np.ascontiguousarray(leaf[part]).tobytes())
+        for _, rows in read_parts(leaf):
+            found.update(np.ascontiguousarray(rows).tobytes())
     return found.hexdigest()
 
 

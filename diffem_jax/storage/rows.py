@@ -12,25 +12,12 @@ from diffem_jax.storage.files import CHUNK_BYTES
 
 IN_MEMORY_BYTES = 128 * 2**20
 """Sets whose float32 form is at most this large are returned as plain arrays, larger ones as lazy ``Rows``."""
-
-
 RELEASE_BYTES = 2 * 2**20
 """How much is read from a memory map before its pages are handed back; twice that may be mapped at once."""
-
-
 PAGES_BYTES = 128 * 2**10
 """What a fault at a random row may map beyond the row itself."""
-
-
-GREY_SCALE, GREY_OFFSET = 4.0 / 255.0, -2.0
-
-
-def release(array: Any) -> None:
-    """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Else nothing."""
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
-    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
-        array.madvise(mmap.MADV_DONTNEED)
+BITS = (8, 10, 12, 14, 16)
+"""Depths of grey levels that files of 16 bits hold."""
 
 
 class Rows:
@@ -42,37 +29,22 @@ class Rows:
         stored: an array or memory map [N, *X] of real numbers.
         scale: factor of the stored values.
         offset: added after scaling.
-        mask: optional [N, *M] of zeros and ones that broadcasts to the rows; hidden entries read as 0 whatever
-            they hold.
+        mask: [N, *M] of zeros and ones that broadcasts to the rows; hidden entries read as 0 whatever they hold.
     """
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, stored: Any, scale: float = 1.0, offset: float = 0.0, mask: Any = None):
         self.stored, self.scale, self.offset, self.mask = stored, scale, offset, mask
+        self.shape = tuple(stored.shape)
+        self.ndim = len(self.shape)
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         self._read = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, *X]."""
-        return tuple(self.stored.shape)
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes, N included."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """The size in bytes once converted."""
-        return int(np.prod(self.shape, dtype=np.int64)) * 4
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        if isinstance(index, tuple):
-            raise TypeError("Rows are indexed along the first axis alone")
         if isinstance(index, np.ndarray) and index.dtype.kind in "iu" and index.ndim == 1:
             parts = list(row_parts(len(index), self.nbytes // max(1, len(self))))
             if len(parts) > 1:
@@ -111,28 +83,55 @@ def first(x: Any, n: int | None) -> Any:
     return x.first(n) if isinstance(x, Rows) else x[:n]
 
 
-def as_rows(stored: np.ndarray, mask: np.ndarray | Rows | None = None) -> ArrayLike:
-    """Float32 rows of a stored array: uint8 is taken for grey levels and scaled from 0..255 to [-2, 2].
+def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:
+    """Rows of x from stored numbers: grey levels 0..white become [-2, 2], others stay; a ``scale`` other than 1 multiplies both."""
+    if scale != 1 or stored.dtype not in (np.uint8, np.uint16):
+        return Rows(stored, scale)
+    return Rows(stored, 4.0 / white_level(stored), -2.0)
 
-    Returns:
-        A plain array where its float32 form has at most ``IN_MEMORY_BYTES`` or is in memory anyway; ``Rows`` otherwise.
-    """
-    if stored.dtype == np.float32 and mask is None and not isinstance(stored, np.memmap):
-        return stored
-    grey = stored.dtype == np.uint8
-    rows = Rows(stored, GREY_SCALE if grey else 1.0, GREY_OFFSET if grey else 0.0, mask)
+
+def white_level(grey: np.ndarray) -> int:
+    """255 of uint8; of uint16 the full range of the least depth that holds every value, for instance 4095 for 12 bits."""
+    if grey.dtype == np.uint8:
+        return 255
+    largest = max(int(rows.max()) for _, rows in read_parts(grey))
+    return next(2**bits - 1 for bits in BITS if largest < 2**bits)
+
+
+def kept(array: ArrayLike) -> ArrayLike:
+    """Float32 rows: a plain array where it is one or takes at most ``IN_MEMORY_BYTES``, lazy ``Rows`` where it is larger."""
+    rows = array if isinstance(array, Rows) else Rows(array)
+    unchanged = rows.mask is None and (rows.scale, rows.offset) == (1.0, 0.0) and rows.stored.dtype == np.float32
+    if unchanged and isinstance(rows.stored, np.ndarray) and not isinstance(rows.stored, np.memmap):
+        return rows.stored
     return np.asarray(rows) if rows.nbytes <= IN_MEMORY_BYTES else rows
+
+
+def as_rows(stored: np.ndarray) -> ArrayLike:
+    """``kept`` rows of x from what an image set stores: grey levels are scaled to [-2, 2]."""
+    return kept(in_units(stored))
+
+
+def release(array: Any) -> None:
+    """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Else nothing."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
+
+
+def read_parts(array: ArrayLike) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of its first row, rows) over all rows, a few at a time, so that a large file never lies in memory whole."""
+    for part in _slices(len(array), CHUNK_BYTES // max(1, array[:1].nbytes)):
+        yield part.start, np.asarray(array[part])
+        release(array)
 
 
 def row_parts(count: int, row_bytes: int) -> Iterator[slice]:
     """Slices of ``count`` scattered rows, each few enough that their pages fit into ``RELEASE_BYTES``."""
-    step = max(1, RELEASE_BYTES // (row_bytes + PAGES_BYTES))
-    for start in range(0, count, step):
-        yield slice(start, min(count, start + step))
+    return _slices(count, RELEASE_BYTES // (row_bytes + PAGES_BYTES))
 
 
-def chunks(count: int, row_bytes: int) -> Iterator[slice]:
-    """Slices of about ``CHUNK_BYTES`` that cover ``count`` rows."""
-    step = max(1, CHUNK_BYTES // max(1, row_bytes))
-    for start in range(0, count, step):
-        yield slice(start, min(count, start + step))
+def _slices(count: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(start, min(count, start + step)) for start in range(0, count, step))

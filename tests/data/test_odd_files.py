@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 from diffem_jax import usage
 from diffem_jax.build.problem import load_problem
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.data import load_observations, units
+from diffem_jax.data import load_observations
 from diffem_jax.errors import UserError
+from diffem_jax.storage.rows import white_level
 
 N = 40
 DIGITS = (load_digits().images[:N, :, :, None] / 4 - 2).astype(np.float32)
@@ -211,7 +212,7 @@ def test_16_bit_sets_of_clean_images_are_scaled_too(tmp_path):
 
 @pytest.mark.parametrize(("top", "largest"), [(255, 200), (1023, 256), (4095, 4080), (16383, 5000), (65535, 20000)])
 def test_white_is_the_range_of_the_least_depth(top, largest):
-    assert units.top_level(np.array([[0, largest]], np.uint16)) == top
+    assert white_level(np.array([[0, largest]], np.uint16)) == top
 
 
 def test_the_reader_warns_where_it_is_called_from_python(tmp_path):
