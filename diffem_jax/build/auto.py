@@ -29,13 +29,7 @@ FEW = 1000
 
 
 def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption) -> ConfigDict:
-    """A configuration without any 'auto'.
-
-    Args:
-        config: left as it is.
-        shape: the shape of x.
-        count: the number of observations; 0 where it is not known.
-        corruption: the corruption of the config.
+    """The configuration without any 'auto', for x of a shape and ``count`` observations, 0 where that is not known.
 
     Raises:
         UserError: the chosen values do not fit the others.
@@ -43,15 +37,21 @@ def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption)
     given = flatten(config)
     if AUTO not in given.values():
         return config
-    network = _network(config, shape)
-    chosen = config.copy_and_resolve_references()
-    with chosen.unlocked(), chosen.ignore_type():
-        for name, value in recommended(shape, count, corruption, network).items():
-            section = name.partition(".")[0]
-            if given.get(name) == AUTO or (section in ("network", "corruption") and name not in given):
-                put(chosen, name, value)
+    fields = recommended(shape, count, corruption, _network(config, shape))
+    free = [name for name in fields if name.startswith(("network.", "corruption.")) and name not in given]
+    open_fields = {name: value for name, value in fields.items() if name in free or given.get(name) == AUTO}
+    chosen = changed(config, open_fields)
     validate(chosen)
-    return chosen.lock()
+    return chosen
+
+
+def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """A locked copy of a configuration with some fields set."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked(), copy.ignore_type():
+        for name, value in fields.items():
+            put(copy, name, value)
+    return copy.lock()
 
 
 def _network(config: ConfigDict, shape: Shape) -> str:
@@ -116,13 +116,10 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str) 
 
 
 def fit_to_file(config: ConfigDict, arrays: Mapping[str, Shape]) -> ConfigDict:
-    """A configuration whose corruption makes what a file holds: the shape of x, and numbers of measurements or coils.
+    """The configuration with a corruption that makes what a file holds: the shape of x, and numbers of measurements or coils.
 
-    Only what the config leaves open is set, and only where x has another shape than y.
-
-    Args:
-        config: left as it is.
-        arrays: the shapes of the arrays of a file, 'y' [N, *Y] and the operators.
+    Only what the config leaves open is set, and only where x has another shape than y. ``arrays`` are the shapes of the arrays
+    of the file, 'y' [N, *Y] and the operators.
     """
     y, given = arrays["y"][1:], dict(config.corruption)
     shapes = [tuple(config.data.shape)] if len(config.data.shape) else list(_shapes(y, arrays))
@@ -131,12 +128,8 @@ def fit_to_file(config: ConfigDict, arrays: Mapping[str, Shape]) -> ConfigDict:
             if _makes({**given, **more}, shape, arrays):
                 if not more and shape == y:
                     return config
-                fitted = config.copy_and_resolve_references()
-                with fitted.unlocked(), fitted.ignore_type():
-                    for key, value in more.items():
-                        put(fitted, f"corruption.{key}", value)
-                    fitted.data.shape = () if shape == y else shape
-                return fitted.lock()
+                fields = {f"corruption.{key}": value for key, value in more.items()}
+                return changed(config, {**fields, "data.shape": () if shape == y else shape})
     return config
 
 
@@ -184,8 +177,8 @@ def _makes(section: Mapping[str, Any], shape: Shape, arrays: Mapping[str, Shape]
 def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:
     """Lines that say what a run chose by itself, and how to choose otherwise."""
     before, after = flatten(given), flatten(chosen)
-    changed = {name: value for name, value in after.items() if before.get(name) != value}
-    if not changed:
+    new = {name: value for name, value in after.items() if before.get(name) != value}
+    if not new:
         return []
     linear = "linear" if after["denoiser.preconditioning"] == "posterior" else "not linear"
     reasons = {
@@ -193,8 +186,7 @@ def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:
         "network.name": "by the shape of x",
         "denoiser.preconditioning": f"as {after['corruption.name']} is {linear}",
     }
-    first = [f"{name} {changed[name]} ({reason})" for name, reason in reasons.items() if name in changed]
-    rest = [f"{name} {frozen(value)}" for name, value in changed.items() if name not in reasons]
-    flag = f"each is a flag, as in --config.{(first + rest)[0].partition(' ')[0]}=VALUE"
-    indent = " " * 12
-    return textwrap.fill(f"{'chosen':<12}{', '.join(first + rest)}; {flag}", 110, subsequent_indent=indent).split("\n")
+    said = [f"{name} {new[name]} ({reason})" for name, reason in reasons.items() if name in new]
+    said += [f"{name} {frozen(value)}" for name, value in new.items() if name not in reasons]
+    flag = f"each is a flag, as in --config.{said[0].partition(' ')[0]}=VALUE"
+    return textwrap.wrap(f"{'chosen':<12}{', '.join(said)}; {flag}", 110, subsequent_indent=" " * 12)

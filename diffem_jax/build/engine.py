@@ -22,12 +22,8 @@ from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observat
 class Engine(NamedTuple):
     """The compiled functions of a run, built once.
 
-    Attributes:
-        parallel: how they are mapped.
-        model: what they train and draw with.
-        e_step: (key, params, observations, indices) -> draws.
-        m_step: (key, state, x, slots) -> (state, info).
-        dispatch: updates in one call of ``m_step``.
+    ``e_step``: (key, params, observations, indices) -> draws; ``m_step``: (key, state, x, slots) -> (state, info), which does
+    ``dispatch`` updates in one call.
     """
 
     parallel: Parallel
@@ -38,31 +34,22 @@ class Engine(NamedTuple):
 
 
 def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
-    """Builds and maps the E-step and the M-step.
-
-    Raises:
-        UserError: a batch size that the devices cannot share.
-    """
+    """Builds and maps the E-step and the M-step; UserError for a batch size that the devices cannot share."""
     config, m = setup.config, setup.config.m_step
     devices = parallel.num_devices
-    if config.e_step.batch_size % devices:
-        raise UserError(
-            f"config.e_step.batch_size: {config.e_step.batch_size}; expected a multiple of the number of devices, "
-            f"{devices}; change it"
-        )
-    if m.batch_size % (devices * m.accumulate):
-        times = f" times m_step.accumulate, {devices} x {m.accumulate}" if m.accumulate > 1 else f", {devices}"
-        raise UserError(
-            f"config.m_step.batch_size: {m.batch_size}; expected a multiple of the number of devices{times}; change it"
-        )
+    for step, size, parts in (("e_step", config.e_step.batch_size, 1), ("m_step", m.batch_size, m.accumulate)):
+        if size % (devices * parts):
+            times = f" times m_step.accumulate, {devices} x {parts}" if parts > 1 else f", {devices}"
+            raise UserError(
+                f"config.{step}.batch_size: {size}; expected a multiple of the number of devices{times}; change it"
+            )
     model = make_model(setup, start)
     if model.draw is None:
         e_step = em.make_e_step(_bind_spread(setup, model), setup.sampler, setup.times, setup.shape)
     else:
         e_step = em.map_examples(model.draw)
     m_step = make_mapped_m_step(setup, parallel, model.loss, setup.optimizer)
-    dispatch = updates_per_dispatch(config, m.steps)
-    return Engine(parallel, model, parallel.map_e_step(e_step), m_step, dispatch)
+    return Engine(parallel, model, parallel.map_e_step(e_step), m_step, updates_per_dispatch(config, m.steps))
 
 
 def _bind_spread(setup: Setup, model: Model) -> Callable[[PyTree, Observation], DenoiseFn]:
@@ -72,9 +59,8 @@ def _bind_spread(setup: Setup, model: Model) -> Callable[[PyTree, Observation], 
     corruption = cast(LinearCorruption, setup.corruption)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        return cast(
-            DenoiseFn, SpreadDenoiser(model.bind(params, observation), observed_spread(corruption, observation))
-        )
+        spread = observed_spread(corruption, observation)
+        return cast(DenoiseFn, SpreadDenoiser(model.bind(params, observation), spread))
 
     return bind
 

@@ -22,16 +22,8 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from diffem_jax import denoisers, em
+from diffem_jax.build import parts
 from diffem_jax.build.auto import choose
-from diffem_jax.build.parts import (
-    make_corruption,
-    make_network,
-    make_optimizer,
-    make_sampler,
-    make_schedule,
-    make_time_law,
-    make_times,
-)
 from diffem_jax.config import lookup
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, guidance, losses
@@ -87,35 +79,26 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Se
     Raises:
         UserError: an unknown name or a field that its class refuses.
     """
-    config = choose(config, shape, count, make_corruption("corruption", config.corruption, shape))
-    corruption = make_corruption("corruption", config.corruption, shape)
-    changed = len(config.data_corruption) > 0
-    data_corruption = make_corruption("data_corruption", config.data_corruption, shape) if changed else corruption
-    schedule = make_schedule(config)
+    config = choose(config, shape, count, parts.make_corruption("corruption", config.corruption, shape))
+    corruption = parts.make_corruption("corruption", config.corruption, shape)
+    other = config.data_corruption
+    schedule = parts.make_schedule(config)
     return Setup(
         config=config,
         shape=shape,
         corruption=corruption,
-        data_corruption=data_corruption,
+        data_corruption=parts.make_corruption("data_corruption", other, shape) if len(other) else corruption,
         schedule=schedule,
-        network=make_network(config.network),
-        sampler=make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
-        times=make_times(config, schedule, config.e_step.steps),
-        optimizer=make_optimizer(config.m_step, config.m_step.steps),
-        time_law=make_time_law(config, schedule),
+        network=parts.make_network(config.network),
+        sampler=parts.make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
+        times=parts.make_times(config, schedule, config.e_step.steps),
+        optimizer=parts.make_optimizer(config.m_step, config.m_step.steps),
+        time_law=parts.make_time_law(config, schedule),
     )
 
 
 def make_model(setup: Setup, start: Mixture) -> Model:
-    """The model of the config's method.
-
-    Args:
-        setup: what ``make_setup`` gave.
-        start: the fitted start.
-
-    Raises:
-        UserError: an unknown method, or one that does not fit another field.
-    """
+    """The model of the config's method; UserError for an unknown one, or one that does not fit another field."""
     name = setup.config.method
     method = lookup("method", name, METHODS)
     return method(setup, start) if name in METHODS else guided(setup, method)
@@ -127,13 +110,13 @@ def diffem(setup: Setup, start: Mixture) -> Model:
     denoiser = conditional_denoiser(setup, start)
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        denoise, steps = (
-            denoisers.bind(denoiser, params, observation, config.e_step.guidance),
-            config.e_step.consistency,
+        denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
+        steps = config.e_step.consistency
+        return (
+            guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
+            if steps
+            else denoise
         )
-        if not steps:
-            return denoise
-        return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
     return Model(
         denoiser,
@@ -154,12 +137,11 @@ def em_mmps(setup: Setup, start: Mixture) -> Model:
     options, linear = setup.config.mmps, require_linear(setup)
     if options.covariance == "zeros" and linear.noise_std == 0:
         raise UserError(
-            "config.mmps.covariance: 'zeros' with corruption.noise_std 0; expected noise_std > 0, else there is nothing to "
-            "solve; change one of them"
+            "config.mmps.covariance: 'zeros' with corruption.noise_std 0; expected noise_std > 0, else there is nothing to solve; "
+            "change one of them"
         )
     moments = guidance.single_gaussian(start) if options.covariance.startswith("cov") else None
-    given = {"iterations": options.iterations, "covariance": options.covariance, "moments": moments}
-    return guided(setup, partial(guidance.mmps, **given))
+    return guided(setup, partial(guidance.mmps, **options, moments=moments))
 
 
 def em_pigdm(setup: Setup, start: Mixture) -> Model:
@@ -178,27 +160,23 @@ def em_dps(setup: Setup, start: Mixture) -> Model:
 def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
     """Ambient Diffusion: trained on observations that are hidden further, no EM: Daras et al. 2023, arXiv 2305.19256."""
     del start
-    config, mask = setup.config, setup.corruption
+    config, mask, schedule = setup.config, setup.corruption, setup.schedule
     if not isinstance(mask, Mask):
-        raise UserError(
-            f"config.method: 'ambient' is written for masks, not for {config.corruption.name!r}; use 'diffem' or 'em_mmps'"
-        )
+        found = f"'ambient' is written for masks, not for {config.corruption.name!r}"
+        raise UserError(f"config.method: {found}; use 'diffem' or 'em_mmps'")
     if len(config.m_step.augment):
-        raise UserError(
-            f"config.m_step.augment: {tuple(config.m_step.augment)}; 'ambient' trains on observations as they are; use ()"
-        )
-    sigma_data, further = config.denoiser.sigma_data, config.ambient.further
-    denoiser = ambient.ambient_denoiser(setup.network, setup.schedule, mask, sigma_data)
+        found = tuple(config.m_step.augment)
+        raise UserError(f"config.m_step.augment: {found}; 'ambient' trains on observations as they are; use ()")
+    std, further = config.denoiser.sigma_data, config.ambient.further
+    denoiser = ambient.ambient_denoiser(setup.network, schedule, mask, std)
     weight = losses.LOSS_WEIGHTS.get(config.m_step.loss_weight)
-    loss = ambient.ambient_loss(
-        denoiser, setup.schedule, mask, setup.time_law, weight, further=further, data_std=sigma_data
-    )
+    loss = ambient.ambient_loss(denoiser, schedule, mask, setup.time_law, weight, further=further, data_std=std)
     if config.ambient.reconstruction == "restoration":
-        draw = ambient.restoration(denoiser, setup.times, setup.schedule)
+        draw = ambient.restoration(denoiser, setup.times, schedule)
     else:
-        differentiated = ambient.ambient_denoiser(network_in_loops(setup), setup.schedule, mask, sigma_data)
+        differentiated = ambient.ambient_denoiser(network_in_loops(setup), schedule, mask, std)
         options = {"further": further, "step": config.dps.step}
-        draw = ambient.posterior_draw(differentiated, setup.sampler, setup.times, setup.schedule, mask, **options)
+        draw = ambient.posterior_draw(differentiated, setup.sampler, setup.times, schedule, mask, **options)
     return Model(
         denoiser,
         loss,
@@ -210,13 +188,8 @@ def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
 
 
 METHODS: dict[str, Callable[[Setup, Mixture], Model]] = {
-    "diffem": diffem,
-    "oracle": oracle,
-    "em_mmps": em_mmps,
-    "em_pigdm": em_pigdm,
-    "em_dps": em_dps,
-    "ambient": ambient_diffusion,
-}
+    "diffem": diffem, "oracle": oracle, "em_mmps": em_mmps, "em_pigdm": em_pigdm, "em_dps": em_dps, "ambient": ambient_diffusion,
+}  # fmt: skip
 
 
 def prior_model(setup: Setup, start: Mixture) -> Model:
@@ -226,11 +199,10 @@ def prior_model(setup: Setup, start: Mixture) -> Model:
     the published one.
     """
     if setup.config.prior.base == "start":
-        denoiser = denoisers.start_denoiser(setup.network, setup.schedule, setup.shape, start)
-        loss = make_loss(setup, denoiser, None, "base")
+        denoiser, weight = denoisers.start_denoiser(setup.network, setup.schedule, setup.shape, start), "base"
     else:
-        denoiser = edm(setup, setup.network, None)
-        loss = make_loss(setup, denoiser, None, setup.config.m_step.loss_weight)
+        denoiser, weight = edm(setup, setup.network, None), setup.config.m_step.loss_weight
+    loss = make_loss(setup, denoiser, None, weight)
     return Model(denoiser, loss, bind=partial(denoisers.bind, denoiser), prior=sampled_prior(setup, denoiser))
 
 
@@ -239,10 +211,10 @@ def conditional_denoiser(setup: Setup, start: Mixture) -> denoisers.Denoiser:
     config = setup.config.denoiser
     if config.preconditioning == "edm":
         return edm(setup, setup.network, setup.corruption)
-    parts = setup.network, setup.schedule, require_linear(setup), setup.shape
+    given = setup.network, setup.schedule, require_linear(setup), setup.shape
     if config.base == "start_moments":
-        return denoisers.moments_denoiser(*parts, start)
-    return denoisers.posterior_denoiser(*parts, start if config.base == "start" else denoisers.isotropic_base(start))
+        return denoisers.moments_denoiser(*given, start)
+    return denoisers.posterior_denoiser(*given, start if config.base == "start" else denoisers.isotropic_base(start))
 
 
 def edm(setup: Setup, network: nn.Module, corruption: Corruption | None) -> denoisers.Denoiser:
@@ -269,7 +241,7 @@ def network_in_loops(setup: Setup) -> nn.Module:
     sampler's loop it would take ten times as long.
     """
     section = setup.config.network
-    return make_network({name: section[name] for name in section if name != "native_gradient"})
+    return parts.make_network({name: section[name] for name in section if name != "native_gradient"})
 
 
 def sampled_prior(setup: Setup, denoiser: denoisers.Denoiser) -> Prior:
@@ -282,34 +254,22 @@ def sampled_prior(setup: Setup, denoiser: denoisers.Denoiser) -> Prior:
 
 
 def require_linear(setup: Setup) -> LinearCorruption:
-    """The corruption, which the method or the preconditioning solves with.
-
-    Raises:
-        UserError: it is not linear.
-    """
+    """The corruption, which the method or the preconditioning solves with; UserError where it is not linear."""
     config = setup.config
     if not setup.corruption.is_linear:
         raise UserError(
             f"config.corruption.name: {config.corruption.name!r} is not linear, as config.method {config.method!r} with "
-            f"denoiser.preconditioning {config.denoiser.preconditioning!r} needs it; use denoiser.preconditioning='edm' with "
-            "method 'diffem', or method 'em_dps'"
+            f"denoiser.preconditioning {config.denoiser.preconditioning!r} needs it; use denoiser.preconditioning='edm' with method "
+            "'diffem', or method 'em_dps'"
         )
     return cast(LinearCorruption, setup.corruption)
 
 
 def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None, weight: str) -> em.Loss:
     """The denoising loss with the config's distribution of t and augmentations; 'base' weighs by what the base leaves open."""
-    m = setup.config.m_step
-    return denoisers.denoising_loss(
-        denoiser,
-        setup.schedule,
-        corruption,
-        setup.time_law,
-        losses.LOSS_WEIGHTS.get(weight),
-        condition_dropout=m.condition_dropout,
-        data_std=setup.config.denoiser.sigma_data,
-        augment=augment.make(
-            tuple(m.augment), setup.shape, shift=m.augment_shift, hue=m.augment_hue, saturation=m.augment_saturation
-        ),
-        operators=m.operators,
-    )
+    m, sigma_data = setup.config.m_step, setup.config.denoiser.sigma_data
+    strengths = {"shift": m.augment_shift, "hue": m.augment_hue, "saturation": m.augment_saturation}
+    options = {"condition_dropout": m.condition_dropout, "data_std": sigma_data, "operators": m.operators}
+    options["augment"] = augment.make(tuple(m.augment), setup.shape, **strengths)
+    given = denoiser, setup.schedule, corruption, setup.time_law, losses.LOSS_WEIGHTS.get(weight)
+    return denoisers.denoising_loss(*given, **options)

@@ -30,29 +30,21 @@ def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) 
     Raises:
         UserError: an unknown name, or fields that the class refuses.
     """
-    if not isinstance(section.get("name"), str):
-        raise UserError(f"config.{field}.name: {section.get('name')!r}; expected a name: {', '.join(registry)}")
-    factory = lookup(f"{field}.name", section["name"], registry)
+    name = section.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"config.{field}.name: {name!r}; expected a name: {', '.join(registry)}")
+    factory = lookup(f"{field}.name", name, registry)
     accepted = inspect.signature(factory).parameters
-    options = {
-        key: frozen(section[key])
-        for key in section
-        if key != "name" and (key in accepted or f"{field}.{key}" not in FIELDS or section["name"] in registry)
-    }
+    taken = (key for key in section if key in accepted or f"{field}.{key}" not in FIELDS or name in registry)
+    options = {key: frozen(section[key]) for key in taken if key != "name"}
     try:
         return factory(**options, **{key: value for key, value in given.items() if key in accepted})
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"config.{field}: {options!r} does not fit {section['name']!r} ({error}); correct the field"
-        ) from error
+        raise UserError(f"config.{field}: {options!r} does not fit {name!r} ({error}); correct the field") from error
 
 
 def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
-    """The corruption of a section; where ``noise_std_max`` is above 0, each observation has a noise level of its own.
-
-    Raises:
-        UserError: an unknown name, or a field that the class refuses.
-    """
+    """The corruption of a section; where ``noise_std_max`` is above 0, each observation has a noise level of its own."""
     options = {key: section[key] for key in section}
     factory = lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)
     own = "noise_std_max" in inspect.signature(factory).parameters
@@ -68,11 +60,7 @@ def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corrupt
 
 
 def check_noise(config: ConfigDict, corruption: Corruption) -> None:
-    """What training needs of the noise of a linear corruption.
-
-    Raises:
-        UserError: there is none where solves need some, or draws would carry as much noise as the measurements.
-    """
+    """Refuses to train where solves need noise and there is none, or draws would carry as much as the measurements do."""
     noise, least = corruption.noise_std, config.schedule.sigma_min
     if not corruption.is_linear:
         return
@@ -95,11 +83,7 @@ def _misfit(field: str, name: str, expected: str, found: Any) -> UserError:
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
-    """The noise schedule.
-
-    Raises:
-        UserError: an object that is no schedule.
-    """
+    """The noise schedule; UserError for an object that is none."""
     schedule = construct("schedule", config.schedule, schedules.SCHEDULES)
     try:
         alpha, sigma = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.float32))
@@ -112,28 +96,19 @@ def make_schedule(config: ConfigDict) -> Schedule:
 
 
 def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> Sampler:
-    """A sampler by name.
-
-    Raises:
-        UserError: an unknown name, or an object that is no sampler.
-    """
+    """A sampler by name; UserError for an unknown one, or an object that is no sampler."""
     try:
         sampler = lookup(field, name, samplers.SAMPLERS)(schedule, data_std)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{field}: {name!r} cannot be called with (schedule, data_std): {error}") from error
     if not isinstance(sampler, Sampler):
-        raise UserError(
-            f"config.{field}: {name!r} returned a {type(sampler).__name__}; expected a diffem_jax.types.Sampler"
-        )
+        found = type(sampler).__name__
+        raise UserError(f"config.{field}: {name!r} returned a {found}; expected a diffem_jax.types.Sampler")
     return sampler
 
 
 def make_times(config: ConfigDict, schedule: Schedule, steps: int) -> Array:
-    """The times [steps + 1] of a draw, from 1 down to 0.
-
-    Raises:
-        UserError: an unknown name, or a function that yields no such array.
-    """
+    """The times [steps + 1] of a draw, from 1 down to 0; UserError for a function that yields no such array."""
     name = config.e_step.time_grid
     grid = lookup("e_step.time_grid", name, schedules.TIME_GRIDS)
     try:
@@ -151,8 +126,7 @@ def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
     Raises:
         UserError: an unknown name, or an object without ``sample(key) -> t []``.
     """
-    m = config.m_step
-    name = m.time_law
+    m, name = config.m_step, config.m_step.time_law
     make = lookup("m_step.time_law", name, losses.TIME_LAWS)
     if name == "beta":
         return cast(TimeLaw, make(tuple((float(a), float(b)) for a, b in m.time_law_beta)))
@@ -195,11 +169,7 @@ def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
 
 
 def make_network(section: Any) -> nn.Module:
-    """The network of a section; ``dtype``, where the network has it, is what it computes in.
-
-    Raises:
-        UserError: an unknown name, field or dtype.
-    """
+    """The network of a section; ``dtype``, where the network has it, is what it computes in."""
     given = {} if "native_gradient" in section else {"native_gradient": accelerated()}
     dtype = section.get("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):

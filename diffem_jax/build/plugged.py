@@ -8,10 +8,12 @@ from jax import Array
 
 from diffem_jax import samplers
 from diffem_jax.build.methods import Model, Setup
-from diffem_jax.build.parts import lookup
+from diffem_jax.config import flatten, lookup
 from diffem_jax.errors import UserError, first_line
 from diffem_jax.gaussians import starts
 from diffem_jax.types import Key, stream_key
+
+FIELDS = ("start.name", "schedule.name", "corruption.name", "e_step.sampler", "network.name", "method")
 
 
 def check(setup: Setup, model: Model) -> None:
@@ -20,18 +22,10 @@ def check(setup: Setup, model: Model) -> None:
     Raises:
         UserError: the field, the object and what went wrong.
     """
-    config = setup.config
-    fields = {
-        "start.name": config.start.name,
-        "schedule.name": config.schedule.name,
-        "corruption.name": config.corruption.name,
-        "e_step.sampler": config.e_step.sampler,
-        "network.name": config.network.name,
-        "method": config.method,
-    }
-    plugged = {field: name for field, name in fields.items() if ":" in name}
+    config = flatten(setup.config)
+    plugged = {field: config[field] for field in FIELDS if ":" in config[field]}
     if "start.name" in plugged:
-        lookup("start.name", config.start.name, starts.STARTS)
+        lookup("start.name", plugged["start.name"], starts.STARTS)
     if not plugged:
         return
 
@@ -45,7 +39,7 @@ def check(setup: Setup, model: Model) -> None:
 
     try:
         with jax.debug_key_reuse(False):
-            drawn = jax.eval_shape(use, stream_key(config.seed, "init"))
+            drawn = jax.eval_shape(use, stream_key(setup.config.seed, "init"))
         if drawn.shape != setup.shape:
             raise ValueError(f"a draw has shape {drawn.shape}, x has {setup.shape}")
     except UserError:

@@ -15,9 +15,6 @@ from diffem_jax import data
 from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config import restore
-from diffem_jax.data.spreadsheets import is_spreadsheet, load_spreadsheet
-from diffem_jax.data.tables import Column, Table
-from diffem_jax.data.units import check_units
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
@@ -34,8 +31,8 @@ class Problem(NamedTuple):
         observations: arrays (possibly memory-mapped) with a leading axis N.
         truth: the hidden x, for measuring only; None for own observations.
         labels: class labels of the truth, for measuring only.
-        table: how the columns of a .csv are written; None for other data.
         notes: sentences on what was read as something that the file does not say.
+        table: how the columns of a .csv are written; None for other data.
     """
 
     setup: Setup
@@ -43,7 +40,7 @@ class Problem(NamedTuple):
     truth: Any
     labels: Any
     notes: tuple[str, ...] = ()
-    table: Table | None = None
+    table: data.Table | None = None
 
     @property
     def num_examples(self) -> int:
@@ -57,15 +54,7 @@ def rows(tree: PyTree, indices: np.ndarray) -> PyTree:
 
 
 def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
-    """The configuration of a run, as it was trained.
-
-    Args:
-        workdir: the run's.
-        network: whether its parameters are to be used, which must be for this version of the networks.
-
-    Raises:
-        UserError: there is none, it is damaged, or its parameters are for another version.
-    """
+    """The configuration of a run, as it was trained; errors and ``network`` as for ``Workdir.stored_config``."""
     stored = workdir.stored_config(network)
     try:
         return restore(stored)
@@ -88,36 +77,25 @@ def simulate(setup: Setup, x: Any, seed: int) -> Observation:
 
 
 def load_problem(config: ConfigDict) -> Problem:
-    """Reads the data a config names and makes or checks its observations.
-
-    Raises:
-        UserError: missing or unusable data, unknown names, values that do not fit each other.
-    """
+    """Reads the data a config names and makes or checks its observations; UserError where that cannot be."""
     d = config.data
     count = d.num_examples or None
     if d.name == OWN:
         return load_own(config, d.path, count)
-    dataset = data.load(
-        d.name,
-        path=d.path or None,
-        split=d.split,
-        num_examples=count,
-        seed=config.seed,
-        shape=tuple(d.shape) or None,
-        crop=d.crop or None,
-        cache_dir=d.cache_dir or None,
-    )
+    named = {name: d[name] or None for name in ("path", "crop", "cache_dir")}
+    shape = tuple(d.shape) or None
+    dataset = data.load(d.name, split=d.split, num_examples=count, seed=config.seed, shape=shape, **named)
     setup = make_setup(config, dataset.shape, len(dataset.x))
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
 
 def load_own(
-    config: ConfigDict, path: str, count: int | None = None, columns: Sequence[Column] | None = None
+    config: ConfigDict, path: str, count: int | None = None, columns: Sequence[data.Column] | None = None
 ) -> Problem:
     """A user's observations under the config's corruption; there is no truth.
 
     Args:
-        config: a configuration, left as it is; what the file decides is in that of the returned setup.
+        config: a configuration; what the file decides is in that of the returned setup.
         path: the file or folder.
         count: the first so many; None for all.
         columns: how the table that a run was trained on was written, for a .csv of other rows.
@@ -125,46 +103,42 @@ def load_own(
     Raises:
         UserError: the file is missing, damaged, or does not fit the corruption.
     """
-    d = config.data
-    if is_spreadsheet(path):
+    if data.is_spreadsheet(path):
         return _load_table(config, path, count, columns)
+    d = config.data
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = data.array_shapes(path, d.cache_dir or None, tuple(d.shape) or None, d.alpha)
         config, notes = _mask_per_channel(config, arrays, path)
         config = auto.fit_to_file(config, arrays)
-        shape, held = tuple(config.data.shape) or arrays["y"][1:], arrays["y"][0]
-        setup = make_setup(config, shape, min(count or held, held))
+        count = _count(count, arrays["y"][0], path)
+        setup = make_setup(config, tuple(config.data.shape) or arrays["y"][1:], count)
         observations = data.load_observations(path, setup.corruption, d.cache_dir or None, d.scale, d.alpha)
     notes += [str(w.message) for w in caught if w.category is UserWarning]
-    check_operators(setup, observations, path)
-    check_units(observations, setup.corruption, path)
-    if count is not None:
-        if count > len(observations.y):
-            raise UserError(f"config.data.num_examples: {count}; {path} holds {len(observations.y)}; lower it")
+    data.check_units(observations, setup.corruption, path)
+    if count < len(observations.y):
         observations = jax.tree.map(lambda a: data.first(a, count), observations)
     return Problem(setup, observations, None, None, tuple(notes))
 
 
-def _load_table(config: ConfigDict, path: str, count: int | None, columns: Sequence[Column] | None) -> Problem:
+def _count(wanted: int | None, held: int, path: str) -> int:
+    if wanted is not None and wanted > held:
+        raise UserError(f"config.data.num_examples: {wanted}; {path} holds {held}; lower it")
+    return wanted or held
+
+
+def _load_table(config: ConfigDict, path: str, count: int | None, columns: Sequence[data.Column] | None) -> Problem:
     """The rows of a .csv under 'group_mask', whose groups are its columns."""
-    table, note = load_spreadsheet(path, tuple(config.data.categories), columns)
+    table, note = data.load_spreadsheet(path, tuple(config.data.categories), columns)
     if config.corruption.name != "group_mask":
         raise UserError(
             f"config.corruption.name: {config.corruption.name!r} for {path}; expected 'group_mask' for a table; use "
             "--config=own_data:table"
         )
-    config = config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        config.corruption.groups = table.groups
-        config.data.shape = ()
-    held = len(table.y)
-    if count is not None and count > held:
-        raise UserError(f"config.data.num_examples: {count}; {path} holds {held}; lower it")
-    used = count or held
-    setup = make_setup(config.lock(), table.y.shape[1:], used)
-    observations: Any = Observation(table.y[:used], table.mask[:used])  # type: ignore[arg-type]
-    return Problem(setup, observations, None, None, (note,), table)
+    config = auto.changed(config, {"corruption.groups": table.groups, "data.shape": ()})
+    count = _count(count, len(table.y), path)
+    observations: Any = Observation(table.y[:count], table.mask[:count])  # type: ignore[arg-type]
+    return Problem(make_setup(config, table.y.shape[1:], count), observations, None, None, (note,), table)
 
 
 def _mask_per_channel(
@@ -176,10 +150,8 @@ def _mask_per_channel(
         return config, []
     if len(arrays["y"]) < 3 or channels != arrays["y"][-1:]:
         return config, []
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.corruption.per_channel = True
-    return config.lock(), [f"{path}: a mask per channel; config.corruption.per_channel=True"]
+    note = f"{path}: a mask per channel; config.corruption.per_channel=True"
+    return auto.changed(config, {"corruption.per_channel": True}), [note]
 
 
 def check_operators(setup: Setup, observations: Observation, path: str) -> None:

@@ -5,24 +5,6 @@ from diffem_jax.config.fields import AUTO, AUTOMATIC, FIELDS, RETIRED, RULES, TR
 from diffem_jax.config.values import default, differences, frozen, leave_open, override, put, restore
 
 __all__ = [
-    "AUTO",
-    "AUTOMATIC",
-    "FIELDS",
-    "RETIRED",
-    "RULES",
-    "TRAINING_RULES",
-    "Field",
-    "class_fields",
-    "default",
-    "differences",
-    "flatten",
-    "frozen",
-    "known_fields",
-    "leave_open",
-    "lookup",
-    "nearest",
-    "override",
-    "put",
-    "restore",
-    "validate",
-]
+    "AUTO", "AUTOMATIC", "FIELDS", "RETIRED", "RULES", "TRAINING_RULES", "Field", "class_fields", "default", "differences", "flatten",
+    "frozen", "known_fields", "leave_open", "lookup", "nearest", "override", "put", "restore", "validate",
+]  # fmt: skip

@@ -12,21 +12,17 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffem_jax.config.fields import (
-    AUTO,
-    AUTOMATIC,
-    CLASSES,
-    FIELDS,
-    LIMITS,
-    NOT_FIELDS,
-    OWN,
-    RETIRED,
-    RULES,
-    TRAINING_RULES,
-    Field,
-)
+from diffem_jax.config.fields import AUTO, AUTOMATIC, CLASSES, FIELDS, OWN, RETIRED, RULES, TRAINING_RULES, Field
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError, lookup, nearest
+
+NOT_FIELDS = ("shape", "parent", "name", "report")
+"""Parameters of classes and functions that the program sets."""
+LIMITS = {
+    "noise_std": (0, 1e6), "noise_std_max": (0, 1e6), "rate": (0, 0.999999), "dropout": (0, 0.99), "patch": (1, 64),
+}  # fmt: skip
+"""Ranges of fields that classes bring, by their last name."""
+WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -42,11 +38,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def class_fields(section: str, name: str) -> dict[str, Field]:
-    """The fields that a section has because of the class or function that it names.
-
-    Raises:
-        UserError: there is no such class.
-    """
+    """The fields that a section has because of the class or function that it names; UserError where there is no such."""
     if name == AUTO:
         return {key: field for choice in CLASSES[section] for key, field in class_fields(section, choice).items()}
     factory = lookup(f"{section}.name", name, CLASSES[section])
@@ -74,11 +66,7 @@ def class_fields(section: str, name: str) -> dict[str, Field]:
 
 
 def known_fields(flat: Mapping[str, Any]) -> dict[str, Field]:
-    """Every field that a flat configuration may have: those of the table, and those of the classes that it names.
-
-    Raises:
-        UserError: it names a class that there is not.
-    """
+    """Every field that a flat configuration may have: those of the table, and those of the classes that it names."""
     found = {**FIELDS, "data_corruption.name": FIELDS["corruption.name"]._replace(name="data_corruption.name")}
     for section in CLASSES:
         if (name := flat.get(f"{section}.name")) is not None:
@@ -110,17 +98,12 @@ def _finite(value: Any) -> bool:
 
 
 def check(field: Field, value: Any) -> None:
-    """Compares a value with its field.
-
-    Raises:
-        UserError: the field, the value and what was expected.
-    """
+    """Compares a value with its field; UserError where it does not fit."""
     name = field.name
     if isinstance(value, str) and value == AUTO and name in AUTOMATIC:
         return
     if not fits(value, field.kind):
-        words = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
-        expected = f"{words.get(field.kind, 'a tuple')}, such as the default {field.default!r}"
+        expected = f"{WORDS.get(field.kind, 'a tuple')}, such as the default {field.default!r}"
         raise UserError(f"config.{name}: {value!r}; expected {expected}; correct it")
     if not _finite(value):
         raise UserError(f"config.{name}: {value!r}; expected a finite number")
@@ -131,11 +114,7 @@ def check(field: Field, value: Any) -> None:
 
 
 def validate(config: ConfigDict, training: bool = False) -> None:
-    """Checks names, types, ranges and the rules over several fields.
-
-    Args:
-        config: a configuration.
-        training: also what only training refuses.
+    """Checks names, types, ranges and the rules over several fields; for ``training`` also what it alone refuses.
 
     Raises:
         UserError: the first wrong field, its value, what was expected and the nearest name.
@@ -161,8 +140,6 @@ def validate(config: ConfigDict, training: bool = False) -> None:
 def unknown(name: str, known: Iterable[str]) -> UserError:
     """The error of a field that there is not."""
     if name in RETIRED:
-        return UserError(
-            f"config.{name}: a field of earlier versions, which this one lacks; leave it out, or go on with the version that "
-            "made the run"
-        )
+        cure = "leave it out, or go on with the version that made the run"
+        return UserError(f"config.{name}: a field of earlier versions, which this one lacks; {cure}")
     return UserError(f"config.{name}: unknown field; {nearest(name, known)}")

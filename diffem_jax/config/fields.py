@@ -15,14 +15,10 @@ from diffem_jax.samplers.schedules import SCHEDULES, TIME_GRIDS
 
 
 class Field(NamedTuple):
-    """One field of the configuration.
+    """One field of the configuration: 'section.field' or, for those of the whole run, the field alone.
 
-    Attributes:
-        name: 'section.field', or the field alone for those of the whole run.
-        default: its value where nobody sets it.
-        allowed: the names that it takes, its least and greatest number, or its type; None is the type of the default.
-            ``OWN`` among the names stands for 'module:name', an object of the user's own.
-        meaning: what it does.
+    ``allowed`` holds the names that it takes, its least and greatest number, or its type; None is the type of the default.
+    ``OWN`` among the names stands for 'module:name', an object of the user's own.
     """
 
     name: str
@@ -162,89 +158,42 @@ CLASSES: dict[str, dict[str, Any]] = {
     "start": STARTS,
 }
 """Sections whose ``name`` chooses a class or function, which brings fields of its own; no data_corruption is that of ``corruption``."""
-NOT_FIELDS = ("shape", "parent", "name", "report")
-"""Parameters of classes and functions that the program sets."""
-LIMITS = {
-    "noise_std": (0, 1e6),
-    "noise_std_max": (0, 1e6),
-    "rate": (0, 0.999999),
-    "dropout": (0, 0.99),
-    "patch": (1, 64),
-}
-"""Ranges of fields that classes bring, by their last name."""
-
 RETIRED: dict[str, Any] = {
-    "recover": 0,
-    "e_step.steps_added": 0,
-    "e_step.parts": 1,
-    "e_step.burn_in": 0,
-    "e_step.picard": 0,
-    "m_step.noise_levels": 1,
-}
+    "recover": 0, "e_step.steps_added": 0, "e_step.parts": 1, "e_step.burn_in": 0, "e_step.picard": 0, "m_step.noise_levels": 1,
+}  # fmt: skip
 """Fields of earlier versions, with the value under which they changed nothing: a stored run may still have that one."""
-
 FREE_FIELDS = (
-    "rounds",
-    "parallel",
-    "writers",
-    "data.cache_dir",
-    "prior.",
-    "eval.",
-    "stop.",
-    "checkpoint.",
-    "e_step.shard_size",
-)
+    "rounds", "parallel", "writers", "data.cache_dir", "prior.", "eval.", "stop.", "checkpoint.", "e_step.shard_size",
+)  # fmt: skip
 """Fields, and beginnings of fields, that may change in a run without making it another one."""
 
 Rule = tuple[Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
-    (
-        lambda c: c.schedule.sigma_min < c.schedule.sigma_max,
-        "config.schedule.sigma_min: {c.schedule.sigma_min}; expected less than sigma_max = {c.schedule.sigma_max}; lower it",
-    ),
-    (
-        lambda c: c.m_step.batch_size % c.m_step.accumulate == 0,
-        "config.m_step.accumulate: {c.m_step.accumulate}; expected a divisor of batch_size = {c.m_step.batch_size}; change one",
-    ),
-    (
-        lambda c: c.data.path != "" or c.data.name not in ("folder", "arrays", "observations"),
-        "config.data.path: ''; expected a file or folder, since data.name is {c.data.name!r}; set it",
-    ),
-    (
-        lambda c: c.e_step.draws == 1 or c.method not in ("ambient", "oracle"),
-        "config.e_step.draws: {c.e_step.draws} with method {c.method!r}, which does not train on its draws; expected 1; set it",
-    ),
-    (
-        lambda c: len(c.m_step.time_law_beta) > 0 and min(min(pair) for pair in c.m_step.time_law_beta) > 0,
-        "config.m_step.time_law_beta: {c.m_step.time_law_beta!r}; expected pairs of two positive numbers; write ((3.0, 3.0),)",
-    ),
-    (
-        lambda c: c.m_step.time_law_log_normal[1] > 0,
-        "config.m_step.time_law_log_normal: {c.m_step.time_law_log_normal!r}; expected (mean, std) with std > 0; raise it",
-    ),
-    (
-        lambda c: 0 < c.m_step.augment_saturation[0] <= c.m_step.augment_saturation[1],
-        "config.m_step.augment_saturation: {c.m_step.augment_saturation!r}; expected two rising numbers > 0; write (0.95, 1.05)",
-    ),
-    (
-        lambda c: all(0 < side <= 2**24 for side in c.data.shape),
-        "config.data.shape: {c.data.shape!r}; expected positive integers; write (32, 32, 3), or () for the data's own",
-    ),
-)
+    (lambda c: c.schedule.sigma_min < c.schedule.sigma_max,
+     "config.schedule.sigma_min: {c.schedule.sigma_min}; expected less than sigma_max = {c.schedule.sigma_max}; lower it"),
+    (lambda c: c.m_step.batch_size % c.m_step.accumulate == 0,
+     "config.m_step.accumulate: {c.m_step.accumulate}; expected a divisor of batch_size = {c.m_step.batch_size}; change one"),
+    (lambda c: c.data.path != "" or c.data.name not in ("folder", "arrays", "observations"),
+     "config.data.path: ''; expected a file or folder, since data.name is {c.data.name!r}; set it"),
+    (lambda c: c.e_step.draws == 1 or c.method not in ("ambient", "oracle"),
+     "config.e_step.draws: {c.e_step.draws} with method {c.method!r}, which does not train on its draws; expected 1; set it"),
+    (lambda c: len(c.m_step.time_law_beta) > 0 and min(min(pair) for pair in c.m_step.time_law_beta) > 0,
+     "config.m_step.time_law_beta: {c.m_step.time_law_beta!r}; expected pairs of two positive numbers; write ((3.0, 3.0),)"),
+    (lambda c: c.m_step.time_law_log_normal[1] > 0,
+     "config.m_step.time_law_log_normal: {c.m_step.time_law_log_normal!r}; expected (mean, std) with std > 0; raise it"),
+    (lambda c: 0 < c.m_step.augment_saturation[0] <= c.m_step.augment_saturation[1],
+     "config.m_step.augment_saturation: {c.m_step.augment_saturation!r}; expected two rising numbers > 0; write (0.95, 1.05)"),
+    (lambda c: all(0 < side <= 2**24 for side in c.data.shape),
+     "config.data.shape: {c.data.shape!r}; expected positive integers; write (32, 32, 3), or () for the data's own"),
+)  # fmt: skip
 """(what must hold, the message where it does not), over several fields at once; ``c`` is the configuration."""
 TRAINING_RULES: tuple[Rule, ...] = (
-    (
-        lambda c: c.e_step.guidance == 1 or c.method in ("diffem", "oracle"),
-        "config.e_step.guidance: {c.e_step.guidance} with method {c.method!r}, which does not use it; expected 1; set it",
-    ),
-    (
-        lambda c: c.e_step.guidance == 1 or c.m_step.condition_dropout > 0,
-        "config.e_step.guidance: {c.e_step.guidance} with m_step.condition_dropout 0, so that nothing trains the prior that it "
-        "leads away from; expected 1; set it, or m_step.condition_dropout=0.1",
-    ),
-    (
-        lambda c: not len(c.data.categories) or c.data.path.endswith((".csv", ".parquet")),
-        "config.data.categories: {c.data.categories!r} with data that are no table; expected (); set it, or give a .csv",
-    ),
-)
+    (lambda c: c.e_step.guidance == 1 or c.method in ("diffem", "oracle"),
+     "config.e_step.guidance: {c.e_step.guidance} with method {c.method!r}, which does not use it; expected 1; set it"),
+    (lambda c: c.e_step.guidance == 1 or c.m_step.condition_dropout > 0,
+     "config.e_step.guidance: {c.e_step.guidance} with m_step.condition_dropout 0, so that nothing trains the prior that it leads away "
+     "from; expected 1; set it, or m_step.condition_dropout=0.1"),
+    (lambda c: not len(c.data.categories) or c.data.path.endswith((".csv", ".parquet")),
+     "config.data.categories: {c.data.categories!r} with data that are no table; expected (); set it, or give a .csv"),
+)  # fmt: skip
 """Rules of training alone: a run that is there already may have been trained with a field that did nothing."""

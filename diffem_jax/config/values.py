@@ -46,11 +46,9 @@ def leave_open(config: ConfigDict, names: Iterable[str] = AUTOMATIC) -> None:
 
 
 def override(config: ConfigDict, flags: Iterable[tuple[str, str]]) -> None:
-    """Sets fields from text, as flags give it: the names of classes first, each of which drops the fields of the class before.
+    """Sets fields in place from (field, text), as flags give them: the last one wins.
 
-    Args:
-        config: changed in place.
-        flags: (field, text); the last one wins.
+    The names of classes go first, each of which drops the fields of the class before.
 
     Raises:
         UserError: an unknown field, or a value of another type.

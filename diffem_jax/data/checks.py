@@ -33,9 +33,7 @@ def check_mask(mask: ArrayLike, where: str) -> None:
         wrong = (rows != 0) & (rows != 1)
         if wrong.any():
             value, example = rows[wrong][0], start + first_example(wrong)
-            raise UserError(
-                f"{where}: value {value} in example {example}; expected 0 (hidden) or 1 (seen); threshold it"
-            )
+            raise UserError(f"{where}: value {value} in example {example}; expected 0 (hidden) or 1 (seen); round it")
         empty += int((rows == 0).reshape(len(rows), -1).all(-1).sum())
     if empty == len(mask):
         raise UserError(

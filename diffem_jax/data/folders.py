@@ -32,9 +32,7 @@ def read_folder(
     masks = pictures.parent / "masks"
     files, beside = images.image_files(pictures), masks.is_dir()
     if alpha == "mask" and beside:
-        raise UserError(
-            f"{masks}: masks beside data.alpha='mask'; expected one of them; remove the folder or the field"
-        )
+        raise UserError(f"{masks}: masks beside data.alpha='mask'; expected one of them; drop the folder or the field")
     for file in files:
         _check_layers(file, alpha, beside)
     y = images.folder(files, cache, shape, nearest=beside or alpha == "mask")
@@ -60,9 +58,7 @@ def read_mask(file: Path, channels: int | None = None) -> np.ndarray:
     """A mask's grey levels [H, W, 1]; its alpha channel must be opaque."""
     levels, alpha = images.read_layers(file, 1)
     if alpha is not None and alpha.min(initial=255) < 255:
-        raise UserError(
-            f"{file}: a mask with a transparent alpha channel; expected grey levels 0 and 255; save it as grey"
-        )
+        raise UserError(f"{file}: a mask with a transparent alpha channel; expected grey 0 and 255; save it as grey")
     return levels
 
 
@@ -92,7 +88,5 @@ def _mask(levels: np.ndarray, files: list[Path]) -> Rows:
         wrong = (rows != 0) & (rows != white)
         if wrong.any():
             file = files[start + first_example(wrong)]
-            raise UserError(
-                f"{file}: grey levels between black and white; expected 0 (hidden) or 255 (seen); save masks as PNG"
-            )
+            raise UserError(f"{file}: grey levels between black and white; expected 0 (hidden), 255 (seen); use PNG")
     return Rows(levels, 1 / white)

@@ -58,15 +58,10 @@ def _halve(image: np.ndarray) -> np.ndarray:
 
 
 def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
-    """Overlapping crops of seven photographs, uint8 [N, S, S, C].
+    """The first ``count`` overlapping crops of seven photographs, uint8 [N, S, S, C], or [N, S, S, 1] of luminance.
 
     The right fifth of every photograph is for tests alone: no pixel is in both. Crops lie on a grid of S/8 pixels (S/4 for
     tests), in one fixed random order. For S <= 16 the photographs are first halved: a small crop then has content.
-
-    Args:
-        split: 'train' or 'test'.
-        count: crops wanted, from the front of that order; None for all.
-        shape: (S, S, 3), or (S, S, 1) for luminance.
     """
     if len(shape) != 3 or shape[0] != shape[1] or not 4 <= shape[0] <= 64 or shape[2] not in (1, 3):
         raise UserError(f"data.shape: {shape} for patches; expected (S, S, 3) or (S, S, 1) with S from 4 to 64")
@@ -95,13 +90,10 @@ def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
 
 
 def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest: bool = False) -> np.ndarray:
-    """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16, to [H, W, C] of the same dtype.
+    """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16, to ``shape`` (H, W, C), C 1 or 3.
 
-    Args:
-        image: the image.
-        shape: (H, W, C) wanted, C 1 or 3; None keeps what there is.
-        crop: side of the centre square cut first; None cuts the largest window of the wanted aspect.
-        nearest: take single pixels, so that none is a mixture of seen and hidden ones; for masks and what they hide.
+    ``crop`` is the side of the centre square that is cut first; None cuts the largest window of the wanted aspect. ``nearest``
+    takes single pixels, so that none is a mixture of seen and hidden ones: for masks and what they hide.
     """
     image = image[..., None] if image.ndim == 2 else image
     height, width = image.shape[:2]
@@ -121,9 +113,7 @@ def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest
             image = np.stack([_resized(layer, (shape[1], shape[0])) for layer in np.moveaxis(image, -1, 0)], -1)
     if shape and image.shape[-1] != shape[2]:
         if (image.shape[-1], shape[2]) != (1, 3):
-            raise UserError(
-                f"data.shape: {shape} for an image of {image.shape[-1]} channels; expected as many channels"
-            )
+            raise UserError(f"data.shape: {shape} for an image of {image.shape[-1]} channels; expected as many")
         image = np.repeat(image, 3, -1)
     return image
 
@@ -162,9 +152,7 @@ def _opened(file: Path) -> Iterator[Any]:
         with Image.open(file) as image:
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{file}: cannot be read as an image ({error}); expected PNG, JPEG or TIFF; remove it"
-        ) from None
+        raise UserError(f"{file}: cannot be read as an image ({error}); expected PNG, JPEG, TIFF; remove it") from None
 
 
 def read_header(file: Path) -> tuple[bool, bool]:
@@ -182,11 +170,7 @@ def read_image(file: Path, channels: int | None = None) -> np.ndarray:
 
 
 def read_layers(file: Path, channels: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """``read_image``, and the alpha channel [H, W] uint8 where there is one.
-
-    Raises:
-        UserError: no image, or one of floating point.
-    """
+    """``read_image``, and the alpha channel [H, W] uint8 where there is one; UserError for none, or one of floating point."""
     from PIL import ImageOps
 
     with _opened(file) as opened:
@@ -215,13 +199,8 @@ def folder(
 ) -> np.ndarray:
     """Image files as one array [N, H, W, C] of uint8 or uint16, converted once into the cache and memory-mapped.
 
-    Args:
-        files: the files, in order; the entry in the cache is keyed by their names, sizes and times.
-        cache: the cache folder.
-        shape: (H, W, C) to crop and resize to; None takes the first file's.
-        crop: as in ``fit``.
-        nearest: as in ``fit``.
-        read: (file, channels) -> an image, uint8 or uint16 [H, W, C].
+    ``shape``, ``crop`` and ``nearest`` are those of ``fit``, the first file's where there is no shape; ``read``: (file, channels)
+    -> an image [H, W, C]. The entry in the cache is keyed by the files' names, sizes and times.
 
     Raises:
         UserError: an unreadable file, files of different sizes where no shape is given, or of 8 and of 16 bits.
@@ -260,11 +239,7 @@ def check_tfds_name(name: str) -> str:
 
 
 def tfds_builder(name: str, cache: Path) -> Any:
-    """The builder of a prepared tfds set, which reads without TensorFlow.
-
-    Raises:
-        UserError: the set is not prepared; the message says the command and the folder.
-    """
+    """The builder of a prepared tfds set, which reads without TensorFlow; UserError says how to prepare it."""
     prepared = prepared_folder(check_tfds_name(name), cache)
     if prepared is None:
         raise UserError(

@@ -27,11 +27,7 @@ def arrange(
         shape: the shape of one example, where the user said it.
         where: names the file in messages.
 
-    Returns:
-        (y, the other arrays, a sentence on what was changed or '').
-
-    Raises:
-        UserError: the axes could mean two things.
+    Returns (y, the other arrays, a sentence on what was changed or ''); UserError where the axes could mean two things.
     """
     mask, example = found.get("mask"), y.shape[1:]
     if shape is not None and y.shape == shape and (mask is None or mask.ndim == y.ndim):

@@ -7,6 +7,7 @@ corrupted images in ``images/`` and masks of the same names in ``masks/``.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -28,6 +29,10 @@ from diffem_jax.types import Observation, PyTree
 
 LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6
 """The largest |y| where y has the shape of x, as data live in [-2, 2] and grey levels 0..255 are to be caught, and elsewhere."""
+SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0
+"""Between these the root mean square of x is taken for that of data in [-2, 2]."""
+EXAMPLES = 256
+"""Examples that the size of y is estimated from."""
 KNOWN = ("mask", "operator", "noise_std")
 """Arrays that say something of how y was made: refused where the corruption has no use for them."""
 Place = str | os.PathLike[str]
@@ -38,14 +43,7 @@ def array_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them, as ``load_observations`` reads them.
 
-    Args:
-        path: an .npz file, or a folder of images.
-        cache_dir: for folders: where the converted images go.
-        shape: the shape of x, where the user said it.
-        alpha: for folders: what an alpha channel means.
-
-    Raises:
-        UserError: no such file, or no 'y' [N, ...] in it.
+    ``shape`` is that of x, where the user said it. UserError where there is no such file, or no 'y' [N, ...] in it.
     """
     where = npz.existing(path, "an .npz file with 'y', or a folder of images")
     arrays = npz.placeholders(where) if where.is_file() else {}
@@ -152,3 +150,48 @@ def _read_operator(corruption: Any, found: dict[str, ArrayLike], tree: PyTree, c
         size = int(np.prod(corruption.shape))
         arrays.append(operators.fit_operator(found[name], count, leaf, name, f"{where}: {name!r}", size))
     return jax.tree.unflatten(structure, arrays)
+
+
+def check_units(observations: Observation, corruption: Any, where: str) -> None:
+    """Compares the size of y of a linear corruption with the noise and with data in [-2, 2].
+
+    Raises:
+        UserError: y is smaller than its own noise, or x would be far outside of or far below [-2, 2]; with the factor that
+            brings x to a root mean square of about 1.
+    """
+    if not corruption.is_linear:
+        return
+    seen = operators.seen_anywhere(corruption, observations.operator)
+    size = _rms(observations.y, seen)
+    if size == 0:
+        return
+    per_x = 1.0
+    if seen is None or observations.y.shape[1:] != tuple(corruption.shape):
+        per_x = max(
+            _gain(corruption, jax.tree.map(lambda a: jnp.asarray(np.asarray(a[0])), observations.operator)), 1e-30
+        )
+    noise = float(corruption.noise_std)
+    most = math.hypot(LARGEST_RMS, max(noise, float(getattr(corruption, "noise_std_max", 0.0))) / per_x)
+    if size >= 0.5 * noise and SMALLEST_RMS <= size / per_x <= most:
+        return
+    below = f", less than the noise, config.corruption.noise_std={noise:g}" if size < 0.5 * noise else ""
+    table = "; a table scales itself where data.path is its .csv" if len(corruption.shape) == 1 else ""
+    raise UserError(
+        f"{where}: 'y' has values of size {size:.2g} (root mean square){below}; expected data in [-2, 2] and noise_std in the same "
+        f"units; set config.data.scale={float(f'{per_x / size:.1g}'):g}, which multiplies y and is undone in draws, and give "
+        f"noise_std after scaling{table}"
+    )
+
+
+def _rms(values: Any, seen: Any) -> float:
+    """The root mean square of up to ``EXAMPLES`` rows, of seen entries alone; 0 where there are none."""
+    index = np.unique(np.linspace(0, len(values) - 1, EXAMPLES).astype(np.int64))
+    rows = np.asarray(values[index], np.float64)
+    weight = np.ones_like(rows) if seen is None else np.broadcast_to(np.asarray(seen[index]) > 0, rows.shape)
+    return float(np.sqrt(np.sum(np.where(weight > 0, rows, 0.0) ** 2) / max(float(weight.sum()), 1.0)))
+
+
+def _gain(corruption: Any, operator: Any) -> float:
+    """The root mean square of A x for x of root mean square 1: white noise or a constant, whichever is larger."""
+    white = jax.random.normal(jax.random.key(0), corruption.shape)
+    return max(float(jnp.sqrt(jnp.mean(corruption.forward(x, operator) ** 2))) for x in (white, jnp.ones_like(white)))

@@ -29,12 +29,7 @@ def is_mask(name: str) -> bool:
 
 
 def seen_anywhere(corruption: Any, operator: PyTree) -> Any:
-    """Which entries of y are measured, as rows [N, ...] that broadcast to those of y; None where all are.
-
-    Args:
-        corruption: the corruption assumed.
-        operator: a tree of arrays with a leading axis N.
-    """
+    """Which entries of y are measured under operators [N, ...], as rows that broadcast to those of y; None where all are."""
     if isinstance(corruption, Mask):
         return operator
     if corruption.observed(corruption.draw_operator(jax.random.key(0))) is True:
@@ -58,11 +53,7 @@ class _Seen:
 def fit_operator(
     array: ArrayLike, count: int, expected: jax.ShapeDtypeStruct, name: str, where: str, size: int
 ) -> ArrayLike:
-    """One array of the operators, checked, with a leading axis N = ``count``; whole numbers are indices below ``size``.
-
-    Raises:
-        UserError: shape, dtype or values are not what the corruption draws.
-    """
+    """One array of the operators, checked, with a leading axis N = ``count``; whole numbers are indices below ``size``."""
     indices, shape = expected.dtype.kind == "i", tuple(expected.shape)
     checks.check_dtype(array, where, integers=is_mask(name) or indices)
     if isinstance(array, np.ndarray) and array.ndim > len(shape) + 1 and math.prod(array.shape[1:]) == math.prod(shape):
@@ -88,15 +79,9 @@ def fit_operator(
 
 
 def make_mask(y: np.ndarray, one_channel: bool, where: str) -> tuple[np.ndarray, str]:
-    """The mask of a file that has none, and a sentence on it: NaN are hidden, all else is seen.
+    """The mask of y [N, *X] where the file has none, and a sentence on it: NaN are hidden, all else is seen.
 
-    Args:
-        y: [N, *X].
-        one_channel: whether the mask has one channel for all of y's; entries must then be NaN in all channels or none.
-        where: names the file in messages.
-
-    Returns:
-        (uint8 [N, *X] or [N, *spatial, 1], the sentence).
+    The mask is uint8 [N, *X], or [N, *spatial, 1] for ``one_channel``: pixels must then be NaN in all channels or none.
 
     Raises:
         UserError: no NaN but many zeros, which look like hidden entries, or NaN in some channels of a pixel alone.

@@ -25,16 +25,9 @@ Shape = tuple[int, ...]
 
 
 class Dataset(NamedTuple):
-    """Clean examples.
+    """Clean examples x [N, *shape] and labels [N], those held out, and of tables the original columns, ``x * scale + offset``.
 
-    Attributes:
-        x: [N, *shape] float32, a plain array, or lazy ``Rows`` where it is large: index rows, ``np.asarray`` reads all.
-        labels: [N] int64, or None.
-        shape: the shape of one example.
-        test_x: held-out examples [M, *shape], or None.
-        test_labels: [M] int64, or None.
-        offset: for tables, [D]; original columns are ``x * scale + offset``. None otherwise.
-        scale: for tables, [D]. None otherwise.
+    x is float32, a plain array, or lazy ``Rows`` where it is large: index rows, ``np.asarray`` reads all. None is what there is not.
     """
 
     x: Any

@@ -1,5 +1,7 @@
 """Tables with missing entries as observations: columns scaled, categories as one-hot groups that share a mask, and back.
 
+They come from .csv files (and .parquet where pandas is installed), and draws are written as .csv again. In Python:
+
 table = encode_table({"age": [31.0, nan, 58.0], "colour": ["red", "blue", None]})
 np.savez("obs.npz", y=table.y, mask=table.mask)  # for --config=own_data:table
 table.decode(draws["x"])                         # columns as they were, from draws [..., D]
@@ -7,12 +9,18 @@ table.decode(draws["x"])                         # columns as they were, from dr
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffem_jax.data.npz import existing
 from diffem_jax.errors import UserError
+from diffem_jax.storage.files import write_atomically
 
 MISSING = frozenset(("", "?", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
 """Texts that stand for a missing entry, in lower case."""
@@ -39,13 +47,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table as observations.
-
-    Attributes:
-        y: [N, D] float32, 0 where missing.
-        mask: [N, D] float32, 1 where there.
-        columns: how y is read.
-    """
+    """A table as observations: y [N, D] float32, 0 where missing; mask [N, D] float32, 1 where there; how y is read."""
 
     y: np.ndarray
     mask: np.ndarray
@@ -57,11 +59,7 @@ class Table(NamedTuple):
         return tuple(column.width for column in self.columns)
 
     def decode(self, x: Any) -> dict[str, np.ndarray]:
-        """Columns [...] in their own units from x [..., D]: numbers scaled back, the likeliest category.
-
-        Raises:
-            UserError: x has another width.
-        """
+        """Columns [...] in their own units from x [..., D]: numbers scaled back, the likeliest category."""
         x, width = np.asarray(x), sum(self.groups)
         if x.shape[-1:] != (width,):
             raise UserError(f"x: {x.shape}; expected [..., {width}], the width of this table; pass draws of it")
@@ -74,14 +72,11 @@ class Table(NamedTuple):
 
 
 def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str] = ()) -> Table:
-    """Columns of one length as observations for the corruption 'group_mask'.
+    """Columns of one length, name -> values, as observations for the corruption 'group_mask'.
 
     Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``, such as '' and '?'. A column of numbers, or of
-    texts that are all numbers, is a column of numbers; every other text is a category, without the space around it.
-
-    Args:
-        columns: name -> values.
-        categories: names of columns of numbers that are categories.
+    texts that are all numbers, is a column of numbers unless ``categories`` names it; every other text is a category, without
+    the space around it.
 
     Raises:
         UserError: no columns, columns of different lengths, one without two different values, infinite numbers, dates, complex
@@ -91,19 +86,13 @@ def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]
         raise UserError(f"categories: {unknown[0]!r}; expected names of columns, {list(columns)}; correct it")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1 or not min(lengths.values()):
-        raise UserError(
-            f"columns: lengths {lengths}; expected at least one column, all of one length > 0; correct them"
-        )
+        raise UserError(f"columns: lengths {lengths}; expected at least one column, all of one length > 0; correct it")
     cleaned = {name: _clean(name, values) for name, values in columns.items()}
     return _encode(cleaned, [_fit_column(name, values, name in categories) for name, values in cleaned.items()])
 
 
 def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) -> Table:
-    """Columns, in any order, written as an earlier table was, for draws of new rows by a run that was trained on that one.
-
-    Raises:
-        UserError: other columns, or a category that the earlier table did not have.
-    """
+    """Columns, in any order, written as an earlier table was, whose run is to draw for them; UserError for others."""
     if set(columns) != {column.name for column in like}:
         expected = f"those of the training data, {[c.name for c in like]}"
         raise UserError(f"columns: {sorted(columns)}; expected {expected}; correct the table")
@@ -162,9 +151,7 @@ def _fit_column(name: str, values: list[Any], categorical: bool) -> Column:
         kinds = sorted(set(kept))
         column = Column(name, float(numbers.mean()), float(numbers.std())) if kept else Column(name)
     if len(kinds) < 2:
-        raise UserError(
-            f"columns[{name!r}]: {list(kinds)}; expected at least two different values; leave the column out"
-        )
+        raise UserError(f"columns[{name!r}]: {list(kinds)}; expected at least two different values; leave it out")
     return column
 
 
@@ -196,3 +183,59 @@ def _entries(column: Column, values: list[Any]) -> np.ndarray:
 
 def _category(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_spreadsheet(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a table by its suffix."""
+    return Path(path).suffix.lower() in (".csv", ".parquet")
+
+
+def read_spreadsheet(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Name -> values of the columns of a file, as texts or as the file's own types; UserError for a file that is no table."""
+    file = existing(path, "a .csv or .parquet file")
+    if file.suffix.lower() == ".parquet":
+        try:
+            import pandas
+        except ImportError:
+            raise UserError(f"{file}: pandas is missing; expected it for parquet; pip install pandas pyarrow") from None
+        frame = pandas.read_parquet(file)
+        return {str(name): list(frame[name]) for name in frame.columns}
+    try:
+        lines = [line for line in csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a readable .csv ({error}); expected text in UTF-8; save it again") from None
+    if len(lines) < 2:
+        raise UserError(f"{file}: {len(lines)} lines; expected a header and rows; save it again")
+    header, *rows = lines
+    if len(set(header)) < len(header):
+        raise UserError(f"{file}: columns {header}; expected each name once; rename them")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            found = f"row {number} has {len(row)} entries"
+            raise UserError(f"{file}: {found}; expected {len(header)}, as the header; correct it")
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def load_spreadsheet(
+    path: str | os.PathLike[str], categories: Sequence[str] = (), columns: Sequence[Column] | None = None
+) -> tuple[Table, str]:
+    """A file as observations, by ``encode_table`` or, given columns, by ``encode_like``, and a sentence on the kinds of columns."""
+    given = read_spreadsheet(path)
+    try:
+        table = encode_table(given, categories) if columns is None else encode_like(given, columns)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    numbers = ", ".join(c.name for c in table.columns if not c.categories) or "none"
+    kinds = ", ".join(f"{c.name} ({len(c.categories)})" for c in table.columns if c.categories) or "none"
+    note = f"numbers {numbers}; categories {kinds}; config.data.categories names numbers that are categories"
+    return table, f"{path}: {note}"
+
+
+def write_spreadsheet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Writes columns [N] as a .csv, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{value:.7g}" if isinstance(value, float | np.floating) else value for value in row])
+    write_atomically(path, text.getvalue())

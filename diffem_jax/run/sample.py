@@ -12,7 +12,7 @@ from diffem_jax.build.engine import make_engine
 from diffem_jax.build.methods import Prior, Setup
 from diffem_jax.build.parts import make_sampler, make_times
 from diffem_jax.build.problem import Problem, load_own, rows, stored_config
-from diffem_jax.data.spreadsheets import write_spreadsheet
+from diffem_jax.data.tables import write_spreadsheet
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.report import plots

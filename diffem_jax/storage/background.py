@@ -45,16 +45,15 @@ class Background(Generic[T]):
 
     def check(self) -> None:
         """Raises the error of a job that has failed; does not wait."""
-        if self._thread is not None and not self._thread.is_alive() and self._error is not None:
+        if self._error is not None:
             self.wait()
 
     def wait(self) -> T:
         """Waits for the job, if there is one; returns its result or raises its error, once."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
         result, error = self._result, self._error
-        self._result = self._error = None
+        self._thread = self._result = self._error = None
         if error is not None:
             raise error
         return result
@@ -70,13 +69,10 @@ class Background(Generic[T]):
 
 
 def read_ahead(read: Callable[[], T], count: int) -> Generator[T, None, None]:
-    """``count`` results of ``read``, in order; while one is used, the next is read on another thread.
+    """``count`` results of ``read``, in order; while one is used, the next is read on another thread, and no further.
 
-    At most one result waits, so that what is used and what waits are all that is in memory. Close the iterator (with
-    ``contextlib.closing``) where it is not used to its end.
-
-    Raises:
-        whatever ``read`` raises, at the result that it was to give.
+    Close the iterator (with ``contextlib.closing``) where it is not used to its end. What ``read`` raises is raised at the
+    result that it was to give.
     """
     with Background[T]() as reader:
         if count:

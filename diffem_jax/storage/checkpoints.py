@@ -7,7 +7,6 @@ beside it, written last: a checkpoint without it was never finished. Arrays only
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import sys
@@ -22,12 +21,15 @@ from orbax.checkpoint import v1 as ocp
 
 from diffem_jax.errors import UserError, first_line
 from diffem_jax.parallel import agree_text, barrier, on_host, process_index
-from diffem_jax.storage.files import digests, write_json
+from diffem_jax.storage import files
 from diffem_jax.types import PyTree
 
 # Arrays are stored whole and loaded onto the host, which is what this warning is about.
 warnings.filterwarnings("ignore", message="Sharding info not provided")
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
+_STORAGE_ERROR = re.compile(
+    "no space|resource_exhausted|file too large|disk quota|errno|failed to write|write failed", re.IGNORECASE
+)
 
 
 def _checksums(path: Path) -> Path:
@@ -35,14 +37,10 @@ def _checksums(path: Path) -> Path:
 
 
 def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves a tree of arrays; call it on every process. The first one writes, the others wait for it.
+    """Saves a tree of arrays, and JSON values beside them; call it on every process: the first writes, the others wait for it.
 
-    Arrays are stored whole and know no device, so that any number of processes and devices can go on from them.
-
-    Args:
-        path: the checkpoint's folder; one of that name is replaced.
-        tree: arrays.
-        metadata: JSON values kept beside them (round, step, ...).
+    Arrays are stored whole and know no device, so that any number of processes and devices can go on from them. A checkpoint
+    of that name is replaced.
 
     Raises:
         UserError: the file system refused (full, read-only, too large); earlier checkpoints are untouched.
@@ -51,11 +49,7 @@ def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 
 
 def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """``save`` of arrays on the host. Of a single process any thread may call it; several wait for each other here.
-
-    Raises:
-        UserError: as ``save`` does.
-    """
+    """``save`` of arrays on the host. Of a single process any thread may call it; several wait for each other here."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lead = process_index() == 0
     try:
@@ -65,16 +59,16 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         with _quiet():
             ocp.save_checkpointables(path.absolute(), {"state": tree}, overwrite=True)
         if lead:
-            write_json(_checksums(path), {"metadata": metadata, "files": digests(path)})
+            files.write_json(_checksums(path), {"metadata": metadata, "files": files.digests(path)})
         barrier("saved")
     except (OSError, ValueError) as error:
         for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*") if lead else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        if isinstance(error, ValueError) and not _is_storage_error(error):
+        if isinstance(error, ValueError) and not _STORAGE_ERROR.search(str(error)):
             raise
         raise UserError(
-            f"{path}: the checkpoint could not be written ({_said(error)}); expected free space and write permission; "
-            "earlier checkpoints are whole: make space and run the same command again"
+            f"{path}: could not be written ({_shorten(error)}); expected free space and write permission; earlier checkpoints are "
+            "whole: make space and run the same command again"
         ) from error
 
 
@@ -97,20 +91,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _is_storage_error(error: Exception) -> bool:
-    words = (
-        "no space",
-        "resource_exhausted",
-        "file too large",
-        "disk quota",
-        "errno",
-        "failed to write",
-        "write failed",
-    )
-    return any(word in str(error).lower() for word in words)
-
-
-def _said(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     line = first_line(error)
     # Long ones are a path in the middle of two sentences that matter.
     return line if len(line) <= 200 else f"{line[:60]} ... {line[-130:]}"
@@ -121,54 +102,42 @@ def fault(path: Path) -> str | None:
     record = _checksums(path)
     if not path.is_dir():
         return "no such folder"
-    try:
-        files = json.loads(record.read_text())["files"]
-    except FileNotFoundError:
+    if not record.exists():
         return "it was never finished (no checksums)"
-    except (ValueError, KeyError, TypeError):
+    try:
+        expected = files.read_json(record)["files"].items()
+    except (KeyError, TypeError, AttributeError):
         return f"{record.name} is garbled"
-    found = digests(path)
-    wrong = [name for name, digest in files.items() if found.get(name) != digest]
+    found = files.digests(path)
+    wrong = [name for name, digest in expected if found.get(name) != digest]
     return f"{wrong[0]} is missing or damaged" if wrong else None
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The JSON values saved with a checkpoint.
-
-    Raises:
-        UserError: there is no such checkpoint, or its record is garbled.
-    """
+    """The JSON values saved with a checkpoint; UserError where there is no such checkpoint, or its record is garbled."""
     try:
-        return json.loads(_checksums(path).read_text())["metadata"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return files.read_json(_checksums(path))["metadata"]
+    except (KeyError, TypeError):
         raise UserError(
             f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again"
         ) from None
 
 
 def load(path: Path, like: PyTree | None = None) -> PyTree:
-    """Loads a checkpoint into the structure, shapes and dtypes of ``like`` (arrays or ``ShapeDtypeStruct``).
-
-    Raises:
-        UserError: the checkpoint is missing, damaged, or of another structure.
-    """
-    problem = fault(path)
-    if problem:
+    """Loads a checkpoint into the structure, shapes and dtypes of ``like``; UserError where it is missing, damaged or does not fit."""
+    if problem := fault(path):
         raise UserError(f"{path}: {problem}; expected a whole checkpoint; choose an earlier one of the same folder")
     if like is None:
         with _quiet():
             return ocp.load_checkpointables(path.absolute(), {"state": None})["state"]
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     try:
-        return ocp.load_checkpointables(path.absolute(), {"state": jax.tree.map(describe, like)})["state"]
+        return ocp.load_checkpointables(path.absolute(), {"state": wanted})["state"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: its arrays do not fit this configuration ({_said(error)}); expected the network and optimiser "
-            "that wrote it; use its own config.json"
+            f"{path}: its arrays do not fit this configuration ({_shorten(error)}); expected the network and optimiser that wrote "
+            "it; use its own config.json"
         ) from error
 
 
@@ -179,9 +148,7 @@ def written(folder: Path, pattern: str = "*") -> list[Path]:
 
 def sweep(folder: Path) -> None:
     """Removes what a killed process left half-written in a folder of checkpoints."""
-    if process_index():
-        return
-    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+    for path in folder.glob("*.orbax-checkpoint-tmp*") if process_index() == 0 else ():
         if _OURS.match(path.name.partition(".")[0]):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -191,8 +158,7 @@ def latest(folder: Path, warn: Any = print, pattern: str = "*") -> Path | None:
 
     Damaged ones are renamed to ``*.corrupt`` and reported through ``warn``.
     """
-    name = _latest(folder, warn, pattern) if process_index() == 0 else ""
-    name = agree_text(name)
+    name = agree_text(_latest(folder, warn, pattern) if process_index() == 0 else "")
     return folder / name if name else None
 
 
@@ -208,12 +174,8 @@ def _latest(folder: Path, warn: Any, pattern: str) -> str:
 
 def set_aside(path: Path) -> None:
     """Renames a damaged checkpoint out of the way, keeping it."""
-    target, number = path.with_name(path.name + ".corrupt"), 0
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.{number}.corrupt")
     with contextlib.suppress(FileNotFoundError):
-        path.rename(target)
+        files.set_aside(path)
     _checksums(path).unlink(missing_ok=True)
 
 

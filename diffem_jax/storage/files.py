@@ -25,20 +25,14 @@ from diffem_jax.errors import UserError
 CHUNK_BYTES = 4 * 2**20
 TEMPORARY = ".diffem-tmp"
 """The end of the name of a file that is being written."""
-
 _STALE_SECONDS = 24 * 3600
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any], *, durable: bool = True) -> None:
     """Writes a file so that a reader, a crash or a power cut sees the old content or the new, never a part.
 
-    Args:
-        path: the file; its folder must be there.
-        content: what it is to hold, or a function that writes it to the open file it is given.
-        durable: wait for the disk. Without it a power cut may leave an empty file, which suits what can be made again.
-
-    Raises:
-        OSError: the file system refused; names ``path``, which is as it was.
+    ``content`` may be a function that writes to the open file it is given. Not ``durable``, it does not wait for the disk, and a
+    power cut may leave an empty file: for what can be made again. An OSError names ``path``, which is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
@@ -64,12 +58,18 @@ def write_json(path: Path, value: Any, indent: int | None = None, *, durable: bo
     write_atomically(path, json.dumps(value, indent=indent) + "\n", durable=durable)
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
-    """Writes an uncompressed .npz, whole or not at all, so that it can be memory-mapped; returns its path.
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None where it is missing or garbled."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
-    Args:
-        path: as numpy takes it, '.npz' is added where it is missing.
-        arrays: name -> array.
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
+    """Writes name -> array as an uncompressed .npz, whole or not at all, so that it can be memory-mapped; returns its path.
+
+    As numpy does, '.npz' is added to the path where it is missing.
     """
     name = os.fspath(path)
     target = Path(name if name.endswith(".npz") else f"{name}.npz")
@@ -81,6 +81,15 @@ def sweep_temporaries(folder: Path) -> None:
     """Removes what killed processes left half-written anywhere below a folder that nobody else writes to now."""
     for path in folder.rglob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is damaged to ``*.corrupt``, beside earlier ones; returns where it is now."""
+    target, number = path.with_name(f"{path.name}.corrupt"), 0
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{number}.corrupt")
+    return path.rename(target)
 
 
 def crc32(path: Path) -> int:
@@ -110,16 +119,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def check_memory(field: str, given: Any, size: int) -> None:
-    """Refuses what cannot fit before anything of it is allocated.
-
-    Args:
-        field: the config's field that asks for it.
-        given: its value.
-        size: bytes that it needs at least.
-
-    Raises:
-        UserError: it is more than this machine's memory, where the system tells how much that is.
-    """
+    """Refuses, before anything is allocated, the value of a field that needs more bytes than this machine has, where known."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -130,11 +130,10 @@ def check_memory(field: str, given: Any, size: int) -> None:
 
 
 def publish(final: Path, build: Callable[[Path], Path]) -> Path:
-    """Makes the folder ``final`` appear whole or not at all.
+    """Makes the folder ``final`` appear whole or not at all; returns it.
 
-    ``build(scratch)`` fills a scratch folder beside it and returns the folder to publish (the scratch folder or one
-    inside). Two processes that publish at once each build; the first to finish wins. What a killed process left
-    behind is never taken for the result, and is removed after a day.
+    ``build(scratch)`` fills a scratch folder beside it and returns the folder to publish (the scratch folder or one inside).
+    Of two processes that publish at once the first to finish wins. What a killed process left behind is removed after a day.
     """
     if final.exists():
         return final
@@ -163,19 +162,12 @@ def cached_arrays(
     make: Callable[[], Iterable[tuple[np.ndarray, int]]],
     dtype: Any = np.uint8,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and their labels, converted once and memory-mapped afterwards.
+    """Rows and their labels, converted once and memory-mapped afterwards: x [count, *shape], labels [count] int64.
 
-    Args:
-        folder: where ``x.npy``, ``labels.npy`` and the sidecar ``info.json`` (shapes, checksums) are to live. A folder
-            that does not agree with its sidecar is moved aside to ``*.corrupt`` and made again.
-        shape: the shape of one row.
-        count: the number of rows.
-        make: yields (row, label), called only where the folder is not there yet.
-        dtype: of the rows.
-
-    Returns:
-        (x [count, *shape] memory map, labels [count] int64).
+    ``make`` yields (row, label) where the folder is not there yet. It holds ``x.npy``, ``labels.npy`` and ``info.json`` (shapes,
+    checksums); one that does not agree with them is moved aside to ``*.corrupt`` and made again.
     """
+    names = ("x.npy", "labels.npy")
 
     def build(scratch: Path) -> Path:
         x = np.lib.format.open_memmap(scratch / "x.npy", mode="w+", dtype=dtype, shape=(count, *shape))
@@ -184,18 +176,16 @@ def cached_arrays(
             x[i], labels[i] = row, label
         x.flush()
         np.save(scratch / "labels.npy", labels, allow_pickle=False)
-        sums = {name: crc32(scratch / name) for name in ("x.npy", "labels.npy")}
+        sums = {name: crc32(scratch / name) for name in names}
         write_json(scratch / "info.json", {"shape": [count, *shape], "crc32": sums})
         return scratch
 
     for _ in range(2):
         publish(folder, build)
-        try:
-            info = json.loads((folder / "info.json").read_text())
-            if info["shape"] == [count, *shape] and all(crc32(folder / n) == c for n, c in info["crc32"].items()):
+        with contextlib.suppress(OSError, ValueError):
+            sums = {name: crc32(folder / name) for name in names}
+            if read_json(folder / "info.json") == {"shape": [count, *shape], "crc32": sums}:
                 x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
                 return x, np.load(folder / "labels.npy", allow_pickle=False)
-        except (OSError, ValueError, KeyError):
-            pass
-        folder.rename(folder.with_name(f"{folder.name}.{time.time_ns()}.corrupt"))
+        set_aside(folder)
     raise UserError(f"{folder}: the cache changes while it is read; expected a folder of this user's; remove it")

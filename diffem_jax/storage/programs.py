@@ -15,10 +15,8 @@ import jax
 def keep_compiled(folder: Path) -> None:
     """Keeps compiled programs in a folder, for the next process that needs the same; not where the user chose otherwise.
 
-    Programs of a CPU are for its instructions: those of another model have a folder of their own.
-
-    Args:
-        folder: made if it is not there; where it cannot be written nothing is kept.
+    Programs of a CPU are for its instructions: those of another model have a folder of their own. Where the folder cannot be
+    written nothing is kept.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:

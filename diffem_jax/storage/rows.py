@@ -21,15 +21,10 @@ BITS = (8, 10, 12, 14, 16)
 
 
 class Rows:
-    """A read-only float32 array [N, *X] over stored rows, ``scale * stored + offset``, 0 where ``mask`` is 0.
+    """A read-only float32 array [N, *X] over stored rows [N, *X] of real numbers: ``scale * stored + offset``.
 
-    Index by an integer, a slice or an integer array: only those rows are read and converted. ``np.asarray`` reads all.
-
-    Args:
-        stored: an array or memory map [N, *X] of real numbers.
-        scale: factor of the stored values.
-        offset: added after scaling.
-        mask: [N, *M] of zeros and ones that broadcasts to the rows; hidden entries read as 0 whatever they hold.
+    Index by an integer, a slice or an integer array: only those rows are read and converted. ``np.asarray`` reads all. Where
+    ``mask``, [N, *M] of zeros and ones that broadcasts to the rows, is 0 they read as 0, whatever is stored.
     """
 
     dtype = np.dtype(np.float32)

@@ -26,8 +26,8 @@ Record = dict[str, Any]
 class Workdir:
     """Paths under one folder.
 
-    config.json, data.json (the fingerprint of own observations), metrics.jsonl, start/ (the fitted start), rounds/ (one checkpoint per round), latest/ (rolling, inside an
-    M-step), reconstructions/, samples/*.png, prior/, report.html.
+    config.json, data.json (the fingerprint of own observations), metrics.jsonl, start/ (the fitted start), rounds/ (one
+    checkpoint per round), latest/ (rolling, inside an M-step), reconstructions/, samples/*.png, prior/, report.html.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -48,38 +48,26 @@ class Workdir:
         return self.rounds / f"round_{number:05d}"
 
     def last_round(self) -> Path:
-        """The newest whole checkpoint of a round.
-
-        Raises:
-            UserError: no round is finished.
-        """
+        """The newest whole checkpoint of a round; UserError where no round is finished."""
         path = checkpoints.latest(self.rounds)
         if path is None:
             raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
         return path
 
     def create(self) -> None:
-        """Makes the folder.
-
-        Raises:
-            UserError: it cannot be made or written to.
-        """
+        """Makes the folder; UserError where it cannot be made or written to."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to"
-            ) from error
+            found = f"{self.root} cannot be made ({error.strerror})"
+            raise UserError(f"--workdir: {found}; expected a folder to write to") from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process; the kernel frees it when the process dies, so no lock goes stale.
+        """Holds the folder for this process, or UserError names the one that does; removes what a killed one left half-written.
 
-        Files that a process was killed in the middle of writing are removed.
-
-        Raises:
-            UserError: another process holds it; names that process.
+        The kernel frees it when the process dies, so no lock goes stale.
         """
         with (self.root / ".lock").open("a+") as file:
             try:
@@ -101,14 +89,12 @@ class Workdir:
         """Compares the config with the folder's, if there is one; reads only.
 
         Raises:
-            UserError: they differ; names the fields. Or the run is of another version of the networks, which no
-                override helps against.
+            UserError: they differ; names the fields. Or the run is of another version of the networks, override or not.
         """
         if not self.config.exists():
             return
         stored = self.stored_config(network=True)
-        changed = [] if override else differences(config, stored)
-        if changed:
+        if changed := [] if override else differences(config, stored):
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
@@ -116,12 +102,9 @@ class Workdir:
             )
 
     def check_config(self, config: ConfigDict, override: bool, compared: ConfigDict | None = None) -> None:
-        """``compare_config``, and then the config is written, with the version of the networks.
+        """``compare_config``, of ``compared`` in its place if given, and then the config is written.
 
-        Args:
-            config: is written; the path of own observations relative to the folder where they lie beside it.
-            override: as for ``compare_config``.
-            compared: what is compared in its place.
+        With it goes the version of the networks; the path of own observations is relative to the folder where they lie beside it.
         """
         self.compare_config(config if compared is None else compared, override)
         flat = flatten(config)
@@ -136,18 +119,22 @@ class Workdir:
         return os.path.relpath(found, root) if beside else str(found)
 
     def stored_config(self, network: bool = False) -> dict[str, Any]:
-        """The flattened config of the run.
-
-        Args:
-            network: whether the run's parameters are to be used, which must be for this version of the networks.
+        """The flattened config of the run; with ``network`` its parameters, too, must be for this version of the networks.
 
         Raises:
             UserError: there is none, it is not JSON, or its parameters are for another version of the networks.
         """
-        stored = _read_config(self)
-        # A run without the record began before there was one, when parameters of both versions were written; nothing in
-        # them says which, so it counts as the earlier one.
-        found = stored.pop(_VERSION, 1)
+        try:
+            stored = json.loads(self.config.read_text())
+            # A run without the record began before there was one, when parameters of both versions were written; nothing in
+            # them says which, so it counts as the earlier one.
+            found = stored.pop(_VERSION, 1)
+        except FileNotFoundError:
+            raise UserError(
+                f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
+            ) from None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
         path = stored.get("data.path")
         if stored.get("data.name") == "observations" and isinstance(path, str) and path:
             beside = (self.root.resolve() / path).resolve()
@@ -180,28 +167,11 @@ class Workdir:
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def _read_config(workdir: Workdir) -> dict[str, Any]:
-    try:
-        stored = json.loads(workdir.config.read_text())
-        if not isinstance(stored, dict):
-            raise ValueError("not an object")
-        return stored
-    except FileNotFoundError:
-        raise UserError(
-            f"--workdir: {workdir.root} holds no run (no config.json); train one first, or correct the path"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{workdir.config}: not JSON ({error}); restore it, or give another --workdir") from error
-
-
 def _read_records(path: Path) -> tuple[list[Record], list[bytes]]:
     """The records, and the lines that are none: not JSON, not UTF-8, no object, or a round without its number."""
-    records, damaged = [], []
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], []
-    for line in filter(None, data.split(b"\n")):
+    records: list[Record] = []
+    damaged: list[bytes] = []
+    for line in filter(None, path.read_bytes().split(b"\n")) if path.exists() else ():
         try:
             record = json.loads(line.decode())
             whole = isinstance(record, dict) and (record.get("kind") != "round" or type(record["round"]) is int)

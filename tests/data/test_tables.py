@@ -7,7 +7,7 @@ import pytest
 from faults.command import command, refused
 
 from diffem_jax.data import encode_table
-from diffem_jax.data.spreadsheets import read_spreadsheet
+from diffem_jax.data.tables import read_spreadsheet
 from diffem_jax.errors import UserError
 
 NAN = float("nan")
