@@ -165,8 +165,8 @@ def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
         found = f"'ambient' is written for masks, not for {config.corruption.name!r}"
         raise UserError(f"config.method: {found}; use 'diffem' or 'em_mmps'")
     if len(config.m_step.augment):
-        found = tuple(config.m_step.augment)
-        raise UserError(f"config.m_step.augment: {found}; 'ambient' trains on observations as they are; use ()")
+        augmented = tuple(config.m_step.augment)
+        raise UserError(f"config.m_step.augment: {augmented}; 'ambient' trains on observations as they are; use ()")
     std, further = config.denoiser.sigma_data, config.ambient.further
     denoiser = ambient.ambient_denoiser(setup.network, schedule, mask, std)
     weight = losses.LOSS_WEIGHTS.get(config.m_step.loss_weight)
