@@ -70,7 +70,6 @@ class Table(NamedTuple):
         }
 
 
-
 def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str] = ()) -> Table:
     """Columns of one length, name -> values, as observations for the corruption 'group_mask'.
 
@@ -99,6 +98,11 @@ def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) ->
     return _encode({name: _clean(name, values) for name, values in columns.items()}, like)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for a missing entry: None, NaN, a masked entry, pandas' NA or a text of ``MISSING``."""
+    return value is None or value is np.ma.masked or str(value).strip().lower() in MISSING
+
+
 def _clean(name: str, values: Sequence[Any]) -> list[Any]:
     """The values of a column: None where missing, texts without the space around them, numbers where all are."""
     if getattr(values, "ndim", 1) != 1:
@@ -124,7 +128,7 @@ def _clean(name: str, values: Sequence[Any]) -> list[Any]:
 def _clean_value(value: Any, where: str) -> str | float | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    if value is None or value is np.ma.masked or str(value).strip().lower() in MISSING:
+    if is_missing(value):
         return None
     if isinstance(value, str | bool | np.bool_):
         return str(value).strip()
