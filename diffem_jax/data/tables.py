@@ -107,9 +107,7 @@ def _clean(name: str, values: Sequence[Any]) -> list[Any]:
     """The values of a column: None where missing, texts without the space around them, numbers where all are."""
     if getattr(values, "ndim", 1) != 1:
         raise UserError(f"columns[{name!r}]: several axes; expected one value per row; give each its own column")
-    cleaned = [
-        _clean_value(value, f"columns[{name!r}]: {value!r} in row {row}") for row, value in enumerate(list(values))
-    ]
+    cleaned = [_clean_value(name, row, value) for row, value in enumerate(list(values))]
     texts = [value for value in cleaned if isinstance(value, str)]
     if len(texts) + cleaned.count(None) == len(cleaned):
         try:
@@ -125,7 +123,7 @@ def _clean(name: str, values: Sequence[Any]) -> list[Any]:
     return cleaned
 
 
-def _clean_value(value: Any, where: str) -> str | float | None:
+def _clean_value(name: str, row: int, value: Any) -> str | float | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if is_missing(value):
@@ -137,7 +135,8 @@ def _clean_value(value: Any, where: str) -> str | float | None:
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, NO_NUMBERS):
-        raise UserError(f"{where}; expected numbers or texts; give dates as numbers, such as days")
+        found = f"columns[{name!r}]: {value!r} in row {row}"
+        raise UserError(f"{found}; expected numbers or texts; give dates as numbers, such as days")
     return number
 
 
