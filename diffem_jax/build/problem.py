@@ -24,15 +24,10 @@ CHUNK = 4096
 
 
 class Problem(NamedTuple):
-    """What a run works on.
+    """What a run works on: what follows from the config, and arrays (possibly memory-mapped) with a leading axis N.
 
-    Attributes:
-        setup: everything that follows from the config.
-        observations: arrays (possibly memory-mapped) with a leading axis N.
-        truth: the hidden x, for measuring only; None for own observations.
-        labels: class labels of the truth, for measuring only.
-        notes: sentences on what was read as something that the file does not say.
-        table: how the columns of a .csv are written; None for other data.
+    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` say what was read as
+    something that the file does not say; ``table`` is how the columns of a .csv are written.
     """
 
     setup: Setup
@@ -92,16 +87,10 @@ def load_problem(config: ConfigDict) -> Problem:
 def load_own(
     config: ConfigDict, path: str, count: int | None = None, columns: Sequence[data.Column] | None = None
 ) -> Problem:
-    """A user's observations under the config's corruption; there is no truth.
+    """The first ``count`` of a user's observations under the config's corruption; there is no truth.
 
-    Args:
-        config: a configuration; what the file decides is in that of the returned setup.
-        path: the file or folder.
-        count: the first so many; None for all.
-        columns: how the table that a run was trained on was written, for a .csv of other rows.
-
-    Raises:
-        UserError: the file is missing, damaged, or does not fit the corruption.
+    What the file decides is in the config of the returned setup. For a .csv of other rows ``columns`` is how the table that a run
+    was trained on was written. UserError where the file is missing, damaged, or does not fit the corruption.
     """
     if data.is_spreadsheet(path):
         return _load_table(config, path, count, columns)

@@ -18,14 +18,9 @@ from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cached_arrays
 
 PHOTOGRAPHS = (
-    ("skimage", "data/astronaut.png"),
-    ("skimage", "data/chelsea.png"),
-    ("skimage", "data/coffee.png"),
-    ("skimage", "data/motorcycle_left.png"),
-    ("skimage", "data/rocket.jpg"),
-    ("sklearn", "datasets/images/china.jpg"),
-    ("sklearn", "datasets/images/flower.jpg"),
-)
+    "skimage/data/astronaut.png", "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/motorcycle_left.png",
+    "skimage/data/rocket.jpg", "sklearn/datasets/images/china.jpg", "sklearn/datasets/images/flower.jpg",
+)  # fmt: skip
 """Colour photographs inside the installed packages; nothing is downloaded."""
 TEST_SHARE = 0.2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -38,12 +33,13 @@ Shape = tuple[int, ...]
 def _photographs() -> Iterator[np.ndarray]:
     from PIL import Image
 
-    for package, name in PHOTOGRAPHS:
+    for photograph in PHOTOGRAPHS:
+        package, _, name = photograph.partition("/")
         spec = find_spec(package)
         file = Path(spec.origin).parent / name if spec and spec.origin else None
         if file is None or not file.exists():
             raise UserError(
-                f"data.name: patches: {package}/{name} is missing; expected scikit-image and scikit-learn as pip installs them; "
+                f"data.name: patches: {photograph} is missing; expected scikit-image and scikit-learn as pip installs them; "
                 "run pip install scikit-image scikit-learn"
             )
         with Image.open(file) as image:

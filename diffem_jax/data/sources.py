@@ -180,16 +180,9 @@ def _table(r: _Request) -> Dataset:
 
 
 SOURCES: dict[str, Callable[[_Request], Dataset]] = {
-    "manifold": _manifold,
-    "digits": _digits,
-    "patches": _patches,
-    "folder": _folder,
-    "arrays": _arrays,
-    "breast_cancer": _table,
-    "wine": _table,
-    "series": _series,
-    "volumes": _volumes,
-}
+    "manifold": _manifold, "digits": _digits, "patches": _patches, "folder": _folder, "arrays": _arrays,
+    "breast_cancer": _table, "wine": _table, "series": _series, "volumes": _volumes,
+}  # fmt: skip
 
 
 def load(
@@ -211,9 +204,9 @@ def load(
         path: the file or folder of 'arrays' and 'folder'.
         split: 'train'; 'test' for the held-out examples alone; 'all' for both; for tfds any split of the set.
         num_examples: the first so many; None for the source's default.
-        seed: for the sets that are drawn: which points. The manifold's curve never depends on it.
+        seed: which points of the sets that are drawn; the manifold's curve never depends on it.
         shape: the shape of one example, where the source has a choice.
-        crop: for 'folder' and tfds: side of the centre square that is cut before resizing.
+        crop: side of the centre square that is cut before images are resized.
         cache_dir: prepared data; None for $DIFFEM_DATA_DIR or ~/.cache/diffem_jax.
 
     Raises:
