@@ -40,7 +40,7 @@ def check_mask(mask: ArrayLike, where: str) -> None:
             f"{where}: 0 everywhere, nothing is seen in any of {empty} examples; expected 1 where y is seen; is it inverted?"
         )
     if empty:
-        warnings.warn(f"{where}: {empty} of {len(mask)} examples have nothing seen", UserWarning, stacklevel=4)
+        warnings.warn(f"{where}: {empty} of {len(mask)} examples have nothing seen", UserWarning, stacklevel=5)
 
 
 def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float = math.inf) -> None:
