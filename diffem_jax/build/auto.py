@@ -105,11 +105,8 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str) 
         }
         if corruption.is_linear:
             # The network corrects the start's posterior mean, of masks the interpolation beside it.
-            found |= {
-                "denoiser.base": "start_moments",
-                "m_step.loss_weight": "base",
-                "m_step.time_law_beta": ((4.0, 2.5),),
-            }
+            found |= {"denoiser.base": "start_moments", "m_step.loss_weight": "base"}
+            found["m_step.time_law_beta"] = ((4.0, 2.5),)
         if isinstance(corruption, Mask):
             found |= {"corruption.fill_iterations": 20, "corruption.fill_order": 2}
     return found

@@ -111,12 +111,10 @@ def diffem(setup: Setup, start: Mixture) -> Model:
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
+        if not config.e_step.consistency:
+            return denoise
         steps = config.e_step.consistency
-        return (
-            guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
-            if steps
-            else denoise
-        )
+        return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
     return Model(
         denoiser,

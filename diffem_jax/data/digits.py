@@ -39,10 +39,8 @@ class DiffemDigits(tfds.core.GeneratorBasedBuilder):
 
         digits = load_digits()
         examples = list(zip(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int64), strict=True))
-        return {
-            "train": self._generate_examples(examples[:TRAIN_EXAMPLES]),
-            "test": self._generate_examples(examples[TRAIN_EXAMPLES:]),
-        }
+        train, test = examples[:TRAIN_EXAMPLES], examples[TRAIN_EXAMPLES:]
+        return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
 
     def _generate_examples(self, examples: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, label) in enumerate(examples):

@@ -39,9 +39,7 @@ def arrange(
         note = f"{where}: 'y' {y.shape} has its channels first; read as {moved.shape}"
         return moved, _with_mask(found, lambda m: np.moveaxis(m, 1, -1)), note
     if _lacks_channels(example, shape, mask is not None) and (mask is None or mask.shape == y.shape):
-        note = (
-            f"{where}: 'y' {y.shape} read as {len(y)} grey images; set config.data.shape={example} if they are series"
-        )
+        note = f"{where}: 'y' {y.shape} read as {len(y)} grey images; set config.data.shape={example} if series"
         return y[..., None], _with_mask(found, lambda m: m[..., None]), note
     if shape is None and y.ndim == 3 and _may_be_one_image(y):
         raise UserError(

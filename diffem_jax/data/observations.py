@@ -167,9 +167,8 @@ def check_units(observations: Observation, corruption: Any, where: str) -> None:
         return
     per_x = 1.0
     if seen is None or observations.y.shape[1:] != tuple(corruption.shape):
-        per_x = max(
-            _gain(corruption, jax.tree.map(lambda a: jnp.asarray(np.asarray(a[0])), observations.operator)), 1e-30
-        )
+        first = jax.tree.map(lambda a: jnp.asarray(np.asarray(a[0])), observations.operator)
+        per_x = max(_gain(corruption, first), 1e-30)
     noise = float(corruption.noise_std)
     most = math.hypot(LARGEST_RMS, max(noise, float(getattr(corruption, "noise_std_max", 0.0))) / per_x)
     if size >= 0.5 * noise and SMALLEST_RMS <= size / per_x <= most:

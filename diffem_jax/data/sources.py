@@ -81,9 +81,7 @@ def _series(r: _Request) -> Dataset:
 
 
 def _volumes(r: _Request) -> Dataset:
-    shape = _shape_of(
-        r, (16, 16, 16, 1), lambda s: s == (s[0], s[0], s[0], 1) and s[0] >= 8, "(S, S, S, 1) with S >= 8"
-    )
+    shape = _shape_of(r, (16, 16, 16, 1), lambda s: s == (s[0], s[0], s[0], 1) and s[0] >= 8, "(S, S, S, 1), S >= 8")
     return _draw(r, synthetic.volumes, shape, 4096, 256)
 
 

@@ -231,13 +231,11 @@ class ReconstructionStore:
         return dropped
 
 
-def index_stream(
-    seed: int, round: int, num_examples: int, batch_size: int, start_step: int = 0
-) -> Iterator[np.ndarray]:
+def index_stream(seed: int, round: int, num_examples: int, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
     """An endless stream of batches of indices, int64 [batch_size]: one permutation after the other, nothing dropped.
 
     The permutation of an epoch depends on (seed, round, epoch) alone, and a batch may straddle epochs, or be larger than one.
-    From ``start_step`` on it yields bit for bit what the stream from 0 yields from there on, and costs no more.
+    From step ``start`` on it yields bit for bit what the stream from 0 yields from there on, and costs no more.
     """
     stream = zlib.crc32(b"index_stream")
 
@@ -245,7 +243,7 @@ def index_stream(
         sequence = np.random.SeedSequence([stream, seed, round, epoch])
         return np.random.Generator(np.random.Philox(sequence)).permutation(num_examples).astype(np.int64)
 
-    epoch, offset = divmod(start_step * batch_size, num_examples)
+    epoch, offset = divmod(start * batch_size, num_examples)
     pending = permutation(epoch)[offset:]
     while True:
         while len(pending) < batch_size:
