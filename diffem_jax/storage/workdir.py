@@ -60,8 +60,9 @@ class Workdir:
             self.root.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            found = f"{self.root} cannot be made ({error.strerror})"
-            raise UserError(f"--workdir: {found}; expected a folder to write to") from error
+            raise UserError(
+                f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to"
+            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
