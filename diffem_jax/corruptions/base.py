@@ -130,10 +130,7 @@ class AdditiveNoise:
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """The observation with a share of its measurements hidden as well, and where those are, of y's shape.
 
-        There where ``can_hold_out``. What is left is again an observation of this corruption, with its own operator.
-
-        Raises:
-            UserError: this corruption's operators cannot say which measurements are missing.
+        There where ``can_hold_out``, else a ``UserError``. What is left is again an observation of this corruption.
         """
         raise UserError(
             f"corruption: {type(self).__name__} cannot hold measurements back; expected a mask, a projection or another "
@@ -194,10 +191,9 @@ class Linear(AdditiveNoise):
         )
 
     def solve_residual(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """The residual of ``solve_gram`` in standard deviations of the noise, [].
+        """The root mean square over the observed entries of (A diag(v) A^T + noise_std^2 I) solve_gram(r) - r, over noise_std.
 
-        The root mean square of (A diag(v) A^T + noise_std^2 I) u - r over the observed entries, u = solve_gram(r), over
-        noise_std. A draw A x misses y by that much more than the noise: squares add up, so that 0.3 is a misfit 4% too large.
+        A draw A x misses y by that much more than the noise: squares add up, so that 0.3 is a misfit 4% too large.
         """
         r = self.keep_observed(r, operator)
         rest = self.gram(self.solve_gram(r, operator, v), operator, v) - r

@@ -55,7 +55,6 @@ class Mask(DiagonalGram):
         return self.forward(y, operator)
 
     def gram_diagonal(self, operator: Array, v: Array) -> Array:
-        """Returns v, for wherever something is seen."""
         return v
 
     def fill(self, observation: Observation) -> Array | None:
@@ -256,11 +255,7 @@ class FixedMask(Mask):
     random_operator = False
 
     def draw_operator(self, key: Key) -> Array:
-        """The mask.
-
-        Raises:
-            UserError: a file that cannot be read, a shape that does not fit, an entry that is neither 0 nor 1.
-        """
+        """The mask; one that cannot be read, does not fit or has other entries than 0 and 1 is a ``UserError``."""
         if isinstance(self.mask, str):
             try:
                 mask = np.load(self.mask, allow_pickle=False)

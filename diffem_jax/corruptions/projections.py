@@ -59,8 +59,7 @@ class Projection(Linear):
         """For vectors of at most 32 entries (A^+ y, A^+ A), for longer ones (A^+ y, y, A), for images A^+ y alone.
 
         A^+ y = A^T (A A^T + noise_std^2 I)^-1 y is the mean of x given y under N(0, I), and A^+ A [D, D] shows which
-        directions y tells of. The two hold all that y says but for the noise's shape, however A mixes its rows, and a
-        network need not learn to invert A.
+        directions y tells of: all that y says but for the noise's shape, without the network having to invert A.
         """
         y, a = observation.y, observation.operator
         gram = self._gram_matrix(a, jnp.ones(())) + 1e-6 * jnp.eye(self.measurements)

@@ -5,9 +5,8 @@ shows from what A~ shows,
 
     min E |A (h(A~, A~ x_t, t) - y)|^2,    x_t = alpha y + sigma z.
 
-As the network cannot tell which of the hidden entries A had shown, it learns E[x | A~ x_t, A~] everywhere. Draws of the
-prior use one mask A~ for all steps (the published fixed-mask sampler). Nothing here is EM: training never sees a
-reconstruction, so a run's rounds are the stages of one training.
+As the network cannot tell which of the hidden entries A had shown, it learns E[x | A~ x_t, A~] everywhere. Nothing here is
+EM: training never sees a reconstruction, so a run's rounds are the stages of one training.
 
 Two things differ from the published code. Hidden entries count as infinitely noisy in the preconditioning, x-hat =
 sigma_data F there, and in the loss, weight 1 / sigma_data^2: with one c_out for all entries none could be restored at

@@ -50,8 +50,7 @@ AUGMENTATIONS: dict[str, Callable[..., Array]] = {"flip": flip, "shift": shift, 
 def make(names: tuple[str, ...], shape: tuple[int, ...], **strengths: Any) -> Callable[[Key, Array], Array] | None:
     """The augmentations of these names, one after another, their third arguments in ``strengths``; None for none.
 
-    Raises:
-        UserError: an unknown name, or one that does not fit the shape of x.
+    An unknown name, or one that does not fit the shape of x, is a ``UserError``.
     """
     for name in names:
         if name not in AUGMENTATIONS:

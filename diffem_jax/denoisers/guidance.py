@@ -108,10 +108,9 @@ def dps(
 ) -> DenoiseFn:
     """Diffusion posterior sampling: grad log q(y | x_t) = -step grad |y - A(x-hat)|, step >= 0, for any differentiable A.
 
-    The published algorithm moves x by -step grad |y - A(x-hat)| after every sampling step, whatever its length; here
-    the same gradient enters as a score, so that any sampler and any number of steps can be used, and steps published
-    for the former do not carry over. For a linear A x-hat moves by step Cov[x | x_t] A^T r / |r|, r = y - A x-hat: the
-    same length for few and for many observed entries, so that more of them want a larger step.
+    The published algorithm moves x by that after every sampling step, whatever its length; here the same gradient enters
+    as a score, so that any sampler can be used, and published steps do not carry over. For a linear A x-hat moves by
+    step Cov[x | x_t] A^T r / |r|, r = y - A x-hat: the same length for few and for many observed entries.
 
     Source: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
     """

@@ -28,15 +28,10 @@ EXACT_DIAGONAL = 32
 
 
 class Mixture(NamedTuple):
-    """sum_k exp(log_weights_k) N(mean_k, diag(variance_k) + factor_k^T factor_k).
+    """sum_k exp(log_weights_k) N(mean_k, diag(variance_k) + factor_k^T factor_k), the weights summing to 1."""
 
-    Attributes:
-        log_weights: [K], log of weights that sum to 1.
-        components: a ``Gaussian`` whose arrays carry a leading axis K.
-    """
-
-    log_weights: Array
-    components: Gaussian
+    log_weights: Array  # [K]
+    components: Gaussian  # its arrays carry a leading axis K
 
 
 class Posterior(NamedTuple):

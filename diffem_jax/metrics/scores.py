@@ -38,9 +38,8 @@ def observation_scores(
         s_i = E_j |y'_ij - y_i| - E_jk |y'_ij - y'_ik| / 2,    y'_ij ~ p(y | x_j, operator_i), j and k not i.
 
     Averaged over observations this is a strictly proper score of the distribution of x through what is observed of it: with
-    enough rows it is least where p(y | operator) is that of the data, for every operator, so that fresh corruptions of
-    too smooth, too sharp, collapsed or displaced reconstructions all score worse. It is unbiased for any number of rows,
-    and with the same key the scores of two rounds share their randomness and can be compared row by row.
+    enough rows it is least where p(y | operator) is that of the data, for every operator. It is unbiased for any number of
+    rows, and with the same key the scores of two rounds share their randomness and can be compared row by row.
 
     ``observe`` is (key, x, operator) -> y, ``observed`` holds N observations and x [N, ...] their reconstructions; the result
     is [N]. ``pool`` of them, an even number, are used for each observation; fewer where there are fewer rows.
