@@ -75,7 +75,12 @@ def test_a_prior_that_began_as_the_start_is_loaded_as_one(model, monkeypatch):
     fresh = denoiser.init(jax.random.key(0))
     mine = pretrained.Pretrained(config, {**model._parts, "prior": fresh})
     drawn = []
-    monkeypatch.setattr(pretrained, "draws_of_prior", lambda setup, parallel, *rest, **more: drawn.extend(rest))
+
+    def keep(setup, parallel, *rest, **more):
+        drawn.extend(rest)
+        return np.zeros((1, *model.shape), np.float32)
+
+    monkeypatch.setattr(pretrained, "draws_of_prior", keep)
     mine.prior_draws()
     assert drawn[1] is fresh
     x, t = jax.random.normal(jax.random.key(1), model.shape), np.float32(0.6)
