@@ -7,6 +7,7 @@ beside it, written last: a checkpoint without it was never finished. Arrays only
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import sys
@@ -75,20 +76,25 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax's threads from logging the traceback of an error that is raised here anyway."""
-    before, hook = logging.get_verbosity(), sys.excepthook
-
-    def drop_late(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # Other writes of the checkpoint fail a moment later, when nobody waits for them any more.
-        if str(error) != "Event loop is closed":
-            hook(kind, error, trace)
-
+    _drop_late_errors()
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
-    sys.excepthook = drop_late
     try:
         yield
-        sys.excepthook = hook
     finally:
         logging.set_verbosity(before)
+
+
+@functools.cache
+def _drop_late_errors() -> None:
+    """Where one write of a checkpoint has failed, others fail a moment later, when nobody waits for them any more: no traceback of those."""
+    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+
+    def is_late(error: BaseException | None) -> bool:
+        return str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda kind, error, trace: None if is_late(error) else excepthook(kind, error, trace)
+    sys.unraisablehook = lambda args: None if is_late(args.exc_value) else unraisablehook(args)
 
 
 def _shorten(error: Exception) -> str:
