@@ -14,7 +14,7 @@ import jax
 
 from diffem_jax.run import train
 from diffem_jax.run.context import Run
-from diffem_jax.run.e_step import run_e_step
+from diffem_jax.run.e_step import make_drawing, run_e_step
 from diffem_jax.storage.workdir import Workdir
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,7 +58,8 @@ def make_run(problem: Any, folder: str | Path) -> Run:
 
 def draw_round(run: Run, number: int, step: Callable[..., Any], params: Any) -> None:
     """An E-step of a round on the host, all of its observations."""
-    run_e_step(run.problem, run.store, run.engine.parallel, step, params, number, run.stop, run.say)
+    drawing = make_drawing(step, run.engine.parallel, params, run.problem.setup.config.e_step.batch_size)
+    run_e_step(run.problem, run.store, drawing, number, run.stop, run.say)
 
 
 def machine() -> dict[str, Any]:

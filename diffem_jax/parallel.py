@@ -11,12 +11,15 @@ over the devices, ``gather`` brings results back. States are un-stacked: a leaf 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import process_count, process_index
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffem_jax.errors import UserError, first_line
@@ -35,9 +38,7 @@ class Parallel(NamedTuple):
     """A way of using devices.
 
     Attributes:
-        name: 'pmap', 'jit' or 'fsdp'.
         num_devices: devices over all processes.
-        num_local: devices of this process.
         mean: average over the devices inside an M-step; the identity where the batch is global.
         map_e_step: e_step -> compiled (key, params, observations, indices).
         map_m_step: m_step -> compiled (key, state, x, slots); donates the state.
@@ -47,9 +48,7 @@ class Parallel(NamedTuple):
         gather: sharded array -> this process's rows on the host.
     """
 
-    name: str
     num_devices: int
-    num_local: int
     mean: Callable[[PyTree], PyTree]
     map_e_step: Callable[[Callable], Callable]
     map_m_step: Callable[[Callable], Callable]
@@ -74,26 +73,23 @@ def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = Non
     return _pmap(found) if name == "pmap" else _jit(found, cut=name == "fsdp")
 
 
-def _replicated(devices: list[jax.Device]) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _replicate(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
-    def own(leaf: Any) -> Any:
-        # The state is donated later, and placing an array may share its memory: the caller's must survive.
-        return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array on the devices of a sharding, from this process's part of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
-    def put(leaf: Any) -> jax.Array:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
-        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
-    def replicate(tree: PyTree) -> PyTree:
-        if not sharding.is_fully_addressable:
-            return jax.tree.map(put, tree)
-        return jax.device_put(jax.tree.map(own, tree), sharding)
-
-    return replicate
+def _replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    # Of copies: the state is donated later, and placing an array may share its memory.
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _put(leaf if _is_key(leaf) else np.array(leaf), whole), tree)
 
 
 def on_host(leaf: Any) -> np.ndarray:
@@ -101,8 +97,6 @@ def on_host(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
         return np.asarray(leaf.addressable_data(0))
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
 
@@ -126,138 +120,94 @@ def _local_rows(array: jax.Array) -> np.ndarray:
 def _cut(mesh: Mesh, leaf: Any) -> NamedSharding:
     """Along the longest axis that the devices divide; arrays without one are whole on every device."""
     axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
-    if not axes or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return NamedSharding(mesh, PartitionSpec())
-    longest = max(axes, key=lambda axis: leaf.shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*(None,) * longest, AXIS))
+    longest = max(axes, key=lambda axis: leaf.shape[axis], default=None)
+    return NamedSharding(mesh, PartitionSpec() if longest is None else PartitionSpec(*(None,) * longest, AXIS))
 
 
 def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     mesh = Mesh(np.array(devices), (AXIS,))
-    replicated = _replicated(devices)
+    whole = NamedSharding(mesh, PartitionSpec())
 
     def split(axis: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
 
-    def shard(tree: PyTree, axis: int = 0) -> PyTree:
-        sharding = split(axis)
-
-        def put(leaf: Any) -> jax.Array:
-            if sharding.is_fully_addressable:
-                return jax.device_put(leaf, sharding)
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                data = jax.make_array_from_process_local_data(sharding, np.asarray(jax.random.key_data(leaf)))
-                return jax.random.wrap_key_data(data)
-            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
-
-        return jax.tree.map(put, tree)
-
     def map_e_step(e_step: Callable) -> Callable:
-        return jax.jit(e_step, in_shardings=(replicated, replicated, split(0), split(0)), out_shardings=split(0))
+        return jax.jit(e_step, in_shardings=(whole, whole, split(0), split(0)), out_shardings=split(0))
 
     def map_m_step(m_step: Callable) -> Callable:
-        def mapped(state: Any) -> Callable:
-            shardings = (replicated, state, split(1), split(1))
-            return jax.jit(m_step, in_shardings=shardings, out_shardings=(state, replicated), donate_argnums=1)
+        def cut_again(*arguments: Any) -> Any:
+            state, info = m_step(*arguments)
+            constrain = jax.lax.with_sharding_constraint
+            return jax.tree.map(lambda leaf: constrain(leaf, _cut(mesh, leaf)), state), info
 
-        if not cut:
-            return mapped(replicated)
-        known: dict[Any, Callable] = {}
-
-        def call(key: Any, state: PyTree, *batch: PyTree) -> Any:
-            # Where a leaf is cut depends on its shape, which is not known before there is a state.
-            kind = jax.tree.structure(state), tuple(leaf.shape for leaf in jax.tree.leaves(state))
-            if kind not in known:
-                known[kind] = mapped(jax.tree.map(lambda leaf: _cut(mesh, leaf), state))
-            return known[kind](key, state, *batch)
-
-        return call
+        # Where a leaf is cut depends on its shape, which ``cut_again`` knows.
+        step, of_state = (cut_again, None) if cut else (m_step, whole)
+        into = (whole, of_state, split(1), split(1))
+        return jax.jit(step, in_shardings=into, out_shardings=(of_state, whole), donate_argnums=1)
 
     def place(state: PyTree) -> PyTree:
         def put(leaf: Any) -> jax.Array:
-            whole = np.array(leaf)  # a copy: the state is donated later
-            return jax.make_array_from_callback(whole.shape, _cut(mesh, whole), lambda index: whole[index])
+            copied = np.array(leaf)  # the state is donated later
+            return jax.make_array_from_callback(copied.shape, _cut(mesh, copied), lambda index: copied[index])
 
-        return jax.tree.map(put, state)
+        return jax.tree.map(put, state) if cut else _replicate(state, mesh)
 
-    local = sum(d.process_index == jax.process_index() for d in devices)
-    replicate = _replicate(replicated)
     return Parallel(
-        name="fsdp" if cut else "jit",
         num_devices=len(devices),
-        num_local=local,
         mean=lambda tree: tree,
         map_e_step=map_e_step,
         map_m_step=map_m_step,
-        shard=shard,
-        replicate=replicate,
-        place=place if cut else replicate,
+        shard=lambda tree, axis=0: jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree),
+        replicate=lambda tree: _replicate(tree, mesh),
+        place=place,
         gather=_local_rows,
     )
 
 
 def _pmap(devices: list[jax.Device]) -> Parallel:
-    local = [d for d in devices if d.process_index == jax.process_index()]
-    count = len(local)
-    stacked = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    count = sum(d.process_index == process_index() for d in devices)
+    mesh = Mesh(np.array(devices), (AXIS,))
+    stacked = NamedSharding(mesh, PartitionSpec(AXIS))
+    several = not stacked.is_fully_addressable
+    mapped = functools.partial(jax.pmap, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
 
     def shard(tree: PyTree, axis: int = 0) -> PyTree:
         """[.., B, ..] -> [devices, .., B / devices, ..], each device's part on it."""
 
-        def is_key(leaf: Any) -> bool:
-            return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
         def split(leaf: Any) -> np.ndarray:
-            data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+            data = np.asarray(leaf)
             return data[None] if count == 1 else np.stack(np.split(data, count, axis))
 
-        parts = jax.tree.map(split, tree)
-        if stacked.is_fully_addressable:
-            arrays = jax.device_put(parts, stacked)
-        else:
-            arrays = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(stacked, leaf), parts)
-        return jax.tree.map(lambda leaf, a: jax.random.wrap_key_data(a) if is_key(leaf) else a, tree, arrays)
+        return jax.tree.map(lambda leaf: _put(split(leaf), stacked), tree)
 
     def map_e_step(e_step: Callable) -> Callable:
-        if not stacked.is_fully_addressable:
-            return jax.jit(_over_hosts(e_step, stacked.mesh, PartitionSpec(AXIS)))
-        return jax.pmap(e_step, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
+        if several:
+            return jax.jit(_over_hosts(e_step, mesh, PartitionSpec(AXIS)))
+        return mapped(e_step)
 
     def map_m_step(m_step: Callable) -> Callable:
-        if not stacked.is_fully_addressable:
-            return jax.jit(_over_hosts(m_step, stacked.mesh, PartitionSpec()), donate_argnums=1)
-        return jax.pmap(
-            m_step, axis_name=AXIS, in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=1, devices=devices
-        )
+        if several:
+            return jax.jit(_over_hosts(m_step, mesh, PartitionSpec()), donate_argnums=1)
+        return mapped(m_step, out_axes=None, donate_argnums=1)
 
     def gather(array: jax.Array) -> np.ndarray:
         rows = _local_rows(array)
         return rows.reshape(-1, *rows.shape[2:])
 
-    def mean(tree: PyTree) -> PyTree:
-        return jax.lax.pmean(tree, AXIS)
-
-    replicate = _replicate(_replicated(devices))
     return Parallel(
-        name="pmap",
         num_devices=len(devices),
-        num_local=count,
-        mean=mean,
+        mean=lambda tree: jax.lax.pmean(tree, AXIS),
         map_e_step=map_e_step,
         map_m_step=map_m_step,
         shard=shard,
-        replicate=replicate,
-        place=replicate,
+        replicate=lambda tree: _replicate(tree, mesh),
+        place=lambda state: _replicate(state, mesh),
         gather=gather,
     )
 
 
-def _over_hosts(step: Callable, mesh: Any, out: PartitionSpec) -> Callable:
-    """What ``jax.pmap`` of a step is inside, for the devices of several processes.
-
-    ``jax.pmap`` itself takes and gives arrays of its own process there, so that the whole state would go over the host
-    at every call.
-    """
+def _over_hosts(step: Callable, mesh: Mesh, out: PartitionSpec) -> Callable:
+    """What ``jax.pmap`` of a step is inside, for several processes: there its own would send the whole state over the host."""
 
     def one_device(key: Any, state: PyTree, *stacked: PyTree) -> PyTree:
         result = step(key, state, *jax.tree.map(lambda leaf: leaf[0], stacked))
@@ -269,10 +219,8 @@ def _over_hosts(step: Callable, mesh: Any, out: PartitionSpec) -> Callable:
 
 
 def no_transfers(after_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Refuses copies between host and devices that nobody asked for, in every call of a compiled function but the first.
-
-    That one traces, and an accelerator's arrays that a program holds as constants are copied to the host for it.
-    """
+    """Refuses copies between host and devices that nobody asked for, in every call of a compiled function but the first."""
+    # That one traces, and an accelerator's arrays that a program holds as constants are copied to the host for it.
     return jax.transfer_guard("disallow") if after_first else contextlib.nullcontext()
 
 
@@ -281,67 +229,42 @@ def accelerated() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def process_count() -> int:
-    """How many processes share the run."""
-    return jax.process_count()
-
-
-def process_index() -> int:
-    """This process's number."""
-    return jax.process_index()
-
-
 def agree(value: np.ndarray) -> np.ndarray:
     """The first process's array, on every process; all call it."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def agree_text(text: str) -> str:
     """The first process's text of up to 128 bytes, on every process; all call it."""
-    if jax.process_count() == 1:
-        return text
     padded = np.frombuffer(text.encode().ljust(128, b"\0"), np.uint8)
     return bytes(agree(padded)).rstrip(b"\0").decode()
 
 
 def most(number: int) -> int:
     """The largest of the processes' numbers: how one's trouble is known to the others; all call it."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return number
-    from jax.experimental import multihost_utils
-
     return int(np.max(multihost_utils.process_allgather(np.asarray(number, np.int32))))
 
 
 def total(values: np.ndarray) -> np.ndarray:
     """The sum of the processes' arrays, in float64; all call it."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return values
-    from jax.experimental import multihost_utils
-
     # Arrays of devices have 32 bits: high and low parts are sent apart.
     high = np.asarray(values, np.float32)
     low = np.asarray(values - high, np.float32)
-    found = np.asarray(multihost_utils.process_allgather(np.stack([high, low])), np.float64)
-    return found.sum(axis=(0, 1))
+    return np.asarray(multihost_utils.process_allgather(np.stack([high, low])), np.float64).sum(axis=(0, 1))
 
 
 def barrier(name: str) -> None:
     """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
+    if process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 HEARTBEAT_SECONDS = 30
 """A process that was not heard of for so long is taken for dead, and all others end."""
-
-_joined: list[int] = []
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -350,33 +273,27 @@ def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
     Raises:
         UserError: the others cannot be reached, or the numbers do not fit.
     """
-    if coordinator:
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal():
-            raise UserError(f"--coordinator: {coordinator!r}; expected host:port of process 0, or auto; correct it")
-        if not 0 <= process_id < num_processes:
-            raise UserError(
-                f"--process_id: {process_id}; expected a number from 0 to {num_processes - 1}, with "
-                f"--num_processes={num_processes}; correct one of them"
-            )
+    host, _, port = coordinator.rpartition(":")
+    if coordinator and not (host and port.isdecimal()):
+        raise UserError(f"--coordinator: {coordinator!r}; expected host:port of process 0, or auto; correct it")
+    if coordinator and not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id: {process_id}; expected a number from 0 to {num_processes - 1}, with "
+            f"--num_processes={num_processes}; correct one of them"
+        )
     # Before anything asks for devices: CPU devices of several processes need it, others do not mind.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = (coordinator, num_processes, process_id) if coordinator else (None,) * 3
+    waits = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
     try:
-        jax.distributed.initialize(
-            coordinator or None,
-            num_processes if coordinator else None,
-            process_id if coordinator else None,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
-        )
+        jax.distributed.initialize(*where, **waits)  # type: ignore[misc, arg-type]
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--coordinator: {coordinator or 'auto'}: {first_line(error)}; expected process 0 at that address and, for auto, "
             "a cluster that JAX knows (TPU pod, Slurm, Open MPI); start every process, or give host:port"
         ) from error
-    _joined.append(jax.process_index())
 
 
 def joined() -> bool:
     """Whether this process has joined others; starts nothing."""
-    return bool(_joined)
+    return jax.distributed.is_initialized()

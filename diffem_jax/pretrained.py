@@ -30,7 +30,7 @@ from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.parallel import Parallel, make_parallel
-from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
+from diffem_jax.run.e_step import attempt_keys, draw_samples, make_drawing
 from diffem_jax.run.sample import chosen_round, draws_of_prior
 from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.samplers.samplers import ddim
@@ -117,8 +117,8 @@ class Pretrained:
             observations = observations._replace(y=np.asarray(observations.y) * scale)
         check_operators(self.setup, observations, where)
         batch = self.config.e_step.batch_size
-        drawing = make_drawing(step, self._parallel, params, observations, attempt_keys(seed, "sample"), batch)
-        return draw_samples(drawing, len(observations.y), num_samples, quiet=True) / scale
+        drawing, keys = make_drawing(step, self._parallel, params, batch), attempt_keys(seed, "sample")
+        return draw_samples(drawing, observations, keys, num_samples, quiet=True) / scale
 
     @functools.cached_property
     def _parallel(self) -> Parallel:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import write_page
 from diffem_jax.parallel import make_parallel
-from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
-from diffem_jax.run.sample import round_step
+from diffem_jax.run.e_step import attempt_keys, draw_samples
+from diffem_jax.run.sample import round_drawing
 from diffem_jax.samplers.samplers import EVALUATIONS
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
@@ -178,10 +178,8 @@ def network_calls(config: Row, examples: int) -> int:
 def posterior_draws(folder: Workdir, setup: Any, number: int, observations: Any, samples: int, stream: str) -> Any:
     """Draws [samples, N, *X] of p(x | y) by the network of a round (0: by the start), under keys of their own stream."""
     parallel = make_parallel("jit")
-    step, params = round_step(folder, setup, parallel, number)
-    batch = setup.config.e_step.batch_size
-    drawing = make_drawing(step, parallel, params, observations, attempt_keys(1, stream), batch)
-    return draw_samples(drawing, len(observations.y), samples, quiet=True)
+    drawing = round_drawing(folder, setup, number, parallel)
+    return draw_samples(drawing, observations, attempt_keys(1, stream), samples, quiet=True)
 
 
 def last(row: Row, metric: str) -> float | None:

@@ -205,7 +205,7 @@ def test_evaluate_warns_of_directions_that_no_observation_sees(run, tmp_path, mo
     """The same run under a box that hides the same pixels always: told from the operators alone."""
     # What the other measures say is another test's.
     monkeypatch.setattr("diffem_jax.run.evaluate.posterior_measures", lambda *args: {})
-    monkeypatch.setattr("diffem_jax.run.evaluate.make_measures", lambda problem: lambda number, draws: {})
+    monkeypatch.setattr("diffem_jax.run.evaluate.make_measures", lambda *args: lambda number, draws: {})
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     config = json.loads((workdir / "config.json").read_text())
@@ -260,7 +260,7 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     from configs import own_data
     from diffem_jax.build.methods import make_model
     from diffem_jax.build.problem import load_problem, rows
-    from diffem_jax.run.batches import round_batches
+    from diffem_jax.run.m_step import round_batches
     from diffem_jax.run.start import standard_normal
 
     rng = np.random.default_rng(0)

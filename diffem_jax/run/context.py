@@ -1,4 +1,4 @@
-"""What the rounds of a run share, and how a round is drawn."""
+"""What the rounds of a run share: the objects of a run, and what a trace of it takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from diffem_jax.build.engine import Engine
@@ -15,34 +16,69 @@ from diffem_jax.parallel import agree
 from diffem_jax.report.console import CompileClock, Estimate
 from diffem_jax.report.writers import Writers
 from diffem_jax.run import stopping
-from diffem_jax.run.profile import Profile
-from diffem_jax.run.termination import StopRequest
+from diffem_jax.run.e_step import Drawing, make_drawing
+from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage.reconstructions import ReconstructionStore
-from diffem_jax.storage.workdir import Workdir
+from diffem_jax.storage.workdir import Record, Workdir
 from diffem_jax.types import EMState, PyTree
 
-Record = dict[str, Any]
+
+class Profile:
+    """``--profile=N``: traces N updates of the first M-step, in whole calls, and one E-step batch, for XProf or Perfetto.
+
+    They go to the folders updates/ and e_step/. N = 0 traces nothing.
+    """
+
+    def __init__(self, folder: Path, updates: int = 0, say: Say = lambda line: None):
+        self.folder, self.say = folder, say
+        self._left = {"updates": updates, "e_step": min(updates, 1)}
+        self._tracing = ""
+
+    def note_updates(self, count: int) -> None:
+        """``count`` updates have ended."""
+        self._note("updates", count)
+
+    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The E-step, a batch of which is traced."""
+        if not self._left["e_step"]:
+            return step
+
+        def watched(*args: Any) -> Any:
+            if self._tracing == "updates":  # an M-step of fewer updates than were asked for
+                self._stop()
+            result = jax.block_until_ready(step(*args))
+            self._note("e_step", 1)
+            return result
+
+        return watched
+
+    def _note(self, name: str, count: int) -> None:
+        """The trace begins after the first call, which holds compilation, and ends once enough has followed."""
+        if self._tracing:
+            self._left[name] -= count
+            if self._left[name] <= 0:
+                self._stop()
+        elif self._left[name] > 0:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # Python's own calls would be most of the file
+            jax.profiler.start_trace(self.folder / name, create_perfetto_trace=True, profiler_options=options)
+            self._tracing = name
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        folder, self._left[self._tracing] = self.folder / self._tracing, 0
+        self._tracing = ""
+        self.say(f"profile: {folder} (open it with XProf, or its perfetto_trace.json.gz at ui.perfetto.dev)")
 
 
 class Run(NamedTuple):
     """What the rounds of a run share.
 
     Attributes:
-        problem: observations, and what follows from the config.
-        workdir: where results go.
-        store: the reconstructions.
-        engine: the compiled E-step and M-step.
-        start: the fitted start.
-        start_draw: its mapped draw, the E-step of round 0.
-        params: parameters to begin with, or None for the network's own.
+        start_draw: the start's mapped draw, the E-step of round 0.
+        params: what the first round begins with, or None for the network's own.
         measure: (round, rows of the store) -> metrics.
-        held_out: (E-step, parameters) -> scores of held-back measurements, or None.
-        stop: asked at safe points.
-        say: takes lines for the person watching.
-        writers: take numbers and pictures.
-        estimate: says how long the run will take.
-        clock: of compilation.
-        profile: traces what the command asked for.
+        predict: drawing -> predictions of held-back measurements; None where the stopping rule needs none.
     """
 
     problem: Problem
@@ -53,9 +89,9 @@ class Run(NamedTuple):
     start_draw: Callable[..., Any]
     params: PyTree | None
     measure: Callable[..., Record]
-    held_out: Callable[..., Record] | None
+    predict: Callable[[Drawing], stopping.Predictions] | None
     stop: StopRequest
-    say: Callable[[str], None]
+    say: Say
     writers: Writers
     estimate: Estimate
     clock: CompileClock
@@ -64,7 +100,8 @@ class Run(NamedTuple):
 
 def decision(run: Run) -> stopping.Decision:
     """What the stopping rule says of the rounds so far."""
-    return stopping.of_run(run.workdir.records(), run.problem.setup.config)
+    stop = run.problem.setup.config.stop
+    return stopping.decide(run.workdir.records(), stop.rule, stop.patience)
 
 
 def picture_path(run: Run, number: int) -> Path:
@@ -72,9 +109,10 @@ def picture_path(run: Run, number: int) -> Path:
     return run.workdir.samples / f"round_{number:05d}.png"
 
 
-def drawn_with(run: Run, number: int, state: EMState) -> tuple[Callable[..., Any], PyTree]:
-    """The E-step of a round and what it draws with: the network's average parameters, or the start."""
-    return (run.engine.e_step, state.ema_params) if number else (run.start_draw, run.start)
+def drawing_of(run: Run, number: int, state: EMState) -> Drawing:
+    """How round ``number`` draws: the E-step with the network's average parameters, or the start."""
+    step, params = (run.engine.e_step, state.ema_params) if number else (run.start_draw, run.start)
+    return make_drawing(step, run.engine.parallel, params, run.problem.setup.config.e_step.batch_size)
 
 
 def is_finished(run: Run, number: int) -> bool:

@@ -1,92 +1,202 @@
-"""The E-step on the host: reconstructions drawn shard by shard, resumable, shared among processes."""
+"""The E-step on the host, and ``draw_rows``, by which everybody draws: rounds, samples, scores and pictures.
+
+Batches are padded to one shape, and draws that are not finite are drawn again and counted: a sampler under guidance can
+overflow where the prior is steep. Those of a round go to the store shard by shard, resumable, shared among processes.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffem_jax.build.problem import Problem
+from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import NonFinite, UserError
-from diffem_jax.parallel import Parallel, agree, barrier, most, process_count, process_index, total
+from diffem_jax.parallel import Parallel, agree, barrier, most, no_transfers, process_count, process_index, total
 from diffem_jax.report.console import Progress
-from diffem_jax.run.draws import attempt_keys, draw_rows, make_drawing, not_finite
-from diffem_jax.run.termination import StopRequest
+from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage.reconstructions import ReconstructionStore, Round
-from diffem_jax.types import PyTree
+from diffem_jax.types import Key, Observation, PyTree, stream_key
+
+ATTEMPTS = 4
+"""How often a draw that is not finite is drawn again."""
+Keys = Callable[[int], Key]
+"""Attempt -> key; attempt 0 is the first. Row i has the key (key, i), so batches and devices do not change a draw."""
+Read = Callable[[np.ndarray], PyTree]
+"""Indices [n] -> the observations of these rows, a tree of arrays [n, ...]."""
+
+
+class Drawing(NamedTuple):
+    """How rows are drawn: a mapped E-step, how it was mapped, its parameters on the devices, rows of this process in one call."""
+
+    step: Callable[..., Any]
+    parallel: Parallel
+    params: PyTree
+    batch: int
+
+
+def make_drawing(step: Callable[..., Any], parallel: Parallel, params: PyTree, batch: int) -> Drawing:
+    """A ``Drawing`` by a mapped E-step, with ``batch`` rows in one call over all devices of all processes."""
+    return Drawing(step, parallel, parallel.replicate(params), batch // process_count())
+
+
+def attempt_keys(seed: int, stream: str, *places: int) -> Keys:
+    """The keys of a stream: its own for the first attempt, those of '<stream>_again' for later ones."""
+
+    def keys(attempt: int) -> Key:
+        return stream_key(seed, f"{stream}_again", *places, attempt) if attempt else stream_key(seed, stream, *places)
+
+    return keys
+
+
+def reader(observations: Observation) -> Read:
+    """Row s N + i of several draws is draw s of observation i of N."""
+    return lambda indices: rows(observations, indices % len(observations.y))
+
+
+def draw_rows(
+    drawing: Drawing,
+    read: Read,
+    keys: Keys,
+    indices: np.ndarray,
+    *,
+    size: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, int]:
+    """The draws [n, *X] of the rows ``indices`` [n], n > 0, and how many of them were drawn again.
+
+    After the last attempt some may still not be finite. Between batches ``advance`` takes the number of rows, and ``check`` may
+    raise; ``size`` is the most rows of any process, since all compute together (0: of this one).
+    """
+    x = _draw_batches(drawing, read, keys(0), indices, size or len(indices), advance, check)
+    count = 0
+    for attempt in range(1, ATTEMPTS + 1):
+        bad = not_finite(x)
+        largest = most(len(bad))
+        if not largest:
+            break
+        wanted = indices[bad] if len(bad) else indices[:1]
+        again = _draw_batches(drawing, read, keys(attempt), wanted, largest, lambda count: None, check)
+        x = np.array(x)  # what comes from the devices is read-only
+        x[bad] = again[: len(bad)]
+        count += len(bad)
+    return x, count
+
+
+def _draw_batches(
+    drawing: Drawing,
+    read: Read,
+    key: Key,
+    indices: np.ndarray,
+    size: int,
+    advance: Callable[[int], None],
+    check: Callable[[], None],
+) -> np.ndarray:
+    """The draws of some rows in padded batches of one shape: nothing is dropped, nothing traced again."""
+    parallel, batch = drawing.parallel, drawing.batch
+    key, parts, waiting = parallel.replicate(key), [], None
+    for first in range(0, size, batch):
+        padded = indices[np.arange(first, first + batch) % len(indices)]
+        observations, numbers = parallel.shard((read(padded), padded.astype(np.int32)))
+        with no_transfers(after_first=first > 0):
+            result = drawing.step(key, drawing.params, observations, numbers)
+        # One batch is computed while the one before it comes back to the host.
+        if waiting is not None:
+            parts.append(parallel.gather(waiting))
+            advance(batch)
+            check()
+        waiting = result
+    parts.append(parallel.gather(waiting))
+    advance(size - (len(parts) - 1) * batch)
+    return np.concatenate(parts)[: len(indices)]
+
+
+def draw_samples(
+    drawing: Drawing,
+    observations: Observation | None,
+    keys: Keys,
+    num_samples: int,
+    *,
+    quiet: bool = False,
+    pad: bool = False,
+) -> np.ndarray:
+    """num_samples draws for each of N observations, [num_samples, N, *X]; of the prior, which sees none, N = 1.
+
+    More samples never change the earlier ones. ``pad`` keeps the batch's size where there are fewer draws, for a step
+    compiled for it. Draws that are not finite are refused.
+    """
+    # The empty tree stands for no observation.
+    count, read = (1, lambda indices: ()) if observations is None else (len(observations.y), reader(observations))
+    total, devices = count * num_samples, drawing.parallel.num_devices
+    if not pad:
+        drawing = drawing._replace(batch=max(devices, min(drawing.batch, -(-total // devices) * devices)))
+    with Progress("sampling", total, "draws", quiet=quiet) as progress:
+        x, _ = draw_rows(drawing, read, keys, np.arange(total), advance=progress.advance)
+    check_draws(x)
+    return x.reshape(num_samples, count, *x.shape[1:])
+
+
+def not_finite(x: np.ndarray) -> np.ndarray:
+    """Positions of the examples [N, ...] that hold NaN or infinity."""
+    return np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
+
+
+def check_draws(x: np.ndarray) -> None:
+    """Refuses draws that are still not finite."""
+    bad = not_finite(x)
+    if len(bad):
+        raise UserError(
+            f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn; expected finite numbers; choose another "
+            "round, or train with more e_step.steps"
+        )
 
 
 def run_e_step(
-    problem: Problem,
-    store: ReconstructionStore,
-    parallel: Parallel,
-    step: Callable[..., Any],
-    params: PyTree,
-    number: int,
-    stop: StopRequest,
-    say: Callable[[str], None],
+    problem: Problem, store: ReconstructionStore, drawing: Drawing, number: int, stop: StopRequest, say: Say
 ) -> dict[str, float]:
     """Draws what is left of the reconstructions of round ``number``; returns its seconds and how many were drawn again.
 
     Row s N + i of the store is draw s of observation i, so the first N rows are one draw of each, however many
     ``e_step.draws`` there are.
 
-    Args:
-        problem: the observations.
-        store: where reconstructions go.
-        parallel: how the step is mapped.
-        step: the mapped E-step, or the start's draw.
-        params: what it draws with.
-        number: the round.
-        stop: asked after every batch.
-        say: takes lines for the person watching.
-
     Raises:
         NonFinite: draws that are not finite, however often drawn.
         Preempted: the run was asked to end; finished shards are kept.
     """
-    config = problem.setup.config
     began = time.monotonic()
-    stored, done = _plan(problem, store, number, say)
-    keys = attempt_keys(config.seed, "e_step", number)
-    drawing = make_drawing(step, parallel, params, problem.observations, keys, config.e_step.batch_size)
-    pending, processes, me = np.flatnonzero(~done), process_count(), process_index()
-    finished = stored.num_examples - sum(len(stored.indices(int(s))) for s in pending)
+    stored, pending = _plan(problem, store, number, say)
+    read, keys = reader(problem.observations), attempt_keys(problem.setup.config.seed, "e_step", number)
+    processes, me = process_count(), process_index()
+    finished = stored.num_examples - sum(len(stored.indices(shard)) for shard in pending)
     redrawn = 0
     with Progress(f"E-step {number}", stored.num_examples, "draws", done=finished, quiet=me != 0) as progress:
         for first in range(0, len(pending), processes):
-            group = [int(shard) for shard in pending[first : first + processes]]
+            group = pending[first : first + processes]
             # A process without a shard of its own computes along, since a call spans all devices.
             own = group[me] if me < len(group) else group[0]
             size = max(len(stored.indices(shard)) for shard in group)
 
-            def advance(rows: int, shards: int = len(group)) -> None:
-                progress.advance(rows * shards)
+            def advance(count: int, shards: int = len(group)) -> None:
+                progress.advance(count * shards)
 
-            rows = np.asarray(stored.indices(own))
-            x, again = draw_rows(drawing, rows, size=size, advance=advance, check=stop.check)
-            trouble = None
-            if me < len(group):
-                redrawn += again
-                trouble = _keep(problem, stored, own, x)
-            _raise_together(trouble, number)
+            indices = np.asarray(stored.indices(own))
+            x, again = draw_rows(drawing, read, keys, indices, size=size, advance=advance, check=stop.check)
+            mine = me < len(group)
+            redrawn += again if mine else 0
+            _raise_together(_keep(problem, stored, own, x) if mine else None, number)
             stop.check()
     barrier("drawn")
     if me == 0 and not stored.is_complete():
         stored.finalise()
     barrier("finalised")
-    return {
-        "e_step_seconds": time.monotonic() - began,
-        "redrawn": int(total(np.array([redrawn], np.float64))[0]),
-    }
+    return {"e_step_seconds": time.monotonic() - began, "redrawn": int(total(np.array([redrawn], np.float64))[0])}
 
 
-def _plan(
-    problem: Problem, store: ReconstructionStore, number: int, say: Callable[[str], None]
-) -> tuple[Round, np.ndarray]:
-    """The round's shards, and which of them are done; one process makes the plan, the others follow it."""
+def _plan(problem: Problem, store: ReconstructionStore, number: int, say: Say) -> tuple[Round, list[int]]:
+    """The round's folder and the shards that are to be drawn; one process makes the plan, the others follow it."""
     config, shape = problem.setup.config.e_step, problem.setup.shape
     count = problem.num_examples * config.draws
     shard_size = config.shard_size or 8 * config.batch_size // process_count()
@@ -103,7 +213,7 @@ def _plan(
         done[list(found.shards)] = True
         for line in found.warnings:
             say(line)
-    return stored, agree(done)
+    return stored, np.flatnonzero(~agree(done)).tolist()
 
 
 def _keep(problem: Problem, stored: Round, shard: int, x: np.ndarray) -> NonFinite | UserError | None:

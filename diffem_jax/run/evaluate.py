@@ -1,10 +1,9 @@
-"""``--mode=evaluate``: measures of a round of a finished run, and of its posterior by several draws an observation."""
+"""``--mode=evaluate``: measures of a round of a finished run, and of its posterior by several draws of each observation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,17 +12,18 @@ from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
 from diffem_jax.data import npz
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import make_parallel
-from diffem_jax.run import held_out, identifiability
-from diffem_jax.run.draws import attempt_keys, check_draws, draw_rows, draw_samples, make_drawing
+from diffem_jax.run import identifiability, stopping
+from diffem_jax.run.e_step import Drawing, attempt_keys, check_draws, draw_rows, draw_samples, reader
 from diffem_jax.run.identity import check_data
-from diffem_jax.run.measures import METRICS, make_measures
-from diffem_jax.run.sample import chosen_round, round_step
+from diffem_jax.run.measures import METRICS, fields_of, make_measures
+from diffem_jax.run.sample import chosen_round, round_drawing
+from diffem_jax.run.termination import Say
 from diffem_jax.storage.files import write_arrays
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import stream_key
 
-ON_REQUEST = ("fid", "inception_score", "fd_dinov2", "lpips")
+ON_REQUEST = {"fid", "inception_score", "fd_dinov2", "lpips"}
 """Measures that need packages and weights of their own: they are taken where config.eval.metrics names them."""
 
 
@@ -31,17 +31,13 @@ def evaluate_run(
     workdir: Workdir,
     reference: str | None = None,
     round: int | None = None,
-    warn: Callable[[str], None] = lambda line: None,
+    warn: Say = lambda line: None,
     path: str | None = None,
 ) -> dict[str, float]:
-    """Every measure that the data allow, of one round; also appended to metrics.jsonl.
+    """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 
-    Args:
-        workdir: a trained run.
-        reference: an .npz with clean ``x`` of the same rows, for measuring only; None for a source's hidden truth.
-        round: which; None for the one that the stopping rule picked, else the last.
-        warn: takes lines on what the observations cannot show.
-        path: where the run's observations lie now; None for where they were.
+    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only, in the place of a source's hidden truth;
+    ``path`` is where the run's observations lie now, and ``warn`` takes lines on what they cannot show.
 
     Raises:
         UserError: no such round, or a reference that does not fit.
@@ -58,26 +54,19 @@ def evaluate_run(
     problem = load_problem(config)
     check_data(workdir, problem)
     number = chosen_round(workdir, round)
-    _identifiability(workdir, problem, number, warn)
+    _record_unseen(workdir, problem, number, warn)
     if reference is not None:
-        truth = npz.read_arrays(reference, ("x",))["x"]
-        if truth.shape != (problem.num_examples, *problem.setup.shape):
-            raise UserError(
-                f"--reference: {reference} holds x of shape {truth.shape}; expected {(problem.num_examples, *problem.setup.shape)}"
-            )
-        if config.data.scale != 1:
-            truth = np.asarray(truth, np.float32) * np.float32(config.data.scale)
-        problem = problem._replace(truth=truth)
-    with config.unlocked():
-        config.eval.metrics = _possible(problem)
-    problem = problem._replace(setup=problem.setup._replace(config=config))
-    measured = make_measures(problem)(number, _reconstructions(workdir, problem, number))
-    record = {**measured, **posterior_measures(workdir, problem, number)}
+        problem = problem._replace(truth=_read_reference(reference, problem))
+    drawing = round_drawing(workdir, problem.setup, number, make_parallel(config.parallel))
+    draws = _reconstructions(workdir, problem, number, drawing)
+    left_out = ON_REQUEST if len(problem.setup.shape) > 2 else ON_REQUEST | {"ssim"}
+    measure = make_measures(problem, [name for name in METRICS if name not in left_out])
+    record = measure(number, draws) | posterior_measures(problem, number, drawing)
     workdir.log({"kind": "evaluation", "round": number, **record})
-    return {name: float(np.float64(value)) for name, value in record.items()}
+    return {name: float(value) for name, value in record.items()}
 
 
-def _identifiability(workdir: Workdir, problem: Problem, number: int, warn: Callable[[str], None]) -> None:
+def _record_unseen(workdir: Workdir, problem: Problem, number: int, warn: Say) -> None:
     """Logs which directions of x no observation sees, and writes them to identifiability.npz."""
     found = identifiability.look(problem)
     if found is None:
@@ -89,42 +78,33 @@ def _identifiability(workdir: Workdir, problem: Problem, number: int, warn: Call
         warn(f"{line} (see {path} and docs/theory.md)")
 
 
-def _possible(problem: Problem) -> tuple[str, ...]:
-    asked = problem.setup.config.eval.metrics
-    names = [name for name, (_, needs_truth) in METRICS.items() if problem.truth is not None or not needs_truth]
-    names += [name for name in asked if ":" in name]
-    impossible = {name for name in ON_REQUEST if name not in asked}
-    if problem.labels is None:
-        impossible.add("accuracy")
-    if min(problem.num_examples, problem.setup.config.eval.num_examples or problem.num_examples) < 16:
-        impossible |= {name for name in METRICS if name.startswith(("features_", "kid", "frechet"))}
-    if problem.num_examples < 4096:
-        impossible |= {"sinkhorn", "sinkhorn_unpaired"}
-    if len(problem.setup.shape) < 3:
-        impossible.add("ssim")
-    return tuple(name for name in names if name not in impossible)
+def _read_reference(path: str, problem: Problem) -> np.ndarray:
+    """Clean x of the problem's rows, in the units that it trains in."""
+    truth, expected = npz.read_arrays(path, ("x",))["x"], (problem.num_examples, *problem.setup.shape)
+    if truth.shape != expected:
+        raise UserError(f"--reference: {path} holds x of shape {truth.shape}; expected {expected}")
+    scale = problem.setup.config.data.scale
+    return truth if scale == 1 else np.asarray(truth, np.float32) * np.float32(scale)
 
 
-def _reconstructions(workdir: Workdir, problem: Problem, number: int) -> Any:
+def _reconstructions(
+    workdir: Workdir, problem: Problem, number: int, drawing: Drawing
+) -> Callable[[np.ndarray], np.ndarray]:
     """The round's stored draws; where they are not kept any more, the same draws once more."""
     store = ReconstructionStore(workdir.reconstructions)
     if store.holds(number) and store.round(number).is_complete():
         return store.round(number).open().rows
-    parallel = make_parallel(problem.setup.config.parallel)
-    step, params = round_step(workdir, problem.setup, parallel, number)
-    config = problem.setup.config
+    read, keys = reader(problem.observations), attempt_keys(problem.setup.config.seed, "e_step", number)
 
     def draw(indices: np.ndarray) -> np.ndarray:
-        keys = attempt_keys(config.seed, "e_step", number)
-        drawing = make_drawing(step, parallel, params, problem.observations, keys, config.e_step.batch_size)
-        x, _ = draw_rows(drawing, np.asarray(indices))
+        x, _ = draw_rows(drawing, read, keys, indices)
         check_draws(x)
         return x
 
     return draw
 
 
-def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[str, float]:
+def posterior_measures(problem: Problem, number: int, drawing: Drawing) -> dict[str, float]:
     """Measures of ``config.eval.posterior_draws`` draws for each of the first ``eval.posterior_examples`` observations.
 
     ``posterior_spread`` needs no truth; ``coverage_<p>`` and ``tarp_<p>`` are p / 100 for a calibrated posterior, and
@@ -133,29 +113,19 @@ def posterior_measures(workdir: Workdir, problem: Problem, number: int) -> dict[
     """
     config = problem.setup.config
     count = min(config.eval.posterior_examples, problem.num_examples)
-    parallel = make_parallel(config.parallel)
-    step, params = round_step(workdir, problem.setup, parallel, number)
-    observed = rows(problem.observations, np.arange(count))
-    keys = attempt_keys(config.seed, "evaluate", number)
-    drawing = make_drawing(step, parallel, params, observed, keys, config.e_step.batch_size)
-    x = draw_samples(drawing, count, config.eval.posterior_draws)
+    observed, keys = rows(problem.observations, np.arange(count)), attempt_keys(config.seed, "evaluate", number)
+    x = draw_samples(drawing, observed, keys, config.eval.posterior_draws)
     estimates = {"posterior_spread": metrics.spread(x)}
     record: dict[str, float] = {}
-    if held_out.possible(problem.setup.corruption):
-        record |= held_out.make_score(problem, parallel)(step, params)
-        record |= held_out.make_calibration(problem, parallel)(step, params)
+    if problem.setup.corruption.can_hold_out:
+        for measure, size in ((stopping.score, stopping.SCORED), (stopping.calibration, stopping.CALIBRATED)):
+            record |= measure(stopping.make_predictor(problem, *size)(drawing))
     if problem.truth is not None:
-        truth = np.asarray(problem.truth[:count])
-        levels = metrics.LEVELS
+        truth, levels = np.asarray(problem.truth[:count]), metrics.LEVELS
         references = np.roll(x[0], 1, axis=0) if count > 1 else None
-        key = stream_key(config.seed, "tarp")
         estimates["crps"] = metrics.crps(x, truth)
-        covered = metrics.coverage(x, truth, levels), metrics.tarp(x, truth, key, levels, references)
-        for name, found in zip(("coverage", "tarp"), covered, strict=True):
+        covered = metrics.coverage(x, truth, levels)
+        joint = metrics.tarp(x, truth, stream_key(config.seed, "tarp"), levels, references)
+        for name, found in (("coverage", covered), ("tarp", joint)):
             estimates |= {f"{name}_{100 * level:.0f}": e for level, e in zip(levels, found, strict=True)}
-    for name, estimate in estimates.items():
-        record[name] = float(estimate.value)
-        if estimate.standard_error is not None:
-            record[f"{name}_se"] = float(estimate.standard_error)
-        record[f"{name}_samples"] = int(estimate.samples)
-    return record
+    return record | fields_of(estimates)

@@ -38,7 +38,7 @@ def check_data(workdir: Workdir, problem: Problem) -> str:
     config = problem.setup.config
     if config.data.name != OWN:
         return ""
-    now, stored = fingerprint(problem.observations), stored_facts(workdir)
+    now, stored = fingerprint(problem.observations), _stored_facts(workdir)
     if stored.get("fingerprint", now) != now:
         raise UserError(
             f"{config.data.path}: holds other observations than the run in {workdir.root} began with ({stored.get('examples')} then, "
@@ -51,19 +51,27 @@ def check_data(workdir: Workdir, problem: Problem) -> str:
 def keep_data(workdir: Workdir, problem: Problem, mark: str) -> None:
     """Writes the fingerprint, and of a table how its columns are written, beside config.json."""
     if mark:
-        facts: dict[str, Any] = {"fingerprint": mark, "examples": problem.num_examples}
-        if problem.table is not None:
-            facts["columns"] = [column._asdict() for column in problem.table.columns]
-        write_json(workdir.data, facts, indent=1)
+        columns = {} if problem.table is None else {"columns": [column._asdict() for column in problem.table.columns]}
+        write_json(workdir.data, {"fingerprint": mark, "examples": problem.num_examples, **columns}, indent=1)
 
 
 def stored_columns(workdir: Workdir) -> tuple[Column, ...] | None:
     """How the table of a run was written; None where it was trained on other data."""
-    found = stored_facts(workdir).get("columns")
+    found = _stored_facts(workdir).get("columns")
     return None if found is None else tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in found)
 
 
-def stored_facts(workdir: Workdir) -> dict[str, Any]:
+def with_stored_path(workdir: Workdir, config: ConfigDict, mark: str) -> ConfigDict:
+    """The config with the run's own ``data.path`` where the observations are known to be the same: a file may move."""
+    if not mark or _stored_facts(workdir).get("fingerprint") != mark or not workdir.config.exists():
+        return config
+    same = config.copy_and_resolve_references()
+    with same.unlocked():
+        same.data.path = workdir.stored_config().get("data.path", config.data.path)
+    return same.lock()
+
+
+def _stored_facts(workdir: Workdir) -> dict[str, Any]:
     """What ``keep_data`` wrote; {} for a run without it."""
     try:
         found = json.loads(workdir.data.read_text())
@@ -72,13 +80,3 @@ def stored_facts(workdir: Workdir) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{workdir.data}: damaged ({error}); restore it, or remove it to go on unchecked") from None
     return found if isinstance(found, dict) else {}
-
-
-def with_stored_path(workdir: Workdir, config: ConfigDict, mark: str) -> ConfigDict:
-    """The config with the run's own ``data.path`` where the observations are known to be the same: a file may move."""
-    if not mark or stored_facts(workdir).get("fingerprint") != mark or not workdir.config.exists():
-        return config
-    same = config.copy_and_resolve_references()
-    with same.unlocked():
-        same.data.path = workdir.stored_config().get("data.path", config.data.path)
-    return same.lock()

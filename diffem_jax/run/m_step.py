@@ -1,4 +1,4 @@
-"""The M-step on the host: many updates with their losses, rolling checkpoints and safe points; the prior trains by it too."""
+"""The M-step on the host: which rows it trains on, and the one training loop, by which the prior trains too."""
 
 from __future__ import annotations
 
@@ -12,16 +12,64 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffem_jax.build.methods import Model
+from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import NonFinite
 from diffem_jax.parallel import Parallel, no_transfers, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
-from diffem_jax.run.termination import StopRequest
+from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.background import Background, read_ahead
+from diffem_jax.storage.reconstructions import ReconstructionStore, index_stream
 from diffem_jax.types import EMState, Key, PyTree
 
 ROLLING = "round_*_update_*"
 """The names of checkpoints inside a training."""
+OPERATOR_STREAM = 2**30
+"""Added to the round, so that examples and operators are drawn in orders of their own."""
+Batches = Callable[[int, int, slice], Iterator[PyTree]]
+"""(first update, updates S in one call, this process's part of a batch) -> trees of arrays [S, B, ...], without end."""
+
+
+def round_batches(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> Batches:
+    """The batches of round ``number``: reconstructions of the round before, or what the method trains on instead.
+
+    With m_step.operators 'data' each comes as (x, operator), the operator of an observation that follows from
+    (seed, round, update, slot), independently of whose x it is.
+    """
+    seed, size = problem.setup.config.seed, problem.setup.config.m_step.batch_size
+    count, read = training_rows(problem, model, store, number)
+    batches = row_batches(seed, number, count, size, read)
+    if not model.takes_operators:
+        return batches
+    count, operator = problem.num_examples, problem.observations.operator
+    operators = row_batches(seed, OPERATOR_STREAM + number, count, size, lambda indices: rows(operator, indices))
+    return lambda *where: zip(batches(*where), operators(*where), strict=True)
+
+
+def training_rows(
+    problem: Problem, model: Model, store: ReconstructionStore, number: int
+) -> tuple[int, Callable[[np.ndarray], PyTree]]:
+    """How many rows round ``number`` trains on, and indices [n] -> n of them."""
+    if model.trains_on == "observations":
+        return problem.num_examples, lambda indices: rows(problem.observations, indices)
+    if model.trains_on == "truth":
+        return problem.num_examples, lambda indices: np.asarray(problem.truth[indices], np.float32)
+    reader = store.round(number - 1).open()
+    return len(reader), reader.rows
+
+
+def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Callable[[np.ndarray], PyTree]) -> Batches:
+    """Batches of ``count`` rows in the order of a stream; ``read`` is indices [n] -> rows, a tree of arrays [n, ...]."""
+
+    def batches(first: int, updates: int, own: slice) -> Iterator[PyTree]:
+        order = index_stream(seed, stream, count, batch_size, first)
+        while True:
+            chosen = np.stack([next(order)[own] for _ in range(updates)])
+            drawn = read(chosen.reshape(-1))
+            yield jax.tree.map(lambda a, at=chosen: a.reshape(*at.shape, *a.shape[1:]), drawn)
+
+    return batches
 
 
 class Course(NamedTuple):
@@ -31,28 +79,17 @@ class Course(NamedTuple):
     total: float = 0.0
     counted: int = 0
 
-    @property
-    def mean(self) -> float:
-        """The mean loss so far."""
-        return self.total / max(self.counted, 1)
-
 
 class Training(NamedTuple):
     """What a training needs besides its state.
 
     Attributes:
-        label: what it is called, 'M-step 3'.
         number: the round, for errors and the names of checkpoints.
         first_step: updates of the run before this training, for errors.
-        steps: updates in all.
         dispatch: updates in one call, a divisor of ``steps``.
         batch_size: examples in one update, over all devices of all processes.
         every: updates between two rolling checkpoints.
-        m_step: the mapped M-step.
-        batches: (first update, updates in one call, this process's part of a batch) -> what each call's loss takes,
-            trees of arrays [S, B, ...], without end.
-        folder: where its rolling checkpoints go.
-        record: what identifies them: one with other values is not gone on from.
+        record: what identifies its checkpoints in ``folder``: one with other values is not gone on from.
         note: takes (updates done, losses) once the losses of a call are read.
     """
 
@@ -64,33 +101,19 @@ class Training(NamedTuple):
     batch_size: int
     every: int
     m_step: Callable[..., Any]
-    batches: Callable[[int, int, slice], Iterator[PyTree]]
+    batches: Batches
     folder: Path
     record: dict[str, Any]
     note: Callable[[int, np.ndarray], None] = lambda done, losses: None
 
 
 def train(
-    training: Training,
-    parallel: Parallel,
-    key: Key,
-    begin: Callable[[], EMState],
-    stop: StopRequest,
-    say: Callable[[str], None],
+    training: Training, parallel: Parallel, key: Key, begin: Callable[[], EMState], stop: StopRequest, say: Say
 ) -> tuple[EMState, float]:
-    """Does what is left of a training, from its rolling checkpoint if there is one; returns the state and the mean loss.
+    """Does what is left of a training, from its rolling checkpoint or ``begin``; returns the state and the mean loss.
 
-    Each process reads and places its own part of every batch. While a call runs, the next one's rows are read and placed by
-    one thread, and (of a single process) the last rolling checkpoint is written by another, whose failure ends the training
-    at the next call.
-
-    Args:
-        training: what to do.
-        parallel: how the M-step is mapped.
-        key: of the updates' randomness.
-        begin: the state before the first update.
-        stop: asked after every call.
-        say: takes lines for the person watching.
+    Each process reads and places its own part of every batch. While a call runs, one thread reads and places the next one's
+    rows, and (of a single process) another writes the last rolling checkpoint; its failure ends the training at the next call.
 
     Raises:
         NonFinite: a loss, a gradient or a parameter, with its update and step.
@@ -103,14 +126,14 @@ def train(
     dispatch = math.gcd(training.dispatch, training.steps - course.done)
     batches = training.batches(course.done, dispatch, own)
     calls = (training.steps - course.done) // dispatch
-    rows = contextlib.closing(read_ahead(lambda: parallel.shard(next(batches), 1), calls))
+    placed = contextlib.closing(read_ahead(lambda: parallel.shard(next(batches), 1), calls))
     progress = Progress(training.label, training.steps, "updates", done=course.done, quiet=process_index() != 0)
     writer: Background[None] = Background()
     slots = parallel.shard(np.tile(np.arange(training.batch_size, dtype=np.int32)[own], (dispatch, 1)), 1)
     key, state = parallel.replicate(key), parallel.place(state)
     begun = saved = course.done
     pending = None
-    with progress, rows as ahead, writer:
+    with progress, placed as ahead, writer:
         for data in ahead:
             update = jax.profiler.StepTraceAnnotation("update", step_num=training.first_step + course.done)
             with no_transfers(after_first=course.done > begun), update:
@@ -133,15 +156,10 @@ def train(
         course = _read_losses(training, course, pending, progress)
     host = jax.tree.map(on_host, state)
     _check_state(training, host, course.done)
-    return host, course.mean
+    return host, course.total / max(course.counted, 1)
 
 
-def rolling_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints inside a training, oldest first."""
-    return checkpoints.written(folder, ROLLING)
-
-
-def _resume(training: Training, begin: Callable[[], EMState], say: Callable[[str], None]) -> tuple[EMState, Course]:
+def _resume(training: Training, begin: Callable[[], EMState], say: Say) -> tuple[EMState, Course]:
     path = checkpoints.latest(training.folder, say, ROLLING)
     found = checkpoints.metadata(path) if path is not None else {}
     if path is None or any(found.get(name) != value for name, value in training.record.items()):
@@ -157,7 +175,7 @@ def _save_rolling(training: Training, state: EMState, course: Course) -> None:
     path = training.folder / f"round_{training.number:05d}_update_{course.done:09d}"
     record = {"done": course.done, "loss_sum": course.total, "loss_count": course.counted}
     checkpoints.write(path, state._asdict(), training.record | record)
-    for older in rolling_checkpoints(training.folder)[:-2]:
+    for older in checkpoints.written(training.folder, ROLLING)[:-2]:
         checkpoints.remove(older)
 
 

@@ -1,8 +1,13 @@
-"""Numbers and pictures of a round: draws against the hidden truth, where there is one, and against the observations."""
+"""Numbers of a round: its draws against the hidden truth, where there is one, and against the observations.
+
+A set of draws is compared with the truths of the same examples, which share their noise; names that end in '_unpaired' compare
+the first half of the draws with the truths of the second half, which no draw comes from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,112 +17,227 @@ from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.config import lookup
 from diffem_jax.errors import UserError
-from diffem_jax.run import held_out
-from diffem_jax.run.set_measures import SETS
+from diffem_jax.run.stopping import HELD_OUT
 from diffem_jax.types import example_keys, stream_key
 
-
-def _rows_used(problem: Problem) -> np.ndarray:
-    limit = problem.setup.config.eval.num_examples or problem.num_examples
-    return np.arange(min(limit, problem.num_examples))
-
-
-def _psnr(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    return lambda number, x: metrics.psnr(x, np.asarray(problem.truth[: len(x)]))
+Measure = Callable[[int, np.ndarray], metrics.Estimate]
+"""(round, draws [N, *X] of the first N observations) -> estimate."""
+Maker = Callable[[Problem], Measure]
+NEIGHBOURS = 5
+NEIGHBOUR_ROWS = SINKHORN_ROWS = 2048
+FEWEST_FEATURES = 16
 
 
-def _ssim(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    return lambda number, x: metrics.ssim(x, np.asarray(problem.truth[: len(x)]))
+def against_truth(compare: Callable[..., metrics.Estimate], unpaired: bool = False) -> Maker:
+    """A measure of draws and truths."""
+    return lambda problem: lambda number, x: compare(*_sides(problem, x, unpaired))
 
 
-def _accuracy(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    if problem.labels is None:
-        raise UserError(
-            f"config.eval.metrics: 'accuracy' needs labels, which {problem.setup.config.data.name!r} lacks; remove it"
-        )
+def of_features(compare: Callable[..., metrics.Estimate], unpaired: bool = False) -> Maker:
+    """A measure of the features of draws and truths."""
+
+    def make(problem: Problem) -> Measure:
+        extract = _features(problem)
+        return lambda number, x: compare(*map(extract, _sides(problem, x, unpaired)))
+
+    return make
+
+
+def _sides(problem: Problem, x: np.ndarray, unpaired: bool) -> tuple[np.ndarray, np.ndarray]:
+    truth, half = np.asarray(problem.truth[: len(x)], np.float32), len(x) // 2
+    return (x[:half], truth[half : 2 * half]) if unpaired else (x, truth)
+
+
+def _features(problem: Problem) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that config.eval.features names, or x itself as a vector."""
+    name = problem.setup.config.eval.features
+    if not name:
+        return lambda x: x.reshape(len(x), -1)
+    function = lookup("eval.features", name, {})
+
+    def checked(x: np.ndarray) -> np.ndarray:
+        found = np.asarray(function(x))
+        if found.ndim != 2 or len(found) != len(x):
+            raise UserError(
+                f"config.eval.features: {name!r} returned {found.shape} for {x.shape}; expected [N, D], a vector an example"
+            )
+        return found
+
+    return checked
+
+
+def sliced(x: np.ndarray, truth: np.ndarray) -> metrics.Estimate:
+    """Sliced Wasserstein distance; all rounds share their directions."""
+    return metrics.sliced_wasserstein(x, truth, stream_key(0, "sliced_wasserstein"))
+
+
+def sinkhorn(unpaired: bool) -> Maker:
+    """Sinkhorn divergence of 2,048 rows; unpaired ones against the truths of other examples."""
+
+    def make(problem: Problem) -> Measure:
+        truth = np.asarray(problem.truth[: len(problem.truth)])
+        floor = metrics.sinkhorn_floor(truth)
+        against = np.roll(truth, -SINKHORN_ROWS, axis=0) if unpaired else truth
+        return lambda number, x: metrics.sinkhorn_divergence(x, against, floor=floor)
+
+    return make
+
+
+def manifolds(name: str) -> Maker:
+    """One of precision, recall, density, coverage of the features, with 5 neighbours, of 2,048 rows at most."""
+
+    def compare(x: np.ndarray, truth: np.ndarray) -> metrics.Estimate:
+        sides = x[:NEIGHBOUR_ROWS], truth[:NEIGHBOUR_ROWS]
+        return getattr(metrics.precision_recall_density_coverage(*sides, NEIGHBOURS), name)
+
+    return of_features(compare)
+
+
+def fidelity(extractor: str, output: str) -> Maker:
+    """FID, Inception score or FD-DINOv2 by torch-fidelity, against the truths of the same examples."""
+
+    def make(problem: Problem) -> Measure:
+        name, weights = metrics.EXTRACTORS[extractor], _weights_file(problem, extractor)
+        return lambda number, x: metrics.fidelity(*_sides(problem, x, False), extractor=name, weights=weights)[output]
+
+    return make
+
+
+def _weights_file(problem: Problem, part: str) -> str:
+    """config.eval.weights, or in the folder of that name the one file with ``part`` in its name."""
+    given = problem.setup.config.eval.weights
+    if not given or not Path(given).is_dir():
+        return given
+    found = sorted(str(p) for p in Path(given).iterdir() if part in p.name.lower())
+    if len(found) != 1:
+        raise UserError(f"config.eval.weights: {given} holds {len(found)} files named like *{part}*; expected one")
+    return found[0]
+
+
+def accuracy(problem: Problem) -> Measure:
+    """The share of draws that a classifier of the truths labels as their truths are labelled."""
     classifier = metrics.train_classifier(np.asarray(problem.truth), problem.labels)
     return lambda number, x: metrics.accuracy(classifier, x, problem.labels[: len(x)])
 
 
-def _observation_distance(problem: Problem) -> Callable[[int, np.ndarray], Any]:
+def observation_distance(problem: Problem) -> Measure:
     """Distance between the observations and fresh corruptions of the draws under the observations' own operators."""
-    setup, seed = problem.setup, problem.setup.config.seed
-    corruption = setup.corruption
+    corruption: Any = problem.setup.corruption
 
-    def again(key: jax.Array, x: jax.Array, operators: Any, indices: jax.Array) -> jax.Array:
-        return jax.vmap(corruption.observe)(example_keys(key, indices), x, operators)  # type: ignore[attr-defined]
+    @jax.jit
+    def observe(key: jax.Array, x: jax.Array, operators: Any, indices: jax.Array) -> jax.Array:
+        return jax.vmap(corruption.observe)(example_keys(key, indices), x, operators)
 
-    compiled = jax.jit(again)
-
-    def measure(number: int, x: np.ndarray) -> Any:
-        indices = np.arange(len(x))
+    def measure(number: int, x: np.ndarray) -> metrics.Estimate:
+        indices = np.arange(len(x), dtype=np.int32)
         observed = rows(problem.observations, indices)
+        key = stream_key(problem.setup.config.seed, "observation_distance", number)
         # Row i of the draws saw y_i: pairing it with another example's operator makes the two sets comparable.
-        order = np.roll(indices, 1)
-        key = stream_key(seed, "observation_distance", number)
-        fresh = np.asarray(compiled(key, x[order], observed.operator, indices.astype(np.int32)))
-        seen = metrics.observation_features(observed.y, observed.operator)
-        made = metrics.observation_features(fresh, observed.operator)
+        fresh = np.asarray(observe(key, np.roll(x, 1, axis=0), observed.operator, indices))
+        seen, made = (metrics.observation_features(y, observed.operator) for y in (observed.y, fresh))
         return metrics.sliced_wasserstein(seen, made, key)
 
     return measure
 
 
-def _observation_score(problem: Problem) -> Callable[[int, np.ndarray], Any]:
-    """One key for all rounds: their scores share their randomness, so that differences are sharper than values."""
-    corruption, seed = problem.setup.corruption, problem.setup.config.seed
+def observation_score(problem: Problem) -> Measure:
+    """The energy score of the draws; all rounds share their randomness, so that differences are sharper than values."""
 
-    def measure(number: int, x: np.ndarray) -> Any:
-        key = stream_key(seed, "observation_score")
+    def measure(number: int, x: np.ndarray) -> metrics.Estimate:
         observed = rows(problem.observations, np.arange(len(x)))
-        return metrics.mean_estimate(metrics.observation_scores(corruption.observe, observed, x, key))
+        key = stream_key(problem.setup.config.seed, "observation_score")
+        return metrics.mean_estimate(metrics.observation_scores(problem.setup.corruption.observe, observed, x, key))
 
     return measure
 
 
-METRICS: dict[str, tuple[Callable[[Problem], Callable[[int, np.ndarray], Any]], bool]] = {
-    "psnr": (_psnr, True),
-    "ssim": (_ssim, True),
-    "accuracy": (_accuracy, True),
-    **SETS,
-    "observation_distance": (_observation_distance, False),
-    "observation_score": (_observation_score, False),
+OF_TRUTH: dict[str, Maker] = {
+    "psnr": against_truth(metrics.psnr),
+    "ssim": against_truth(metrics.ssim),
+    "accuracy": accuracy,
+    "sinkhorn": sinkhorn(False),
+    "sinkhorn_unpaired": sinkhorn(True),
+    "sliced_wasserstein": against_truth(sliced),
+    "sliced_wasserstein_unpaired": against_truth(sliced, unpaired=True),
+    "frechet": of_features(metrics.frechet_distance),
+    "frechet_unpaired": of_features(metrics.frechet_distance, unpaired=True),
+    "kid": of_features(metrics.kernel_distance),
+    "kid_unpaired": of_features(metrics.kernel_distance, unpaired=True),
+    **{f"features_{name}": manifolds(name) for name in metrics.Manifolds._fields},
+    "lpips": against_truth(metrics.lpips),
+    "fid": fidelity("inception", "frechet"),
+    "inception_score": fidelity("inception", "inception_score"),
+    "fd_dinov2": fidelity("dinov2", "frechet"),
 }
-"""Metric -> (maker of its function, whether it needs the truth); a config also takes 'module:name' of a maker."""
+"""Measures that need the truth -> makers of their functions."""
+METRICS: dict[str, Maker] = {
+    **OF_TRUTH,
+    "observation_distance": observation_distance,
+    "observation_score": observation_score,
+}
+"""What config.eval.metrics may name -> maker; it also takes 'module:name' of a maker."""
 
 
-def make_measures(problem: Problem) -> Callable[[int, Any], dict[str, float]]:
-    """(round, draws) -> record fields, for the config's metrics; those that need a truth are refused where there is none.
+def make_measures(problem: Problem, optional: Iterable[str] = ()) -> Callable[[int, Any], dict[str, float]]:
+    """(round, rows of the store) -> record fields, for the config's metrics and the measure that its stopping rule reads.
+
+    Those of ``optional`` are added as far as the data can give them.
 
     Raises:
         UserError: an unknown metric, or one that the data cannot give.
     """
+    config = problem.setup.config
+    rule, asked = config.stop.rule, list(config.eval.metrics)
+    if rule == HELD_OUT and not problem.setup.corruption.can_hold_out:
+        raise UserError(
+            f"config.stop.rule: {HELD_OUT!r}; expected a corruption whose measurements can be held back one by one (random masks "
+            f"and projections), not {config.corruption.name!r}; use 'observation_score'"
+        )
+    asked += [] if rule in ("none", HELD_OUT) else [rule]
     chosen = {}
-    rule = problem.setup.config.stop.rule
-    if rule == held_out.NAME:
-        held_out.check(problem)
-    names = [*problem.setup.config.eval.metrics, *([] if rule in ("none", held_out.NAME) else [rule])]
-    for name in dict.fromkeys(names):
-        entry = lookup("eval.metrics", name, METRICS)
-        maker, needs_truth = entry if isinstance(entry, tuple) else (entry, False)
-        if needs_truth and problem.truth is None:
-            raise UserError(
-                f"config.eval.metrics: {name!r} needs clean data, and own observations have none; remove it"
-            )
-        chosen[name.rpartition(":")[2]] = maker(problem)
-    used = _rows_used(problem)
+    for name in dict.fromkeys([*asked, *optional]):
+        try:
+            chosen[name.rpartition(":")[2]] = _make_measure(problem, name)
+        except UserError:
+            if name in asked:
+                raise
+    used = np.arange(_count(problem))
 
     def measure(number: int, draws: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
         if not chosen:
             return {}
         x = draws(used)
-        record: dict[str, float] = {}
-        for name, function in chosen.items():
-            estimate = function(number, x)
-            record[name] = float(estimate.value)
-            if estimate.standard_error is not None and np.isfinite(estimate.standard_error):
-                record[f"{name}_se"] = float(estimate.standard_error)
-            record[f"{name}_samples"] = int(estimate.samples)
-        return record
+        return fields_of({name: function(number, x) for name, function in chosen.items()})
 
     return measure
+
+
+def _count(problem: Problem) -> int:
+    """How many examples are measured."""
+    return min(problem.setup.config.eval.num_examples or problem.num_examples, problem.num_examples)
+
+
+def _make_measure(problem: Problem, name: str) -> Measure:
+    make, reason = lookup("eval.metrics", name, METRICS), ""
+    if name in OF_TRUTH and problem.truth is None:
+        reason = "needs clean data, and own observations have none"
+    elif name == "accuracy" and problem.labels is None:
+        reason = f"needs labels, which {problem.setup.config.data.name!r} lacks"
+    elif name.startswith("sinkhorn") and problem.num_examples < 2 * SINKHORN_ROWS:
+        reason = f"compares 2,048 rows and needs 4,096 examples, not {problem.num_examples}"
+    elif name.startswith(("features_", "kid", "frechet")) and _count(problem) < FEWEST_FEATURES:
+        reason = f"needs {FEWEST_FEATURES} examples, not {_count(problem)}"
+    if reason:
+        raise UserError(f"config.eval.metrics: {name!r} {reason}; remove it")
+    return make(problem)
+
+
+def fields_of(estimates: dict[str, metrics.Estimate]) -> dict[str, float]:
+    """Value, standard error where it is known, and samples of each estimate, as metrics.jsonl has them."""
+    record: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        record[name] = float(estimate.value)
+        if estimate.standard_error is not None and np.isfinite(estimate.standard_error):
+            record[f"{name}_se"] = float(estimate.standard_error)
+        record[f"{name}_samples"] = int(estimate.samples)
+    return record

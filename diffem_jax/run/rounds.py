@@ -17,10 +17,10 @@ import numpy as np
 
 from diffem_jax import em
 from diffem_jax.parallel import agree, barrier, process_index
-from diffem_jax.run.batches import round_batches
-from diffem_jax.run.context import Record, Run, decision, drawn_with, is_finished
+from diffem_jax.run import stopping
+from diffem_jax.run.context import Record, Run, decision, drawing_of, is_finished
 from diffem_jax.run.e_step import run_e_step
-from diffem_jax.run.m_step import Training, rolling_checkpoints, train
+from diffem_jax.run.m_step import ROLLING, Training, round_batches, train
 from diffem_jax.run.record import end, record_round
 from diffem_jax.storage import checkpoints
 from diffem_jax.types import EMState, stream_key
@@ -43,12 +43,11 @@ def run_rounds(run: Run) -> None:
 def finish_round(run: Run, number: int, state: EMState) -> None:
     """The E-step of a round, its record and its pictures: only what an interrupted run left undone."""
     if not is_finished(run, number):
-        step, params = drawn_with(run, number, state)
-        step = run.profile.watch(step) if number else step
-        problem, parallel = run.problem, run.engine.parallel
-        record = run_e_step(problem, run.store, parallel, step, params, number, run.stop, run.say)
-        if run.held_out is not None:
-            record |= run.held_out(step, params)
+        drawing = drawing_of(run, number, state)
+        drawing = drawing._replace(step=run.profile.watch(drawing.step)) if number else drawing
+        record = run_e_step(run.problem, run.store, drawing, number, run.stop, run.say)
+        if run.predict is not None:
+            record |= stopping.score(run.predict(drawing))
         record_round(run, number, record, state)
         barrier("round finished")
     # Only now is the round known to be good: were its draws not finite, the run would go back to the one before.
@@ -121,7 +120,7 @@ def run_m_step(run: Run, number: int, state: EMState) -> tuple[EMState, Record]:
 
 def drop_old(run: Run, number: int) -> None:
     """Removes rolling checkpoints, reconstructions and rounds that no later command needs."""
-    for path in rolling_checkpoints(run.workdir.latest):
+    for path in checkpoints.written(run.workdir.latest, ROLLING):
         if int(path.name.split("_")[1]) <= number:
             checkpoints.remove(path)
     checkpoints.sweep(run.workdir.latest)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffem_jax import em
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.methods import Prior, Setup
+from diffem_jax.build.methods import Prior, Setup, make_model, make_setup, prior_model
 from diffem_jax.build.parts import make_sampler, make_times
 from diffem_jax.build.problem import Problem, load_own, rows, stored_config
 from diffem_jax.data.tables import write_spreadsheet
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.report import plots
-from diffem_jax.run.draws import attempt_keys, draw_samples, make_drawing
+from diffem_jax.run.e_step import Drawing, attempt_keys, draw_samples, make_drawing
 from diffem_jax.run.identity import stored_columns
-from diffem_jax.run.pictures import shown_observations
-from diffem_jax.run.prior import load_prior
-from diffem_jax.run.start import load_start, start_draw
+from diffem_jax.run.record import shown_observations
+from diffem_jax.run.start import load_start, start_draw, stored_shape
 from diffem_jax.run.stopping import picked_round
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import write_arrays
@@ -31,23 +29,18 @@ from diffem_jax.types import PyTree
 def posterior_draws(
     workdir: Workdir, observations: str, num_samples: int, seed: int = 0, round: int | None = None
 ) -> tuple[Problem, np.ndarray]:
-    """num_samples draws of p(x | y) for every observation of a file: (problem, [num_samples, N, *X]).
-
-    They are those of ``round``, of the round that the stopping rule picked, or of the last one.
+    """num_samples draws of p(x | y) for every observation of a file, by ``chosen_round``: (problem, [num_samples, N, *X]).
 
     Raises:
         UserError: no trained run, or a file that does not fit it.
     """
     config = stored_config(workdir)
     with config.unlocked():
-        config.data.shape = tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
+        config.data.shape = stored_shape(workdir)
     problem = load_own(config, observations, columns=stored_columns(workdir))
     number = chosen_round(workdir, round)
-    parallel = make_parallel(config.parallel)
-    step, params = round_step(workdir, problem.setup, parallel, number)
-    keys = attempt_keys(seed, "sample")
-    drawing = make_drawing(step, parallel, params, problem.observations, keys, config.e_step.batch_size)
-    return problem, draw_samples(drawing, problem.num_examples, num_samples)
+    drawing = round_drawing(workdir, problem.setup, number, make_parallel(config.parallel))
+    return problem, draw_samples(drawing, problem.observations, attempt_keys(seed, "sample"), num_samples)
 
 
 def chosen_round(workdir: Workdir, round: int | None = None) -> int:
@@ -65,66 +58,59 @@ def chosen_round(workdir: Workdir, round: int | None = None) -> int:
     raise UserError(f"--round: {round}; {workdir.rounds} has no whole checkpoint of it; choose one of {[0, *kept]}")
 
 
-def round_step(workdir: Workdir, setup: Setup, parallel: Parallel, number: int) -> tuple[Any, Any]:
-    """The mapped E-step of a round and its parameters; of round 0, the start's draw and the start."""
-    start = load_start(workdir)
-    if number == 0:
-        return parallel.map_e_step(em.map_examples(start_draw(setup))), start
-    state = checkpoints.load(workdir.round_checkpoint(number))
-    return make_engine(setup, parallel, start).e_step, state["ema_params"]
+def round_drawing(workdir: Workdir, setup: Setup, number: int, parallel: Parallel) -> Drawing:
+    """How a stored round draws: the E-step with its parameters; of round 0, the start."""
+    start = params = load_start(workdir)
+    step = parallel.map_e_step(em.map_examples(start_draw(setup)))
+    if number:
+        step = make_engine(setup, parallel, start).e_step
+        params = checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
+    return make_drawing(step, parallel, params, setup.config.e_step.batch_size)
 
 
 def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0, round: int | None = None) -> np.ndarray:
-    """num_samples draws of p(x), [num_samples, *X]; where the run trained no prior of its own, by a round's network.
-
-    Raises:
-        UserError: the run has no prior.
-    """
-    config = stored_config(workdir)
-    own = (workdir.prior / "final").exists()
-    setup, prior, params = load_prior(workdir, config, 0 if own else chosen_round(workdir, round))
+    """num_samples draws of p(x), [num_samples, *X], by the run's prior or else by a round's network; refused without either."""
+    config, own = stored_config(workdir), workdir.prior / "final"
+    setup, trained = make_setup(config, stored_shape(workdir)), own.exists()
+    number = 0 if trained else chosen_round(workdir, round)
+    prior = (prior_model if trained else make_model)(setup, load_start(workdir)).prior
+    if prior is None or not (trained or number):
+        raise UserError(
+            f"{workdir.root}: this run has no prior; expected config.prior.steps > 0 or config.m_step.condition_dropout > 0 in "
+            "training (run the training command again with --config.prior.steps=2000), or give --observations for posterior draws"
+        )
+    params = checkpoints.load(own if trained else workdir.round_checkpoint(number))["ema_params"]
     return draws_of_prior(setup, make_parallel(config.parallel), prior, params, num_samples, seed)
 
 
 def draws_of_prior(
-    setup: Setup,
-    parallel: Parallel,
-    prior: Prior,
-    params: PyTree,
-    num_samples: int,
-    seed: int,
-    quiet: bool = False,
+    setup: Setup, parallel: Parallel, prior: Prior, params: PyTree, num_samples: int, seed: int, quiet: bool = False
 ) -> np.ndarray:
     """num_samples draws of p(x), [num_samples, *X], by a model's prior and its parameters."""
     config = setup.config
     sampler = make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     times = make_times(config, setup.schedule, config.prior.sampler_steps)
-    step, keys = parallel.map_e_step(em.map_examples(prior(sampler, times))), attempt_keys(seed, "prior_sample")
-    drawing = make_drawing(step, parallel, params, None, keys, config.e_step.batch_size)
-    return draw_samples(drawing, 1, num_samples, quiet=quiet)[:, 0]
+    step = parallel.map_e_step(em.map_examples(prior(sampler, times)))
+    drawing = make_drawing(step, parallel, params, config.e_step.batch_size)
+    return draw_samples(drawing, None, attempt_keys(seed, "prior_sample"), num_samples, quiet=quiet)[:, 0]
 
 
-def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: Workdir | None = None) -> Path:
+def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: Workdir) -> Path:
     """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
 
-    The numbers are in the user's units: ``data.scale`` of the run in ``workdir`` is undone. Of a table a .csv of each draw and of
-    the means go beside it, in the original columns.
+    The numbers are in the user's units: ``data.scale`` of the run is undone. Of a table a .csv of each draw and of the means go
+    beside it, in the original columns.
     """
-    scale = 1.0 if workdir is None else stored_config(workdir).data.scale
+    scale = stored_config(workdir).data.scale
     arrays = {"x": x if scale == 1 else x / np.float32(scale)}
     if problem is not None:
         arrays |= {"mean": arrays["x"].mean(axis=0), "std": arrays["x"].std(axis=0)}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(output, arrays)
-    except OSError as error:
-        raise UserError(
-            f"--output: {output} cannot be written ({error.strerror}); expected a file in a writable folder"
-        ) from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(output, arrays)
     if problem is not None and problem.table is not None:
-        for i, draw in enumerate([*arrays["x"], arrays["mean"]]):
-            name = "mean" if i == len(x) else f"draw_{i:03d}"
-            write_spreadsheet(output.with_name(f"{output.stem}_{name}.csv"), problem.table.decode(draw))
+        tables = {f"draw_{i:03d}": draw for i, draw in enumerate(arrays["x"])} | {"mean": arrays["mean"]}
+        for name, values in tables.items():
+            write_spreadsheet(output.with_name(f"{output.stem}_{name}.csv"), problem.table.decode(values))
     image = output.with_suffix(".png")
     if problem is None:
         plots.picture(image, None, x, title="draws from the prior")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,16 +20,13 @@ from diffem_jax.gaussians import starts
 from diffem_jax.gaussians.gaussians import Mixture, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.report.console import CompileClock, Progress
+from diffem_jax.run.termination import Say
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, stream_key
 
-Say = Callable[[str], None]
 
-
-def load_or_fit(
-    problem: Problem, workdir: Workdir, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
-) -> Mixture:
+def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Callable[[], None]) -> Mixture:
     """The work directory's start, or a new fit that is then saved there."""
     done = checkpoints.latest(workdir.start, say)
     if done is not None:
@@ -37,17 +35,21 @@ def load_or_fit(
     mixture = fit_start(problem.setup, problem.observations, say, quiet, check)
     seconds = time.monotonic() - began
     tree = {"log_weights": mixture.log_weights, **mixture.components._asdict()}
-    checkpoints.save(
-        workdir.start / "fit", tree, {"seconds": seconds, "compile_seconds": clock.lap(), "shape": problem.setup.shape}
-    )
+    record = {"seconds": seconds, "compile_seconds": clock.lap(), "shape": problem.setup.shape}
+    checkpoints.save(workdir.start / "fit", tree, record)
     say(f"start: {problem.setup.config.start.name} fitted in {seconds:.1f} s")
     return mixture
 
 
-def load_start(workdir: Workdir, path: Any = None) -> Mixture:
+def load_start(workdir: Workdir, path: Path | None = None) -> Mixture:
     """The start of a finished or interrupted run."""
     tree = {name: jnp.asarray(leaf) for name, leaf in checkpoints.load(path or workdir.start / "fit").items()}
     return Mixture(tree["log_weights"], Gaussian(tree["mean"], tree["variance"], tree["factor"]))
+
+
+def stored_shape(workdir: Workdir) -> tuple[int, ...]:
+    """The shape of x that a run was trained on."""
+    return tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
 
 
 def fit_start(
@@ -67,8 +69,8 @@ def fit_start(
     used = min(config.num_examples or count, count)
     subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
     fit = lookup("start.name", config.name, starts.STARTS)
-    total = config.iterations * (1 if config.components == 1 or config.name == "gaussian" else 2)
     options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
+    total = config.iterations * (1 if config.components == 1 or config.name == "gaussian" else 2)
     with Progress("start", total, "iterations", quiet=quiet) as progress:
 
         def report(iteration: int, iterations: int, value: float) -> None:
@@ -76,31 +78,24 @@ def fit_start(
             check()
 
         options["report"] = report
-        key = stream_key(setup.config.seed, "start")
-        if not plugged:
-            return _finite(config, fit(key, setup.corruption, subset, **options))
-        accepted = inspect.signature(fit).parameters.values()
-        every = any(p.kind is p.VAR_KEYWORD for p in accepted)
-        given = {name: value for name, value in options.items() if every or name in {p.name for p in accepted}}
-        return accept_start(config.name, fit(key, setup.corruption, subset, **given), setup.shape)
-
-
-def _finite(config: Any, mixture: Mixture) -> Mixture:
-    """The fit, unless float32 was not enough for it."""
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mixture)):
+        if plugged:
+            accepted = inspect.signature(fit).parameters.values()
+            if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+                options = {p.name: options[p.name] for p in accepted if p.name in options}
+        found = fit(stream_key(setup.config.seed, "start"), setup.corruption, subset, **options)
+    if plugged:
+        return accept_start(config.name, found, setup.shape)
+    # Float32 may not have been enough for it.
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
         raise UserError(
             f"config.start.name: the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones; raise "
             f"start.variance_floor ({config.variance_floor}) or corruption.noise_std, or lower start.rank ({config.rank})"
         )
-    return mixture
+    return found
 
 
 def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:
-    """A start from outside as a mixture that a checkpoint can hold.
-
-    Raises:
-        UserError: it is no mixture for this shape, or has an entry that is not finite.
-    """
+    """A start from outside as a mixture that a checkpoint can hold; refused where it is none, or not finite."""
     try:
         weights, (mean, variance, factor) = found
         fits = mean.shape == (len(weights), *shape) and factor.shape == (len(weights), factor.shape[1], *shape)
@@ -131,10 +126,9 @@ def solve_warnings(setup: Setup, observations: Observation, start: Mixture) -> l
     if not corruption.is_linear or corruption.has_diagonal_gram or corruption.noise_std == 0:
         return []
     count = len(observations.y)
-    few = rows(observations, np.linspace(0, count - 1, min(count, 8)).astype(np.int64))
+    some = rows(observations, np.linspace(0, count - 1, min(count, 8)).astype(np.int64))
     variance = overall_moments(start)[1]
-    left = jax.jit(jax.vmap(lambda o: corruption.solve_residual(o.y, o.operator, variance)))(few)
-    worst = float(jnp.max(left))
+    worst = float(jnp.max(jax.jit(jax.vmap(lambda o: corruption.solve_residual(o.y, o.operator, variance)))(some)))
     if worst <= 0.3:
         return []
     return [

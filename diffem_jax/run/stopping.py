@@ -1,18 +1,118 @@
-"""The round to keep, chosen without clean data: the one whose reconstructions predict the observations best.
+"""What is known of a round without clean data: how well its posterior predicts measurements, and which round to keep.
 
-After each round the reconstructions are corrupted afresh under the observations' operators and compared with the
-observations (``config.stop.rule`` names the measure; lower is better for all). EM lowers the distance between these two
-laws as long as the network fits (arXiv 2510.12691), and it rises again where draws collapse or drift.
+Some of what an observation saw is held back (``Corruption.hold_out``), draws of the posterior given the rest predict it with
+its noise, y_s ~ p(. | x_s), x_s ~ q(x | what was left), and every held-back measurement y is compared with its predictions. The
+same measurements are held back with the same randomness in every round, so that rounds can be compared. Start and network
+were trained on the whole observations, so these are numbers of rounds of a run, not of runs: a start that overfits scores too well.
+
+Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2; Lemos et al. 2023,
+arXiv 2302.03026.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from ml_collections import ConfigDict
+import jax
+import numpy as np
+from jax import Array
 
-Records = list[dict[str, Any]]
+from diffem_jax import metrics
+from diffem_jax.build.problem import Problem, rows
+from diffem_jax.parallel import most, process_count, process_index, total
+from diffem_jax.run.e_step import Drawing, draw_rows
+from diffem_jax.storage.workdir import Record
+from diffem_jax.types import Key, Observation, PyTree, example_keys, stream_key
+
+HELD_OUT = "held_out"
+SHARE = 0.1
+"""Of what was seen; so little that the rest is nearly as informative as the whole."""
+SCORED, CALIBRATED = (2048, 2), (256, 16)
+"""At most so many observations, and draws of each, for ``score`` and for ``calibration``."""
+
+
+class Predictions(NamedTuple):
+    """This process's observations [n, *Y], which of their entries were held back [n, *Y], and S predictions [S, n, *Y]."""
+
+    y: np.ndarray
+    held: np.ndarray
+    predicted: np.ndarray
+
+
+def make_predictor(problem: Problem, examples: int, draws: int) -> Callable[[Drawing], Predictions]:
+    """Drawing -> predictions for at most ``examples`` observations by ``draws`` draws each; all processes call it together."""
+    config, corruption = problem.setup.config, problem.setup.corruption
+    count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
+    processes = process_count()
+    # Each process asks its share of the observations; at least one, so that all compute together.
+    own = np.arange(process_index(), max(count, processes), processes, dtype=np.int32) % count
+    counted = process_index() + processes * np.arange(len(own)) < count
+
+    def keys(place: int) -> Key:
+        return jax.random.fold_in(stream_key(config.seed, HELD_OUT), place)
+
+    @jax.jit
+    def hold_out(indices: Array, observed: Observation) -> tuple[Observation, Array]:
+        return jax.vmap(lambda k, o: corruption.hold_out(k, o, SHARE))(example_keys(keys(0), indices), observed)
+
+    @jax.jit
+    def observe(indices: Array, observed: Observation, x: Array) -> Array:
+        def one(k: Key, operator: PyTree, x: Array) -> Array:
+            return jax.vmap(corruption.observe, (0, 0, None))(jax.random.split(k, draws), x, operator)
+
+        return jax.vmap(one, (0, 0, 1), 1)(example_keys(keys(1), indices), observed.operator, x)
+
+    def predict(drawing: Drawing) -> Predictions:
+        observed = rows(problem.observations, own)
+        left, held = jax.tree.map(np.asarray, hold_out(own, observed))
+
+        def read(indices: np.ndarray) -> Observation:
+            return rows(left, indices % count // processes % len(own))
+
+        wanted = np.concatenate([own + draw * count for draw in range(draws)])
+        x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, size=most(len(wanted)))
+        predicted = np.asarray(observe(own, observed, x.reshape(draws, len(own), *x.shape[1:])))
+        return Predictions(observed.y[counted], held[counted], predicted[:, counted])
+
+    return predict
+
+
+def score(predictions: Predictions) -> dict[str, float]:
+    """The fair CRPS of two predictions, its standard error and the number of measurements.
+
+        (|y_1 - y| + |y_2 - y|) / 2 - |y_1 - y_2| / 2
+
+    Its mean is strictly proper: least where the predictive distribution is right.
+    """
+    y, held, predicted = predictions
+    near = 0.5 * np.abs(predicted - y).sum(axis=0) - 0.5 * np.abs(predicted[0] - predicted[1])
+    entries = tuple(range(1, held.ndim))
+    near = np.where(held, near, 0.0).sum(axis=entries, dtype=np.float64)
+    number = held.sum(axis=entries, dtype=np.float64)
+    # Of a ratio of sums: its error is that of the residuals.
+    whole, samples = total(np.array([near.sum(), number.sum()]))
+    mean = whole / max(samples, 1.0)
+    spread = total(np.array([np.sum((near - mean * number) ** 2)]))[0]
+    error = float(np.sqrt(spread) / max(samples, 1.0))
+    return {HELD_OUT: float(mean), f"{HELD_OUT}_se": error, f"{HELD_OUT}_samples": int(samples)}
+
+
+def calibration(predictions: Predictions) -> dict[str, float]:
+    """``held_out_coverage_<p>`` and, jointly, ``held_out_tarp_<p>``: each p / 100 for a calibrated posterior."""
+    held = predictions.held
+    y, predicted = (np.where(held, a, 0.0).astype(np.float32) for a in (predictions.y, predictions.predicted))
+    # TARP's point is another observation's prediction, so that it does not look at y.
+    points = np.where(held, np.roll(predicted[0], 1, axis=0), 0.0)
+    within = [metrics.coverage_shares(predicted, y, level)[held] for level in metrics.LEVELS]
+    joint = [metrics.tarp_shares(predicted, y, points, level) for level in metrics.LEVELS]
+    sums = total(np.array([len(within[0]), len(y), *map(np.sum, (*within, *joint))], np.float64))
+    record = {}
+    for name, number, shares in zip(("coverage", "tarp"), sums[:2], np.split(sums[2:], 2), strict=True):
+        for level, share in zip(metrics.LEVELS, shares, strict=True):
+            record[f"{HELD_OUT}_{name}_{100 * level:.0f}"] = float(share / max(number, 1.0))
+    return record
 
 
 class Decision(NamedTuple):
@@ -23,15 +123,12 @@ class Decision(NamedTuple):
     end: bool
 
 
-def decide(records: Records, rule: str, patience: int) -> Decision:
-    """The best round by ``rule`` among those of the network, and whether ``patience`` rounds brought no better one.
+def decide(records: list[Record], rule: str, patience: int) -> Decision:
+    """The round of least ``rule``, and whether ``patience`` rounds brought no better one.
 
-    Round 0 is the start's own draw and has no network to keep; it is never picked.
-
-    Args:
-        records: of metrics.jsonl.
-        rule: the measure's name.
-        patience: rounds without a new best after which a run ends.
+    EM lowers the distance between the distributions of observations and of corrupted draws as long as the network fits, and it
+    rises again where draws collapse or drift (arXiv 2510.12691). Round 0, the start's own draw, has no network to keep, and by
+    the rule 'none' no round is picked: no record has such a measure.
     """
     rounds = [r for r in records if r.get("kind") == "round" and r["round"] > 0 and rule in r]
     # A measure that is not finite recommends nothing, and would win every comparison.
@@ -42,24 +139,15 @@ def decide(records: Records, rule: str, patience: int) -> Decision:
     return Decision(best, values[best], max(r["round"] for r in rounds) - best >= patience)
 
 
-def of_run(records: Records, config: ConfigDict) -> Decision:
-    """``decide`` by the config's rule; nothing is picked where it has none."""
-    if config.stop.rule == "none":
-        return Decision(None, float("inf"), False)
-    return decide(records, config.stop.rule, config.stop.patience)
-
-
-def stop_record(records: Records, config: ConfigDict) -> dict[str, Any] | None:
+def stop_record(records: list[Record], rule: str, patience: int) -> Record | None:
     """What metrics.jsonl keeps of the decision, as of the last round; None without a rule."""
-    decision = of_run(records, config)
+    decision = decide(records, rule, patience)
     if decision.picked is None:
         return None
-    rule, patience = config.stop.rule, config.stop.patience
     reason = f"no better {rule} in {patience} rounds" if decision.end else "all rounds are done"
-    last = max(r["round"] for r in records if r.get("kind") == "round")
     return {
         "kind": "stop",
-        "round": last,
+        "round": max(r["round"] for r in records if r.get("kind") == "round"),
         "picked": decision.picked,
         "rule": rule,
         rule: decision.value,
@@ -67,7 +155,7 @@ def stop_record(records: Records, config: ConfigDict) -> dict[str, Any] | None:
     }
 
 
-def picked_round(records: Records) -> int | None:
+def picked_round(records: list[Record]) -> int | None:
     """The round that the last stop record picked, if there is one."""
     stops = [r for r in records if r.get("kind") == "stop" and "picked" in r]
     return max(stops, key=lambda r: r["round"])["picked"] if stops else None

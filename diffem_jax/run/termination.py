@@ -1,27 +1,29 @@
-"""SIGTERM: noted when it comes, answered at the next safe point."""
+"""What a loop hears and says: SIGTERM, noted when it comes and answered at the next safe point, and its lines."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from diffem_jax.errors import Preempted
 from diffem_jax.parallel import most
 
+Say = Callable[[str], None]
+"""Takes lines for the person watching."""
+
 
 class StopRequest:
     """Listens for SIGTERM while it is entered. Only a main thread may set handlers; elsewhere nothing is heard.
 
     Outside ``deferred`` there is nothing to save, so the signal ends the process at once; inside, a loop asks ``check``
-    or ``requested`` where it can stop.
+    or ``requested`` where it can stop. All processes of a run ask together; the signal of any counts for all.
     """
 
     def __init__(self) -> None:
-        self._signal = 0
-        self._deferred = False
+        self._signal, self._deferred = 0, False
         self._before: Any = None
 
     def __enter__(self) -> StopRequest:
@@ -43,20 +45,15 @@ class StopRequest:
             self._deferred = False
 
     def requested(self) -> bool:
-        """Whether any process of the run was asked to end; all processes ask together."""
+        """Whether the run was asked to end."""
         return bool(most(self._signal))
 
     def check(self) -> None:
-        """Ends the run if any process was asked to; all processes ask together.
-
-        Raises:
-            Preempted: the signal came.
-        """
+        """Raises ``Preempted`` if the run was asked to end."""
         if number := most(self._signal):
             raise Preempted(signal.Signals(number).name)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _hear(self, number: int, _: FrameType | None) -> None:
         self._signal = number
         if not self._deferred:
             raise Preempted(signal.Signals(number).name)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,34 +15,27 @@ from diffem_jax.build.engine import make_engine
 from diffem_jax.build.parts import check_noise, make_sampler
 from diffem_jax.build.problem import Problem, load_problem
 from diffem_jax.build.width import LEAST, MOST, draw_width
-from diffem_jax.errors import NonFinite, Preempted, UserError, first_line
+from diffem_jax.errors import NonFinite, UserError, first_line
 from diffem_jax.parallel import accelerated, barrier, make_parallel, process_index
-from diffem_jax.report import console
-from diffem_jax.report.writers import Writers
-from diffem_jax.report.writers import check as check_writers
-from diffem_jax.run import held_out, identifiability, warm
-from diffem_jax.run.context import Run
-from diffem_jax.run.identity import check_data, keep_data, with_stored_path
+from diffem_jax.report import console, writers
+from diffem_jax.run import identifiability, identity, stopping, warm
+from diffem_jax.run.context import Profile, Run
 from diffem_jax.run.measures import make_measures
 from diffem_jax.run.prior import train_prior
-from diffem_jax.run.profile import Profile
 from diffem_jax.run.rounds import run_rounds
 from diffem_jax.run.start import load_or_fit, solve_warnings, standard_normal, start_draw
-from diffem_jax.run.termination import StopRequest
+from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import check_memory
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
-from diffem_jax.types import stream_key
-
-Say = Callable[[str], None]
-__all__ = ["Preempted", "run_em"]
+from diffem_jax.types import PyTree, stream_key
 
 
 def run_em(
     config: ConfigDict, workdir: str | Path, *, override: bool = False, say: Say = print, profile: int = 0
 ) -> Workdir:
-    """Runs, or goes on with, the EM rounds of a config in a work directory.
+    """Runs, or goes on with, the EM rounds of a config in a work directory, which it returns.
 
     Args:
         config: a checked configuration.
@@ -51,9 +43,6 @@ def run_em(
         override: accept a config that differs from the work directory's.
         say: takes lines for the person watching.
         profile: updates to be traced into WORKDIR/profile; 0 for none.
-
-    Returns:
-        the work directory.
 
     Raises:
         UserError: a mistake in the config, the data or the folder.
@@ -66,31 +55,28 @@ def run_em(
         chosen, config = auto.explain(config, problem.setup.config), problem.setup.config
         parameters = preflight(problem, folder)
         measure = make_measures(problem)
-        mark = check_data(folder, problem)
-        folder.compare_config(with_stored_path(folder, config, mark), override)
+        mark = identity.check_data(folder, problem)
+        compared = identity.with_stored_path(folder, config, mark)
+        folder.compare_config(compared, override)
         folder.create()
         with folder.lock() if lead else contextlib.nullcontext():
             if lead:
-                folder.check_config(config, override, with_stored_path(folder, config, mark))
-                keep_data(folder, problem, mark)
+                folder.check_config(config, override, compared)
+                identity.keep_data(folder, problem, mark)
             barrier("config")
-            for line in [
-                *console.beginning(problem, folder, parameters),
-                *chosen,
-                *_width_warnings(config),
-                *_accelerator_advice(config),
-            ]:
+            for line in [*console.beginning(problem, folder, parameters), *chosen, *_advice(config)]:
                 speak(line)
             for line in identifiability.fixed_null_space(problem) if lead else []:
                 speak(line)
             for note in problem.notes:
                 speak(f"{'note':<11} {note}")
+            last = checkpoints.latest(folder.rounds)
+            done = checkpoints.metadata(last)["step"] if last else 0
             try:
-                with stop.deferred(), open_writers(folder, config, lead) as writers:
-                    run = make_run(problem, folder, measure, stop, speak, writers)
-                    run = run._replace(profile=Profile(folder.root / "profile", profile, speak))
-                    run_rounds(run)
-                    train_prior(problem.setup, folder, stop, speak)
+                with stop.deferred(), contextlib.closing(writers.Writers(folder, config, done, lead)) as opened:
+                    run = make_run(problem, folder, measure, stop, speak, opened)
+                    run_rounds(run._replace(profile=Profile(folder.root / "profile", profile, speak)))
+                    train_prior(run)
             except NonFinite as error:
                 raise _explained(folder, error, lead) from error
         for line in console.ending(folder, (folder.prior / "final").exists()):
@@ -98,21 +84,9 @@ def run_em(
     return folder
 
 
-def preflight(problem: Problem, folder: Workdir) -> Any:
-    """Builds everything once without compute, so that what does not fit is said before a file is written.
-
-    Returns:
-        the shapes of the network's parameters.
-
-    Raises:
-        UserError: a field that does not fit the data, the devices or another field.
-    """
+def preflight(problem: Problem, folder: Workdir) -> PyTree:
+    """Builds everything once without compute and refuses what does not fit; returns the shapes of the parameters."""
     setup, config = problem.setup, problem.setup.config
-    if problem.num_examples * config.e_step.draws >= 2**31:
-        raise UserError(
-            f"config.e_step.draws: {config.e_step.draws} of each of {problem.num_examples} observations; expected fewer than "
-            "2^31 draws in all; lower it"
-        )
     check_noise(config, setup.corruption)
     make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
@@ -121,53 +95,35 @@ def preflight(problem: Problem, folder: Workdir) -> Any:
             f"config.method: {config.method!r} trains on clean examples, and own observations have none; use 'diffem'"
         )
     try:
-        parameters = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+        parameters = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
-        fields = {key: config.network[key] for key in config.network}
         raise UserError(
-            f"config.network: {fields!r} does not fit examples of shape {setup.shape} ({first_line(error)[:200]}); correct its fields"
+            f"config.network: {dict(config.network)!r} does not fit examples of shape {setup.shape} ({first_line(error)[:200]}); correct its fields"
         ) from error
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
     # Parameters, their average and gradients are there in any case.
     check_memory("config.network", f"{config.network.name} of {size / 4:,.0f} parameters", 3 * size)
     plugged.check(setup, engine.model)
-    check_writers(config)
+    writers.check(config)
     warm.check(problem, folder, parameters)
     return parameters
 
 
-def _accelerator_advice(config: ConfigDict) -> list[str]:
-    """A line where the run is on an accelerator with settings that are right for a CPU (docs/accelerators.md)."""
-    if not accelerated():
-        return []
+def _advice(config: ConfigDict) -> Iterator[str]:
+    """Lines on a sampler whose draws have the wrong width whatever the network learns, and on settings meant for a CPU."""
+    f = draw_width(config)
+    if not LEAST <= round(f, 2) <= MOST:
+        yield (
+            f"warning     draws of {config.e_step.sampler} in {config.e_step.steps} steps have {f:.2f} times the variance they should "
+            "have, and EM feeds that back (docs/theory.md); use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
+        )
     better = []
     if config.network.get("dtype") == "float32" and config.network.name == "unet":
         better.append("network.dtype=bfloat16 (half the time and memory of an update on an H200)")
     if config.m_step.updates_per_dispatch == 1:
         better.append("m_step.updates_per_dispatch=25 (with 1, small networks wait for the host)")
-    return [f"advice      on an accelerator {' and '.join(better)}"] if better else []
-
-
-def _width_warnings(config: ConfigDict) -> list[str]:
-    """A line where the sampler's draws are too narrow or too wide whatever the network learns."""
-    f = draw_width(config)
-    if LEAST <= round(f, 2) <= MOST:
-        return []
-    return [
-        f"warning     draws of {config.e_step.sampler} in {config.e_step.steps} steps have {f:.2f} times the variance they should "
-        "have, and EM feeds that back (docs/theory.md); use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
-    ]
-
-
-@contextlib.contextmanager
-def open_writers(folder: Workdir, config: ConfigDict, lead: bool):  # type: ignore[no-untyped-def]
-    """The config's writers, closed whatever ends the run."""
-    last = checkpoints.latest(folder.rounds)
-    writers = Writers(folder, config, checkpoints.metadata(last)["step"] if last else 0, lead)
-    try:
-        yield writers
-    finally:
-        writers.close()
+    if better and accelerated():
+        yield f"advice      on an accelerator {' and '.join(better)}"
 
 
 def make_run(
@@ -176,28 +132,19 @@ def make_run(
     measure: Callable[..., dict[str, float]] = lambda number, draws: {},
     stop: StopRequest | None = None,
     say: Say = lambda line: None,
-    writers: Writers | None = None,
+    opened: writers.Writers | None = None,
 ) -> Run:
-    """Fits or loads the start, and maps what the rounds call.
-
-    Args:
-        problem: the observations, and what follows from the config.
-        folder: where results go.
-        measure: (round, rows of the store) -> metrics.
-        stop: asked at safe points; None is never asked to stop.
-        say: takes lines for the person watching.
-        writers: take numbers and pictures; None for none.
-    """
+    """Fits or loads the start, and maps what the rounds call; ``measure`` is (round, rows of the store) -> metrics."""
     stop = stop or StopRequest()
     setup, config = problem.setup, problem.setup.config
-    parallel = make_parallel(config.parallel)
-    clock = console.CompileClock()
+    parallel, clock = make_parallel(config.parallel), console.CompileClock()
     start = load_or_fit(problem, folder, say, quiet=process_index() != 0, check=stop.check)
     for line in solve_warnings(setup, problem.observations, start):
         say(line)
     clock.lap()
     engine = make_engine(setup, parallel, start)
-    shapes = jax.eval_shape(lambda: engine.model.denoiser.init(stream_key(config.seed, "init")))
+    shapes = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
+    held_out = config.stop.rule == stopping.HELD_OUT
     return Run(
         problem=problem,
         workdir=folder,
@@ -207,10 +154,10 @@ def make_run(
         start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))),
         params=warm.adopt(problem, folder, shapes, say),
         measure=measure,
-        held_out=held_out.make_score(problem, parallel) if config.stop.rule == held_out.NAME else None,
+        predict=stopping.make_predictor(problem, *stopping.SCORED) if held_out else None,
         stop=stop,
         say=say,
-        writers=writers or Writers(folder, config, lead=False),
+        writers=opened or writers.Writers(folder, config, lead=False),
         estimate=console.Estimate(config, problem.num_examples * config.e_step.draws, say),
         clock=clock,
         profile=Profile(folder.root / "profile"),

@@ -6,12 +6,11 @@ Both are copied into the new work directory, so the earlier one may be deleted a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffem_jax.build.methods import make_setup
 from diffem_jax.build.problem import Problem, stored_config
@@ -19,62 +18,43 @@ from diffem_jax.config import flatten
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import agree, barrier, process_index
 from diffem_jax.run.stopping import picked_round
+from diffem_jax.run.termination import Say
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.reconstructions import ReconstructionStore
+from diffem_jax.storage.reconstructions import ReconstructionStore, Round
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import PyTree
 
 SAME = ("seed", "data.name", "data.path", "data.split", "data.num_examples", "data.shape", "data.crop")
 """Fields that decide which observation has which index."""
-
 FIELD = "config.start.checkpoint"
-
-
-def _parts(problem: Problem) -> tuple[bool, bool]:
-    """Whether reconstructions and parameters are taken."""
-    start = problem.setup.config.start
-    if not start.checkpoint:
-        return False, False
-    return start.take != "parameters", start.take != "reconstructions"
-
-
-def _parameters(workdir: Workdir) -> Any:
-    return workdir.root / "warm" / "final"
-
-
-def _has_reconstructions(workdir: Workdir) -> bool:
-    store = ReconstructionStore(workdir.reconstructions)
-    return any(store.round(number).is_complete() for number in store.rounds())
+COPIED = "warm/final"
+"""Where the earlier parameters go."""
 
 
 def check(problem: Problem, workdir: Workdir, params: PyTree) -> None:
-    """Looks before any compute whether the earlier run fits; reads only.
+    """Looks before any compute whether the earlier run fits; what has been copied already is not looked for again.
 
-    Args:
-        problem: the new run's.
-        workdir: the new run's; what it has copied already is not looked for again.
-        params: the shapes of the new network's parameters.
+    ``params`` are the shapes of the new network's parameters.
 
     Raises:
         UserError: there is no earlier run, or its observations or parameters are not this run's.
     """
-    reconstructions, parameters = _parts(problem)
-    if reconstructions and not _has_reconstructions(workdir):
+    start = problem.setup.config.start
+    if start.checkpoint and start.take != "parameters" and not _complete_rounds(workdir):
         _earlier_reconstructions(problem)
-    if parameters and not _parameters(workdir).exists():
+    if start.checkpoint and start.take != "reconstructions" and not (workdir.root / COPIED).exists():
         _earlier_parameters(problem, params)
 
 
-def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str], None]) -> PyTree | None:
+def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Say) -> PyTree | None:
     """Copies what is to be taken and not there yet; returns the parameters to begin with, or None.
 
     Every process calls it: the first one copies the reconstructions, all write the checkpoint together.
-
-    Raises:
-        UserError: as for ``check``.
     """
-    reconstructions, parameters = _parts(problem)
-    if reconstructions and process_index() == 0 and not _has_reconstructions(workdir):
+    start = problem.setup.config.start
+    if not start.checkpoint:
+        return None
+    if start.take != "parameters" and process_index() == 0 and not _complete_rounds(workdir):
         stored = _earlier_reconstructions(problem)
         reader, store = stored.open(), ReconstructionStore(workdir.reconstructions)
         count = problem.num_examples * problem.setup.config.e_step.draws
@@ -85,9 +65,9 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str
         copy.finalise()
         say(f"warm start: the reconstructions of {stored.folder}")
     barrier("warm start")
-    if not parameters:
+    if start.take == "reconstructions":
         return None
-    path = _parameters(workdir)
+    path = workdir.root / COPIED
     if not agree(np.array(path.exists())):
         found, source = _earlier_parameters(problem, params)
         checkpoints.save(path, found, {"source": source})
@@ -95,61 +75,63 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Callable[[str
     return checkpoints.load(path, params)
 
 
-def _earlier(problem: Problem, network: bool) -> tuple[Workdir, Any]:
-    """The earlier run and its config; its reconstructions may come from any version of the networks."""
+def _complete_rounds(workdir: Workdir) -> list[Round]:
+    store = ReconstructionStore(workdir.reconstructions)
+    return [stored for stored in map(store.round, store.rounds()) if stored.is_complete()]
+
+
+def _earlier(problem: Problem, network: bool) -> tuple[Workdir, ConfigDict, int | None]:
+    """The earlier run, its config and the round that it picked; its reconstructions may come from any version of the networks."""
     workdir = Workdir(problem.setup.config.start.checkpoint)
     try:
-        return workdir, stored_config(workdir, network)
+        return workdir, stored_config(workdir, network), picked_round(workdir.records())
     except UserError as error:
         raise UserError(f"{FIELD}: {error}") from None
 
 
-def _earlier_reconstructions(problem: Problem) -> Any:
-    workdir, config = _earlier(problem, network=False)
-    mine, theirs = flatten(problem.setup.config), flatten(config)
-    for fields in (mine, theirs):
-        fields["data.path"] = fields["data.path"] and str(Path(fields["data.path"]).resolve())
-    told = [
-        f"config.{name}: {theirs[name]!r} there, {mine[name]!r} here" for name in SAME if mine[name] != theirs[name]
-    ]
-    store = ReconstructionStore(workdir.reconstructions)
-    complete = [number for number in store.rounds() if store.round(number).is_complete()]
-    if not complete:
+def _earlier_reconstructions(problem: Problem) -> Round:
+    workdir, config, picked = _earlier(problem, network=False)
+    rounds = {stored.round: stored for stored in _complete_rounds(workdir)}
+    if not rounds:
         raise UserError(f"{FIELD}: {workdir.root} holds no complete round of reconstructions; let that run finish one")
-    picked = picked_round(workdir.records())
-    stored = store.round(picked if picked in complete else complete[-1])
-    there = stored.num_examples // config.e_step.draws
-    if (there, stored.shape) != (problem.num_examples, problem.setup.shape):
-        told.append(
-            f"{there} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
+    stored = rounds.get(picked, rounds[max(rounds)])
+    here, there = flatten(problem.setup.config), flatten(config)
+    for fields in (here, there):
+        fields["data.path"] = fields["data.path"] and str(Path(fields["data.path"]).resolve())
+    differing = [
+        f"config.{name}: {there[name]!r} there, {here[name]!r} here" for name in SAME if here[name] != there[name]
+    ]
+    count = stored.num_examples // config.e_step.draws
+    if (count, stored.shape) != (problem.num_examples, problem.setup.shape):
+        differing.append(
+            f"{count} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
             f"shape {problem.setup.shape} here"
         )
     elif make_setup(config, stored.shape).data_corruption != problem.setup.data_corruption:
-        told.append("another corruption made the observations there")
-    if told:
+        differing.append("another corruption made the observations there")
+    if differing:
         raise UserError(
-            f"{FIELD}: {workdir.root} has other observations ({'; '.join(told)}); expected the same seed, data and corruption, "
+            f"{FIELD}: {workdir.root} has other observations ({'; '.join(differing)}); expected the same seed, data and corruption, "
             "so that row i is of observation i; change these fields, or set config.start.take=parameters"
         )
     return stored
 
 
 def _earlier_parameters(problem: Problem, params: PyTree) -> tuple[PyTree, str]:
-    workdir, _ = _earlier(problem, network=True)
-    picked = picked_round(workdir.records())
+    workdir, _, picked = _earlier(problem, network=True)
     path = workdir.last_round() if picked is None else workdir.round_checkpoint(picked)
     found = checkpoints.load(path)["ema_params"]
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         return {jax.tree_util.keystr(at): tuple(a.shape) for at, a in jax.tree_util.tree_leaves_with_path(tree)}
 
-    theirs, mine = shapes(found), shapes(params)
-    differing = sorted(name for name in set(theirs) | set(mine) if theirs.get(name) != mine.get(name))
+    there, here = shapes(found), shapes(params)
+    differing = sorted(name for name in there | here if there.get(name) != here.get(name))
     if differing:
         name = differing[0]
         raise UserError(
             f"{FIELD}: the parameters of {path} do not fit the network here ({len(differing)} differ, the first {name}: "
-            f"{theirs.get(name)} there, {mine.get(name)} here); expected the same network, method and denoiser; set "
+            f"{there.get(name)} there, {here.get(name)} here); expected the same network, method and denoiser; set "
             "config.start.take=reconstructions"
         )
     return found, str(path)

@@ -180,7 +180,7 @@ def test_file_that_fits_no_shape_is_left_to_the_checks(tmp_path):
 def quick(monkeypatch):
     """Nothing is drawn."""
     for name in ("picture", "spread_picture"):
-        monkeypatch.setattr(f"diffem_jax.run.pictures.{name}", lambda *args, **kwargs: None)
+        monkeypatch.setattr(f"diffem_jax.run.record.{name}", lambda *args, **kwargs: None)
     monkeypatch.setattr("diffem_jax.report.page.write", lambda folder: None)
 
 

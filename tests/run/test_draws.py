@@ -6,7 +6,7 @@ from faults.command import command, refused
 from faults.harness import arguments
 
 from diffem_jax.build.problem import load_problem, stored_config
-from diffem_jax.run import batches
+from diffem_jax.run import m_step
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 
@@ -33,14 +33,14 @@ def asked():
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory, asked):
-    original = batches.training_rows
+    original = m_step.training_rows
 
     def noted(*arguments):
         count, read = original(*arguments)
         return count, lambda indices: asked.update(map(int, indices)) or read(indices)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "training_rows", noted)
+        patch.setattr(m_step, "training_rows", noted)
         return run(tmp_path_factory.mktemp("draws") / "several", e_step__draws=DRAWS)
 
 

@@ -6,7 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 
-from diffem_jax.run.profile import Profile
+from diffem_jax.run.context import Profile
 
 
 def traces(folder):

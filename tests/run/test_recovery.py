@@ -14,8 +14,7 @@ from diffem_jax.errors import NonFinite
 from diffem_jax.gaussians import starts
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run import rounds, train
-from diffem_jax.run.batches import row_batches
-from diffem_jax.run.m_step import Training
+from diffem_jax.run.m_step import Training, row_batches
 from diffem_jax.run.m_step import train as train_updates
 from diffem_jax.run.termination import StopRequest
 from diffem_jax.storage import checkpoints

@@ -18,9 +18,9 @@ from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture, posterior_moments, sample_posterior
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.parallel import make_parallel
-from diffem_jax.run import held_out, prior, stopping
 from diffem_jax.run import sample as draw
-from diffem_jax.run.draws import ATTEMPTS, Drawing, attempt_keys, draw_rows, draw_samples, make_drawing, not_finite
+from diffem_jax.run import stopping
+from diffem_jax.run.e_step import ATTEMPTS, Drawing, attempt_keys, draw_rows, draw_samples, make_drawing, not_finite
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
@@ -42,15 +42,16 @@ def test_draws_that_are_not_finite_are_drawn_again_and_counted():
             return x[indices] if attempt == 0 else np.stack([fresh(int(attempt), int(i)) for i in indices])
 
         same = make_parallel("jit")._replace(shard=lambda tree, axis=0: tree, replicate=np.asarray, gather=np.asarray)
-        return Drawing(step, same, (), lambda indices: (), lambda attempt: np.asarray(attempt), 6)
+        return Drawing(step, same, (), 6)
 
     def late(attempt, index):
         return np.full(2, (np.inf if attempt == 1 else 7.0) if index == 4 else 10.0 * attempt, np.float32)
 
-    found, count = draw_rows(drawing(late), np.arange(6))
+    rows = (lambda indices: (), np.asarray, np.arange(6))
+    found, count = draw_rows(drawing(late), *rows)
     assert asked == [(0, [0, 1, 2, 3, 4, 5]), (1, [1, 4]), (2, [4])] and count == 3
     assert found[1].tolist() == [10, 10] and found[4].tolist() == [7, 7] and (found[[0, 2, 3, 5]] == 1).all()
-    hopeless, count = draw_rows(drawing(lambda attempt, index: np.full(2, np.nan, np.float32)), np.arange(6))
+    hopeless, count = draw_rows(drawing(lambda attempt, index: np.full(2, np.nan, np.float32)), *rows)
     assert count == 2 * ATTEMPTS and not_finite(hopeless).tolist() == [1, 4]
 
 
@@ -74,8 +75,8 @@ def test_redrawn_examples_do_not_depend_on_the_batch(batch):
 
     observations = Observation(np.zeros((11, 2), np.float32), ())
     mapped, keys = parallel.map_e_step(step), attempt_keys(0, "test")
-    x = draw_samples(make_drawing(mapped, parallel, np.zeros(1), observations, keys, batch), 11, 2)
-    whole = draw_samples(make_drawing(mapped, parallel, np.zeros(1), observations, keys, 22), 11, 2)
+    x = draw_samples(make_drawing(mapped, parallel, np.zeros(1), batch), observations, keys, 2)
+    whole = draw_samples(make_drawing(mapped, parallel, np.zeros(1), 22), observations, keys, 2)
     first = np.asarray(step(stream_key(0, "test"), None, None, np.arange(22, dtype=np.int32)))
     assert np.isnan(first).any() and np.isfinite(x).all()
     np.testing.assert_array_equal(x, whole)
@@ -129,7 +130,9 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
         SimpleNamespace(config=config, corruption=corruption), jax.tree.map(np.asarray, observed), x, None
     )
     mapped = make_parallel(parallel)
-    measure, calibrate = held_out.make_score(problem, mapped), held_out.make_calibration(problem, mapped)
+    predict, predict_often = (
+        stopping.make_predictor(problem, *size) for size in (stopping.SCORED, stopping.CALIBRATED)
+    )
 
     def step(key, how, observations, indices):
         def one(k, o):
@@ -141,28 +144,26 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
         return jax.vmap(one)(example_keys(key, indices), observations)
 
     compiled = mapped.map_e_step(step)
+
+    def drawing(*how):
+        return make_drawing(compiled, mapped, np.array(how, np.float32), config.e_step.batch_size)
+
     found = {
-        how: measure(compiled, np.array(how, np.float32))
+        how: stopping.score(predict(drawing(*how)))
         for how in ((1, 0, 0), (1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5))
     }
     exact = found.pop((1, 0, 0))
     assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
     for how, other in found.items():
         assert other["held_out"] > exact["held_out"] + exact["held_out_se"], (how, other, exact)
-    assert measure(compiled, np.array((1, 0, 0), np.float32)) == exact
-    calibrated, narrow, wide = (calibrate(compiled, np.array((how, 0, 0), np.float32)) for how in (1, 0.3, 1.8))
+    assert stopping.score(predict(drawing(1, 0, 0))) == exact
+    calibrated, narrow, wide = (stopping.calibration(predict_often(drawing(how, 0, 0))) for how in (1, 0.3, 1.8))
     for kind in ("coverage", "tarp"):
         for level in (50, 80, 90, 95):
             field = f"held_out_{kind}_{level}"
             # Of 256 observations: four standard errors.
             assert abs(calibrated[field] - level / 100) < 4 * np.sqrt(level / 100 * (1 - level / 100) / 256), field
     assert narrow["held_out_coverage_90"] < 0.8 and wide["held_out_coverage_80"] > 0.88
-    (fine,) = held_out.calibration_lines(calibrated)
-    assert "90% intervals hold" in fine
-    assert (
-        "too narrow" in held_out.calibration_lines(narrow)[1]
-        and "e_step.draws" in held_out.calibration_lines(narrow)[1]
-    )
 
 
 def test_the_rule_of_held_out_measurements_needs_some_that_can_be_held_back(tmp_path):
@@ -286,8 +287,8 @@ def test_a_round_that_is_not_there_is_refused(earlier):
 
 
 def test_a_prior_by_the_posteriors_network_is_that_of_the_chosen_round(earlier, monkeypatch):
-    original = prior.make_model
-    monkeypatch.setattr(prior, "make_model", lambda *arguments: original(*arguments)._replace(prior=lambda *_: None))
+    original = draw.make_model
+    monkeypatch.setattr(draw, "make_model", lambda *arguments: original(*arguments)._replace(prior=lambda *_: None))
     monkeypatch.setattr(draw, "draws_of_prior", lambda setup, parallel, prior, params, *rest: params)
     picked = stopping.picked_round(earlier.records())
     with jax.numpy_dtype_promotion("standard"):
