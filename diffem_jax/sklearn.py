@@ -78,7 +78,7 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             try:
                 chosen = [str(i) for i in self.categories if i in self.varying_]
                 table = encode_table({str(i): columns[i] for i in self.varying_}, chosen)
-                table.save(Path(folder, "table.npz"))
+                np.savez(Path(folder, "table.npz"), y=table.y, mask=table.mask)
                 self._encoding = table.columns
                 fields = {
                     "data.path": Path(folder, "table.npz"),
