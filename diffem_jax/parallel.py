@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,12 +27,13 @@ from diffem_jax.errors import UserError, first_line
 from diffem_jax.types import PyTree
 
 AXIS = "batch"
-FEWEST_THREADS = 16
-# XLA shares one CPU kernel (a batch of Cholesky factors before jaxlib 0.11.2, an FFT) out among the threads of a pool while it waits
-# in one of them: with as many such kernels at once as threads, all wait for ever. On two cores two devices are enough for that.
-# Read when the CPU's backend is made; more threads than cores cost nothing measurable.
-if not {"PJRT_NPROC", "NPROC"} & os.environ.keys() and (os.cpu_count() or 1) < FEWEST_THREADS:
-    os.environ["PJRT_NPROC"] = str(FEWEST_THREADS)
+# XLA shares one CPU kernel (a batch of Cholesky factors, before jaxlib 0.11.2) out among the threads of a pool while it waits in one of
+# them: with as many such kernels at once as threads all wait for ever, and on two cores two devices are enough for that. The variable
+# is read when the CPU's backend is made; threads beyond the cores cost time, so that one device keeps the usual number.
+_FORCED = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+_CPU_DEVICES = max(jax.config.jax_num_cpu_devices, int(_FORCED[1]) if _FORCED else 1)
+if _CPU_DEVICES > 1 and not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
+    os.environ["PJRT_NPROC"] = str(max(os.cpu_count() or 1, 4 * _CPU_DEVICES))
 
 
 class Parallel(NamedTuple):

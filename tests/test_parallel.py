@@ -105,12 +105,8 @@ def test_another_way_is_refused():
 
 def test_two_devices_that_factorise_at_once_do_not_wait_for_each_other_for_ever():
     code = """
-import os
-import diffem_jax.parallel
 import jax, jax.numpy as jnp, numpy as np
-
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
+import diffem_jax.parallel
 
 def step(x):
     def turn(i, x):
@@ -124,4 +120,5 @@ assert all(np.isfinite(np.asarray(r)).all() for r in results)
 """
     # Without the tests' own flag, which keeps kernels to one thread each, and as on two cores.
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC", "NPROC")}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
