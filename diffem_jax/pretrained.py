@@ -27,8 +27,8 @@ from diffem_jax.config import nearest
 from diffem_jax.data import load_observations
 from diffem_jax.data.npz import read_arrays
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.gaussians.gaussians import overall_moments
+from diffem_jax.gaussians.starts import start_arrays, start_of_arrays
 from diffem_jax.parallel import Parallel, make_parallel
 from diffem_jax.run.e_step import attempt_keys, draw_samples, make_drawing
 from diffem_jax.run.sample import chosen_round, draws_of_prior
@@ -54,9 +54,8 @@ class Pretrained:
 
     def __init__(self, config: ConfigDict, parts: dict[str, PyTree], card: str = ""):
         self.config, self.card, self._parts = config, card, parts
-        s = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in parts["start"].items()}
-        self._start = Mixture(s["log_weights"], Gaussian(s["mean"], s["variance"], s["factor"]))
-        self.setup: Setup = make_setup(config, tuple(s["mean"].shape[1:]))
+        self._start = start_of_arrays(parts["start"])
+        self.setup: Setup = make_setup(config, tuple(overall_moments(self._start)[0].shape))
 
     def __reduce__(self) -> tuple[Any, ...]:  # its functions are made again where it is unpickled
         return Pretrained, (self.config, jax.tree.map(np.asarray, self._parts), self.card)
@@ -170,7 +169,7 @@ def _of_run(workdir: Workdir) -> Pretrained:
     start, number = load_start(workdir), chosen_round(workdir)
     if number == 0:
         raise UserError(f"{workdir.root}: the chosen round is the start, which has no network; train more rounds")
-    parts: dict[str, PyTree] = {"start": {"log_weights": start.log_weights, **start.components._asdict()}}
+    parts: dict[str, PyTree] = {"start": start_arrays(start)}
     parts["posterior"] = checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
     if (workdir.prior / "final").exists():
         parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]

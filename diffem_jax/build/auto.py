@@ -37,7 +37,7 @@ def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption)
     given = flatten(config)
     if AUTO not in given.values():
         return config
-    fields = recommended(shape, count, corruption, _network(config, shape))
+    fields = recommended(shape, count, corruption, _network(config, shape), config.start.name)
     free = [name for name in fields if name.startswith(("network.", "corruption.")) and name not in given]
     open_fields = {name: value for name, value in fields.items() if name in free or given.get(name) == AUTO}
     chosen = changed(config, open_fields)
@@ -64,14 +64,15 @@ def _network(config: ConfigDict, shape: Shape) -> str:
     return usual if usual in fitting or not fitting else fitting[0]
 
 
-def recommended(shape: Shape, count: int, corruption: Corruption, network: str) -> dict[str, Any]:
-    """Field -> value for data of a shape, a number of observations, a corruption and a network."""
+def recommended(shape: Shape, count: int, corruption: Corruption, network: str, start: str = AUTO) -> dict[str, Any]:
+    """Field -> value for data of a shape, a number of observations, a corruption, a network and a start."""
     few, count = 0 < count < FEW, count or 2**20
     batch = 2 ** min(6 if network == "unet" else 8, int(math.log2(max(count, 1))))
     found: dict[str, Any] = {
         "network.name": network,
         "denoiser.preconditioning": "posterior" if corruption.is_linear else "edm",
         "denoiser.base": "start",
+        "start.name": "gaussian",
         "start.rank": min(24, math.prod(shape), max(2, count // 8)),
         "start.iterations": 40,
         "rounds": 8,
@@ -104,10 +105,12 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str) 
             "m_step.learning_rate": 2e-3,
         }
         if corruption.is_linear:
-            # The network corrects the start's posterior mean, of masks the interpolation beside it.
+            # The network corrects the start's posterior mean, or an interpolation in its place.
             found |= {"denoiser.base": "start_moments", "m_step.loss_weight": "base"}
             found["m_step.time_law_beta"] = ((4.0, 2.5),)
-        if isinstance(corruption, Mask):
+        if isinstance(corruption, Mask) and start in (AUTO, "stationary"):
+            found |= {"start.name": "stationary", "start.iterations": 6}
+        elif isinstance(corruption, Mask):
             found |= {"corruption.fill_iterations": 20, "corruption.fill_order": 2}
     return found
 

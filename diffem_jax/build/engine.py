@@ -13,7 +13,7 @@ from jax import Array
 from diffem_jax import em
 from diffem_jax.build.methods import Model, Setup, make_model
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.gaussians import Start
 from diffem_jax.parallel import Parallel
 from diffem_jax.samplers.samplers import observed_spread
 from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observation, PyTree, SpreadDenoiser
@@ -33,7 +33,7 @@ class Engine(NamedTuple):
     dispatch: int
 
 
-def make_engine(setup: Setup, parallel: Parallel, start: Mixture) -> Engine:
+def make_engine(setup: Setup, parallel: Parallel, start: Start) -> Engine:
     """Builds and maps the E-step and the M-step; UserError for a batch size that the devices cannot share."""
     config, m = setup.config, setup.config.m_step
     devices = parallel.num_devices

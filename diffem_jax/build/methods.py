@@ -28,7 +28,7 @@ from diffem_jax.config import lookup
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, guidance, losses
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.gaussians import Mixture, Start
 from diffem_jax.samplers import sample
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Sampler, Schedule, TimeLaw
 
@@ -97,14 +97,14 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Se
     )
 
 
-def make_model(setup: Setup, start: Mixture) -> Model:
+def make_model(setup: Setup, start: Start) -> Model:
     """The model of the config's method; UserError for an unknown one, or one that does not fit another field."""
     name = setup.config.method
     method = lookup("method", name, METHODS)
     return method(setup, start) if name in METHODS else guided(setup, method)
 
 
-def diffem(setup: Setup, start: Mixture) -> Model:
+def diffem(setup: Setup, start: Start) -> Model:
     """DiffEM: a conditional denoiser, trained on its own draws and on fresh observations of them."""
     config, corruption = setup.config, setup.corruption
     denoiser = conditional_denoiser(setup, start)
@@ -125,12 +125,12 @@ def diffem(setup: Setup, start: Mixture) -> Model:
     )
 
 
-def oracle(setup: Setup, start: Mixture) -> Model:
+def oracle(setup: Setup, start: Start) -> Model:
     """DiffEM's conditional denoiser trained on the clean examples: an upper bound where the data's truth is there."""
     return diffem(setup, start)._replace(trains_on="truth")
 
 
-def em_mmps(setup: Setup, start: Mixture) -> Model:
+def em_mmps(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and moment matching: Rozet et al. 2024, arXiv 2405.13712."""
     options, linear = setup.config.mmps, require_linear(setup)
     if options.covariance == "zeros" and linear.noise_std == 0:
@@ -138,24 +138,31 @@ def em_mmps(setup: Setup, start: Mixture) -> Model:
             "config.mmps.covariance: 'zeros' with corruption.noise_std 0; expected noise_std > 0, else there is nothing to solve; "
             "change one of them"
         )
-    moments = guidance.single_gaussian(start) if options.covariance.startswith("cov") else None
+    moments = None
+    if options.covariance.startswith("cov"):
+        if not isinstance(start, Mixture):
+            raise UserError(
+                f"config.mmps.covariance: {options.covariance!r} with start.name {setup.config.start.name!r}; expected a start of "
+                "low rank; use start.name 'gaussian' or mmps.covariance 'jacobian'"
+            )
+        moments = guidance.single_gaussian(start)
     return guided(setup, partial(guidance.mmps, **options, moments=moments))
 
 
-def em_pigdm(setup: Setup, start: Mixture) -> Model:
+def em_pigdm(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and pseudo-inverse guidance: Song et al. 2023."""
     del start
     require_linear(setup)
     return guided(setup, partial(guidance.pigdm, data_std=setup.config.denoiser.sigma_data))
 
 
-def em_dps(setup: Setup, start: Mixture) -> Model:
+def em_dps(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and diffusion posterior sampling: Bai et al. 2024, arXiv 2407.01014."""
     del start
     return guided(setup, partial(guidance.dps, step=setup.config.dps.step))
 
 
-def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
+def ambient_diffusion(setup: Setup, start: Start) -> Model:
     """Ambient Diffusion: trained on observations that are hidden further, no EM: Daras et al. 2023, arXiv 2305.19256."""
     del start
     config, mask, schedule = setup.config, setup.corruption, setup.schedule
@@ -185,12 +192,12 @@ def ambient_diffusion(setup: Setup, start: Mixture) -> Model:
     )
 
 
-METHODS: dict[str, Callable[[Setup, Mixture], Model]] = {
+METHODS: dict[str, Callable[[Setup, Start], Model]] = {
     "diffem": diffem, "oracle": oracle, "em_mmps": em_mmps, "em_pigdm": em_pigdm, "em_dps": em_dps, "ambient": ambient_diffusion,
 }  # fmt: skip
 
 
-def prior_model(setup: Setup, start: Mixture) -> Model:
+def prior_model(setup: Setup, start: Start) -> Model:
     """The model of a run's own prior, whatever its method: unconditional, trained on the last reconstructions.
 
     By ``prior.base`` 'start' its denoiser begins as the fitted start, and what that leaves open weighs its loss; else it is
@@ -204,7 +211,7 @@ def prior_model(setup: Setup, start: Mixture) -> Model:
     return Model(denoiser, loss, bind=partial(denoisers.bind, denoiser), prior=sampled_prior(setup, denoiser))
 
 
-def conditional_denoiser(setup: Setup, start: Mixture) -> denoisers.Denoiser:
+def conditional_denoiser(setup: Setup, start: Start) -> denoisers.Denoiser:
     """The denoiser of ``denoiser.preconditioning`` and ``denoiser.base``."""
     config = setup.config.denoiser
     if config.preconditioning == "edm":

@@ -73,7 +73,7 @@ TABLE = (
     Field("schedule.name", "ve", (*SCHEDULES, OWN), "the noise schedule"),
     Field("schedule.sigma_min", 1e-3, (1e-6, 1e3), "smallest sigma / alpha, at t = 0: below the least detail that matters"),
     Field("schedule.sigma_max", 100.0, (1e-6, 1e6), "largest sigma / alpha, at t = 1: far above the spread of x"),
-    Field("start.name", "gaussian", (*STARTS, OWN), "what is fitted to the observations before round 1"),
+    Field("start.name", "gaussian", (*STARTS, OWN), "what is fitted before round 1; stationary is for images"),
     Field("start.rank", 64, (1, 100_000), "rank of the covariance beyond its diagonal"),
     Field("start.components", 1, (1, 10_000), "components of the mixture"),
     Field("start.iterations", 40, (1, 100_000), "EM iterations at most"),
@@ -142,7 +142,7 @@ TABLE = (
 AUTO = "auto"
 """A value that stands for what follows from the data and the corruption (``build.auto``)."""
 AUTOMATIC = (
-    "rounds", "network.name", "denoiser.preconditioning", "denoiser.base", "start.rank", "start.iterations",
+    "rounds", "network.name", "denoiser.preconditioning", "denoiser.base", "start.name", "start.rank", "start.iterations",
     "e_step.sampler", "e_step.time_grid", "e_step.steps", "e_step.draws", "m_step.steps", "m_step.batch_size", "m_step.learning_rate",
     "m_step.loss_weight", "m_step.time_law_beta", "m_step.updates_per_dispatch",
 )  # fmt: skip

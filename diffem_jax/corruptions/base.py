@@ -80,6 +80,11 @@ class AdditiveNoise:
         return False
 
     @property
+    def hides_entries(self) -> bool:
+        """Whether y is x with some entries hidden, beside the noise."""
+        return False
+
+    @property
     def can_hold_out(self) -> bool:
         """Whether ``hold_out`` can hide a share of the measurements of an observation."""
         return False

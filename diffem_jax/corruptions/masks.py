@@ -42,6 +42,10 @@ class Mask(DiagonalGram):
         """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
         return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
 
+    @property
+    def hides_entries(self) -> bool:
+        return True
+
     def observed(self, operator: Array) -> Array:
         """Where the mask is positive, of the shape of x."""
         return jnp.broadcast_to(operator, self.shape) > 0

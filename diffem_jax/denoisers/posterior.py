@@ -26,12 +26,14 @@ from jax import Array
 from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, precondition
 from diffem_jax.gaussians.gaussians import (
     Mixture,
+    Start,
     has_exact_diagonal,
     mixture_posterior_mean,
     overall_moments,
     posterior_moments,
 )
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
+from diffem_jax.gaussians.stationary import Stationary
 from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import LinearCorruption, Observation, PyTree, Schedule
 
@@ -47,7 +49,7 @@ class Moments(NamedTuple):
     )
 
 
-def observation_moments(corruption: LinearCorruption, prior: Mixture, observation: Observation) -> Moments:
+def observation_moments(corruption: LinearCorruption, prior: Start, observation: Observation) -> Moments:
     """The moments of x given y under a prior."""
     mean, variance = posterior_moments(corruption, prior, observation)
     variance = variance if has_exact_diagonal(corruption) else jnp.mean(variance)
@@ -55,7 +57,7 @@ def observation_moments(corruption: LinearCorruption, prior: Mixture, observatio
 
 
 def posterior_denoiser(
-    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], base: Mixture
+    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], base: Start
 ) -> Denoiser:
     """The equations above: the prior's exact E[x | x_t, y] at every noise level, and the network for the rest.
 
@@ -87,7 +89,7 @@ def posterior_denoiser(
 
 
 def moments_denoiser(
-    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], start: Mixture
+    network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], start: Start
 ) -> Denoiser:
     """A preconditioning that solves with the fitted start once per draw, not at every sampler step.
 
@@ -108,7 +110,7 @@ def moments_denoiser(
 
     def prepare(observation: Observation) -> Moments:
         moments = observation_moments(corruption, start, observation)
-        filled = corruption.fill(observation)
+        filled = None if isinstance(start, Stationary) else corruption.fill(observation)
         return moments if filled is None else moments._replace(mean=filled)
 
     def at(m: Array, v: Array, x: Array, ratio: Array, mean: Array, condition: Array) -> Base:
@@ -139,7 +141,7 @@ def moments_denoiser(
     return precondition(network, shape, empty, prior, posterior, left_by_context(schedule, start), prepare, project)
 
 
-def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...], start: Mixture) -> Denoiser:
+def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...], start: Start) -> Denoiser:
     """The prior's denoiser that begins as the fitted start, x-hat = m + sqrt(v) F(c_in x_t, m, log sigma).
 
     m is the start's exact E[x | x_t] and v what it leaves open on average (``left_open``). It looks at no observation.
@@ -158,7 +160,7 @@ def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...
     return precondition(network, shape, jnp.zeros(shape), prior, posterior, lambda t, _: left(noise_ratio(schedule, t)))
 
 
-def mean_given_noisy(prior: Mixture, x: Array, ratio: Array) -> Array:
+def mean_given_noisy(prior: Start, x: Array, ratio: Array) -> Array:
     """E[x | x + ratio e] under a mixture."""
     return mixture_posterior_mean(None, prior, x, jnp.ones(()), ratio, None)
 
@@ -168,7 +170,7 @@ def open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array
     return r - v * corruption.adjoint(corruption.solve_gram(corruption.forward(r, operator), operator, v), operator)
 
 
-def left_by_context(schedule: Schedule, start: Mixture) -> Callable[[Array, Moments | None], Array]:
+def left_by_context(schedule: Schedule, start: Start) -> Callable[[Array, Moments | None], Array]:
     """(t, moments of x given y, or None) -> the variance that x_t, and y where it is given, leave open of x."""
 
     def variance(t: Array, context: Moments | None) -> Array:
@@ -189,7 +191,7 @@ def rescaled(schedule: Schedule, x_t: Array, t: Array) -> tuple[Array, Array]:
     return x_t / alpha, sigma / alpha
 
 
-def isotropic_base(mixture: Mixture) -> Mixture:
+def isotropic_base(mixture: Start) -> Mixture:
     """N(mu, s^2 I) with the mixture's mean and average variance: the plain prior of ``posterior_denoiser``."""
     mean, variance = overall_moments(mixture)
     # A scalar variance: corruptions have their closed forms for that.
@@ -198,12 +200,14 @@ def isotropic_base(mixture: Mixture) -> Mixture:
 
 
 @full_precision
-def left_open(start: Mixture) -> Callable[[Array], Array]:
+def left_open(start: Start) -> Callable[[Array], Array]:
     """Noise level sigma -> the average variance of x that x + sigma e leaves open under the fitted start, [].
 
     The average of l sigma^2 / (l + sigma^2) over the eigenvalues l of a component's covariance, its diagonal taken as
     its mean, and the same of the variance between the components' means, which noise of their distance hides.
     """
+    if isinstance(start, Stationary):
+        return lambda ratio: jnp.mean(combined(start.power, ratio))
     parts, weights = start.components, jnp.exp(start.log_weights)
     count, rank = parts.factor.shape[:2]
     size = parts.mean[0].size

@@ -21,6 +21,13 @@ from diffem_jax.gaussians.linalg import (
     solve_lower,
     solve_psd_factored,
 )
+from diffem_jax.gaussians.stationary import (
+    Stationary,
+    given_noisy,
+    stationary_draw,
+    stationary_moments,
+    stationary_posterior_mean,
+)
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree
 
 # Coordinates up to which the diagonal of A^T G^-1 A is exact; above it one random sign vector an example estimates it.
@@ -32,6 +39,10 @@ class Mixture(NamedTuple):
 
     log_weights: Array  # [K]
     components: Gaussian  # its arrays carry a leading axis K
+
+
+Start = Mixture | Stationary
+"""What is fitted to the observations before round 1."""
 
 
 class Posterior(NamedTuple):
@@ -122,13 +133,18 @@ def condition_on_both(
 @full_precision
 def mixture_posterior_mean(
     corruption: LinearCorruption | None,
-    mixture: Mixture,
+    mixture: Start,
     x_t: Array,
     alpha: Array,
     sigma: Array,
     observation: Observation | None,
 ) -> Array:
-    """E[x | x_t, y] [*X] for a mixture prior and x_t = alpha x + sigma e, in closed form; without an observation E[x | x_t]."""
+    """E[x | x_t, y] [*X] under a start and x_t = alpha x + sigma e; without an observation E[x | x_t]."""
+    if isinstance(mixture, Stationary):
+        left = given_noisy(mixture, x_t / alpha, sigma / alpha)
+        if observation is None or corruption is None:
+            return left.mean
+        return stationary_posterior_mean(corruption, left, observation)
 
     def one(component: Gaussian) -> tuple[Array, Array]:
         if observation is None or corruption is None:
@@ -163,12 +179,14 @@ def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key:
 
 
 @full_precision
-def posterior_moments(corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> tuple[Array, Array]:
-    """E[x | y] and Var[x | y] by coordinate under a mixture prior, both [*X].
+def posterior_moments(corruption: LinearCorruption, mixture: Start, observation: Observation) -> tuple[Array, Array]:
+    """E[x | y] and Var[x | y] by coordinate under a start, both [*X].
 
     The variance is exact where the corruption's Gram matrix is diagonal or x is small; elsewhere (blurs, Fourier
     sampling) every coordinate of a component gets the average variance, estimated by one sign vector.
     """
+    if isinstance(mixture, Stationary):
+        return stationary_moments(corruption, mixture, observation)
 
     def one(component: Gaussian) -> tuple[Array, Array, Array]:
         post = condition_on_observation(corruption, component, observation)
@@ -196,8 +214,8 @@ def sample_gaussian(key: Key, law: Gaussian) -> Array:
 
 
 @full_precision
-def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, observation: Observation) -> Array:
-    """One exact draw of p(x | y) under a mixture prior.
+def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Start, observation: Observation) -> Array:
+    """One exact draw of p(x | y) under a start.
 
     The component is drawn by its posterior weight; given it, with x' a draw of the component and n' of the noise,
 
@@ -205,6 +223,8 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
 
     Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
     """
+    if isinstance(mixture, Stationary):
+        return stationary_draw(key, corruption, mixture, observation)
     choice_key, prior_key, noise_key = jax.random.split(key, 3)
     evidence = jax.vmap(lambda c: condition_on_observation(corruption, c, observation).log_prob)(mixture.components)
     choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)
@@ -216,8 +236,10 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Mixture, o
 
 
 @full_precision
-def overall_moments(mixture: Mixture) -> tuple[Array, Array]:
-    """The mixture's mean [*X] and its average variance per coordinate, a scalar."""
+def overall_moments(mixture: Start) -> tuple[Array, Array]:
+    """The mean of a start [*X] and its average variance per coordinate, a scalar."""
+    if isinstance(mixture, Stationary):
+        return mixture.mean, jnp.mean(mixture.power)
     weights = jnp.exp(mixture.log_weights)
     mean = expand(weights, mixture.components.mean)
     variance = mixture.components.variance

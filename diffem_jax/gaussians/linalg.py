@@ -47,10 +47,11 @@ def conjugate_gradient(
     b: Array,
     iterations: int = ITERATIONS,
     precondition: Callable[[Array], Array] = lambda r: r,
+    tolerance: float = TOLERANCE,
 ) -> Array:
     """Solves A x = b for a symmetric positive definite A by preconditioned conjugate gradients.
 
-    The iterations end where r^T M r <= ``TOLERANCE`` b^T M b with r = b - A x and the preconditioner M, or at the given
+    The iterations end where r^T M r <= tolerance b^T M b with r = b - A x and the preconditioner M, or at the given
     number. Everything belongs to this one example: under ``vmap`` an example that has converged stays where it is while
     others go on. The derivative is that of the solution, A dx = db - dA x, by one more solve
     (``jax.lax.custom_linear_solve``), not that of the iterations, whose derivative is not finite once they have converged.
@@ -67,7 +68,7 @@ def conjugate_gradient(
 
         def goes_on(carry: Carry) -> Array:
             step, _, _, _, rz = carry
-            return (step < iterations) & (rz > TOLERANCE * size)
+            return (step < iterations) & (rz > tolerance * size)
 
         def iterate(carry: Carry) -> Carry:
             step, x, r, p, rz = carry

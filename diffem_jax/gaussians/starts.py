@@ -1,4 +1,4 @@
-"""Round zero: a Gaussian or a mixture of factor analysers fitted to the observations by exact EM.
+"""Round zero: a Gaussian or a mixture of factor analysers fitted to the observations by exact EM, or a stationary Gaussian.
 
 Both steps of EM are in closed form (``factor_analysis``); nothing is sampled while fitting. With one component this is the
 Gaussian start (R = D gives a full-rank covariance). The published start (Rozet et al. 2024, arXiv 2405.13712, section 5;
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from diffem_jax.gaussians.factor_analysis import make_em_iteration, relax, zero_sums
-from diffem_jax.gaussians.gaussians import Mixture, has_exact_diagonal, sample_posterior
+from diffem_jax.gaussians.gaussians import Mixture, Start, has_exact_diagonal, sample_posterior
 from diffem_jax.gaussians.linalg import Gaussian, conjugate_gradient
+from diffem_jax.gaussians.stationary import Stationary, first_stationary, fit_stationary
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree, example_keys
 
 LENGTHEN = 1.2
@@ -46,9 +48,9 @@ class Fit(NamedTuple):
     log_likelihoods: list[float]
 
 
-def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Mixture, Observation], Array]:
-    """The draw of round zero for one example: (key, mixture, observation) -> an exact posterior draw [*X]."""
-    return lambda key, mixture, observation: sample_posterior(key, corruption, mixture, observation)
+def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Start, Observation], Array]:
+    """The draw of round zero for one example: (key, start, observation) -> an exact posterior draw [*X]."""
+    return lambda key, start, observation: sample_posterior(key, corruption, start, observation)
 
 
 def gaussian_start(
@@ -64,7 +66,44 @@ def mixture_start(key: Key, corruption: LinearCorruption, observations: Observat
     return fit(key, corruption, observations, **options).mixture
 
 
-STARTS: dict[str, Callable[..., Mixture]] = {"gaussian": gaussian_start, "mixture": mixture_start}
+def stationary_start(
+    key: Key,
+    corruption: LinearCorruption,
+    observations: Observation,
+    *,
+    iterations: int,
+    report: Report | None = None,
+    **options: Any,
+) -> Stationary:
+    """A stationary Gaussian about a mean image (``stationary``), begun at the least-squares mean and variance."""
+    del options
+    seen = back_project(jax.random.fold_in(key, 0), corruption, _spaced(observations, 2048))
+    variance = float(jnp.mean(seen.residual**2) / jnp.clip(seen.seen, 1e-3, 1.0))
+    guess = first_stationary(seen.mean, variance)
+    done = (lambda i: None) if report is None else (lambda i: report(i, iterations, math.nan))
+    return fit_stationary(key, corruption, observations, guess, iterations=iterations, report=done)
+
+
+def start_arrays(start: Start) -> dict[str, Array]:
+    """The arrays of a start by name, as files hold them."""
+    if isinstance(start, Stationary):
+        return start._asdict()
+    return {"log_weights": start.log_weights, **start.components._asdict()}
+
+
+def start_of_arrays(arrays: Mapping[str, ArrayLike]) -> Start:
+    """The start that such arrays hold."""
+    found = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in arrays.items()}
+    if "log_weights" in found:
+        return Mixture(found.pop("log_weights"), Gaussian(**found))
+    return Stationary(**found)
+
+
+STARTS: dict[str, Callable[..., Start]] = {
+    "gaussian": gaussian_start,
+    "mixture": mixture_start,
+    "stationary": stationary_start,
+}
 """Starts by name. One of your own is a function (key, corruption, observations [N, ...], fields of the section) -> Mixture."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffem_jax.build.engine import Engine
 from diffem_jax.build.problem import Problem
-from diffem_jax.gaussians.gaussians import Mixture
+from diffem_jax.gaussians.gaussians import Start
 from diffem_jax.parallel import agree
 from diffem_jax.report.console import CompileClock, Estimate
 from diffem_jax.report.writers import Writers
@@ -85,7 +85,7 @@ class Run(NamedTuple):
     workdir: Workdir
     store: ReconstructionStore
     engine: Engine
-    start: Mixture
+    start: Start
     start_draw: Callable[..., Any]
     params: PyTree | None
     measure: Callable[..., Record]

@@ -17,7 +17,7 @@ from diffem_jax.build.parts import lookup
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians import starts
-from diffem_jax.gaussians.gaussians import Mixture, overall_moments
+from diffem_jax.gaussians.gaussians import Mixture, Start, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.report.console import CompileClock, Progress
 from diffem_jax.run.termination import Say
@@ -26,25 +26,23 @@ from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, stream_key
 
 
-def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Callable[[], None]) -> Mixture:
+def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Callable[[], None]) -> Start:
     """The work directory's start, or a new fit that is then saved there."""
     done = checkpoints.latest(workdir.start, say)
     if done is not None:
         return load_start(workdir, done)
     began, clock = time.monotonic(), CompileClock()
-    mixture = fit_start(problem.setup, problem.observations, say, quiet, check)
+    start = fit_start(problem.setup, problem.observations, say, quiet, check)
     seconds = time.monotonic() - began
-    tree = {"log_weights": mixture.log_weights, **mixture.components._asdict()}
     record = {"seconds": seconds, "compile_seconds": clock.lap(), "shape": problem.setup.shape}
-    checkpoints.save(workdir.start / "fit", tree, record)
+    checkpoints.save(workdir.start / "fit", starts.start_arrays(start), record)
     say(f"start: {problem.setup.config.start.name} fitted in {seconds:.1f} s")
-    return mixture
+    return start
 
 
-def load_start(workdir: Workdir, path: Path | None = None) -> Mixture:
+def load_start(workdir: Workdir, path: Path | None = None) -> Start:
     """The start of a finished or interrupted run."""
-    tree = {name: jnp.asarray(leaf) for name, leaf in checkpoints.load(path or workdir.start / "fit").items()}
-    return Mixture(tree["log_weights"], Gaussian(tree["mean"], tree["variance"], tree["factor"]))
+    return starts.start_of_arrays(checkpoints.load(path or workdir.start / "fit"))
 
 
 def stored_shape(workdir: Workdir) -> tuple[int, ...]:
@@ -54,7 +52,7 @@ def stored_shape(workdir: Workdir) -> tuple[int, ...]:
 
 def fit_start(
     setup: Setup, observations: Observation, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
-) -> Mixture:
+) -> Start:
     """The start the config names; ``check`` is called after each iteration and may raise.
 
     Raises:
@@ -70,11 +68,11 @@ def fit_start(
     subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
     fit = lookup("start.name", config.name, starts.STARTS)
     options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
-    total = config.iterations * (1 if config.components == 1 or config.name == "gaussian" else 2)
+    total = config.iterations * (1 if config.components == 1 or config.name in ("gaussian", "stationary") else 2)
     with Progress("start", total, "iterations", quiet=quiet) as progress:
 
         def report(iteration: int, iterations: int, value: float) -> None:
-            progress.advance(1, f"log-likelihood {value:.4f}")
+            progress.advance(1, "" if np.isnan(value) else f"log-likelihood {value:.4f}")
             check()
 
         options["report"] = report
@@ -120,7 +118,7 @@ def standard_normal(shape: tuple[int, ...]) -> Mixture:
     return Mixture(jnp.zeros((1,)), component)
 
 
-def solve_warnings(setup: Setup, observations: Observation, start: Mixture) -> list[str]:
+def solve_warnings(setup: Setup, observations: Observation, start: Start) -> list[str]:
     """A line where conjugate gradients leave more than 0.3 noise standard deviations, which makes draws miss y."""
     corruption: Any = setup.corruption
     if not corruption.is_linear or corruption.has_diagonal_gram or corruption.noise_std == 0:

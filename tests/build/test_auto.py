@@ -111,7 +111,9 @@ def test_image_network_beyond_twelve_by_twelve():
     for shape, channels in widths.items():
         found = chosen(shape, 0)
         assert found.network.name == "unet" and found.network.channels == channels
-        assert found.corruption.fill_iterations > 0 and found.denoiser.base == "start_moments"
+        assert found.denoiser.base == "start_moments"
+        assert found.start.name == "stationary" and "fill_iterations" not in found.corruption
+        assert chosen(shape, 0, "start.name=gaussian").corruption.fill_iterations > 0
 
 
 def test_fields_that_are_set_choose_the_network_that_has_them():

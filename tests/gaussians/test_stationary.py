@@ -1,0 +1,180 @@
+"""The stationary Gaussian: conditioning against dense matrices in double precision, and what a fit recovers."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffem_jax.corruptions import BoxDownsampling, BoxMask, FourierMask, GaussianBlur, PixelMask, Projection
+from diffem_jax.denoisers.denoiser import bind
+from diffem_jax.denoisers.posterior import moments_denoiser, posterior_denoiser
+from diffem_jax.gaussians import STARTS, stationary
+from diffem_jax.gaussians.starts import start_arrays
+from diffem_jax.networks import MLP
+from diffem_jax.run.start import load_start
+from diffem_jax.samplers.schedules import VarianceExploding
+from diffem_jax.storage import checkpoints
+from diffem_jax.storage.workdir import Workdir
+from diffem_jax.types import Observation
+
+SHAPES = {"series": (24, 2), "image": (8, 6, 3), "volume": (4, 4, 4, 1), "vector": (12,)}
+
+
+def make_model(shape, seed=0):
+    """A spectrum that falls with the frequency, with other correlations between channels at each."""
+    rng = np.random.default_rng(seed)
+    mean = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    guess = stationary.first_stationary(mean, 1.0)
+    mixing = rng.normal(size=(*guess.power.shape[1:], *guess.basis.shape[:2]))
+    basis = np.moveaxis(np.linalg.qr(mixing)[0], (-2, -1), (0, 1))
+    tilt = np.linspace(0.4, 1.6, len(basis)).reshape(-1, *(1,) * (guess.power.ndim - 1))
+    return guess._replace(
+        mean=mean, basis=jnp.asarray(basis, jnp.float32), power=guess.power * jnp.asarray(tilt, jnp.float32)
+    )
+
+
+def as_matrix(function, shape):
+    size = int(np.prod(shape))
+    columns = jax.jit(jax.vmap(function))(jnp.eye(size).reshape(size, *shape))
+    return np.asarray(columns, np.float64).reshape(size, -1).T
+
+
+def covariance(model):
+    return as_matrix(lambda x: stationary.scale(model, model.power, x), model.mean.shape)
+
+
+def dense_answer(corruption, model, observation):
+    """E[x | y], Cov[x | y] and log p(y)."""
+    y, operator = observation
+    forward, s = as_matrix(lambda x: corruption.forward(x, operator), corruption.shape), covariance(model)
+    kept = np.broadcast_to(np.asarray(corruption.observed(operator)), y.shape).reshape(-1)
+    a, r = forward[kept], np.asarray(y, np.float64).reshape(-1)[kept]
+    r = r - a @ np.asarray(model.mean, np.float64).reshape(-1)
+    gram = a @ s @ a.T + float(corruption.noise_level(operator)) ** 2 * np.eye(len(a))
+    gain = np.linalg.solve(gram, a @ s).T
+    log_prob = -0.5 * (r @ np.linalg.solve(gram, r) + np.linalg.slogdet(gram)[1])
+    return (gain @ r).reshape(corruption.shape) + np.asarray(model.mean), s - gain @ a @ s, log_prob
+
+
+def observe(corruption, model, seed=0):
+    return corruption.sample(jax.random.key(seed + 1), stationary.sample_stationary(jax.random.key(seed), model))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_power_is_the_variance_of_orthonormal_components(kind):
+    model = make_model(SHAPES[kind])
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance(model)), np.sort(np.ravel(model.power)), rtol=1e-3)
+    x = jax.random.normal(jax.random.key(0), SHAPES[kind])
+    z = stationary.components(model, x)
+    np.testing.assert_allclose(stationary.from_components(model, z), x, atol=1e-5)
+    np.testing.assert_allclose(jnp.sum(z**2), jnp.sum(x**2), rtol=1e-5)
+
+
+CASES = [("mask", kind) for kind in SHAPES] + [
+    (name, "image") for name in ("noisy_mask", "box", "blur", "fourier", "downsampling", "projection")
+]
+
+
+MAKERS = {
+    "mask": partial(PixelMask, rate=0.6, noise_std=0.01),
+    "noisy_mask": partial(PixelMask, rate=0.5, noise_std=0.5),
+    "box": partial(BoxMask, noise_std=0.01),
+    "blur": partial(GaussianBlur, std=1.0, noise_std=0.05),
+    "fourier": partial(FourierMask, acceleration=2.0, noise_std=0.05, complex_image=False),
+    "downsampling": partial(BoxDownsampling, noise_std=0.05),
+    "projection": partial(Projection, measurements=20, noise_std=0.05),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_posterior_mean_and_evidence_are_the_dense_ones(name, kind):
+    corruption, model = MAKERS[name](shape=SHAPES[kind]), make_model(SHAPES[kind])
+    observation = observe(corruption, model)
+    mean, cov, log_prob = dense_answer(corruption, model, observation)
+    found = jax.jit(lambda o: stationary.stationary_posterior_mean(corruption, model, o))(observation)
+    # Solves end at about a hundredth of what is open.
+    assert np.sqrt(np.mean((found - mean) ** 2)) < 0.03 * np.sqrt(np.mean(np.diag(cov)))
+    one = Observation(*jax.tree.map(lambda a: a[None], observation))
+    np.testing.assert_allclose(stationary.log_evidence(corruption, model, one), log_prob, rtol=1e-3, atol=0.05)
+
+
+def test_draws_have_the_mean_and_covariance_given_y():
+    shape = (4, 4, 1)
+    corruption, model = PixelMask(shape=shape, rate=0.5, noise_std=0.3), make_model(shape)
+    observation = observe(corruption, model)
+    mean, cov, _ = dense_answer(corruption, model, observation)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    draws = jax.jit(jax.vmap(lambda k: stationary.stationary_draw(k, corruption, model, observation)))(keys)
+    flat, scale = np.asarray(draws, np.float64).reshape(len(keys), -1), np.sqrt(np.diag(cov))
+    np.testing.assert_allclose((flat.mean(0) - mean.reshape(-1)) / scale, 0.0, atol=0.04)
+    np.testing.assert_allclose(np.cov(flat.T) / np.outer(scale, scale), cov / np.outer(scale, scale), atol=0.06)
+
+
+def test_noisy_x_leaves_a_stationary_gaussian():
+    model, x = make_model((4, 3, 2)), jax.random.normal(jax.random.key(5), (4, 3, 2))
+    left, s, mean = stationary.given_noisy(model, x, jnp.float32(0.7)), covariance(model), np.ravel(model.mean)
+    gain = s @ np.linalg.inv(s + 0.49 * np.eye(len(s)))
+    np.testing.assert_allclose(np.ravel(left.mean), mean + gain @ (np.ravel(x) - mean), atol=1e-4)
+    np.testing.assert_allclose(covariance(left), s - gain @ s, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """The truth, what it was observed as with half of the pixels hidden, and a fit."""
+    shape = (12, 12, 2)
+    truth = make_model(shape)._replace(
+        mean=jnp.asarray(np.pad(np.ones((6, 6, 2), np.float32), ((3, 3), (3, 3), (0, 0))))
+    )
+    corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
+    x = jax.vmap(lambda k: stationary.sample_stationary(k, truth))(jax.random.split(jax.random.key(0), 512))
+    observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(1), len(x)), x)
+    fit = STARTS["stationary"](jax.random.key(2), corruption, observations, iterations=6)
+    return corruption, truth, x, observations, fit
+
+
+def test_fit_recovers_mean_image_and_covariance(fitted):
+    _, truth, _, _, fit = fitted
+    assert np.sqrt(np.mean((fit.mean - truth.mean) ** 2)) < 0.1
+    difference = covariance(fit) - covariance(truth)
+    assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(covariance(truth))
+
+
+def test_fit_explains_held_out_observations_nearly_as_the_truth_does(fitted):
+    corruption, truth, _, observations, fit = fitted
+    few = jax.tree.map(lambda a: a[:32], observations)
+    values = [stationary.log_evidence(corruption, model, few).mean() for model in (truth, fit)]
+    assert values[0] - 3 < values[1] < values[0] + 6  # of 144 measurements each; the fit has seen them
+
+
+def test_tabulated_variances_are_those_of_the_errors(fitted):
+    corruption, _, x, observations, fit = fitted
+    mean, variance = jax.jit(jax.vmap(lambda o: stationary.stationary_moments(corruption, fit, o)))(observations)
+    error, hidden = (mean - x) ** 2, np.broadcast_to(observations.operator == 0, x.shape)
+    variance = np.asarray(variance)
+    for where in (~hidden, hidden, hidden & (variance > np.median(variance[hidden]))):
+        assert 0.9 < np.mean(error[where]) / np.mean(variance[where]) < 1.1
+
+
+@pytest.mark.parametrize("make", [moments_denoiser, posterior_denoiser])
+def test_denoiser_without_a_network_is_the_starts_answer(make):
+    """E[x | x_t], and E[x | x_t, y]: by one posterior mean for all noise levels at large noise alone, else at every one."""
+    shape, schedule = (4, 3, 2), VarianceExploding()
+    corruption, model = PixelMask(shape=shape, rate=0.5, noise_std=0.1), make_model(shape)
+    observation, x_t = observe(corruption, model), jax.random.normal(jax.random.key(7), shape)
+    denoiser = make(MLP(features=(8,), embedding=4), schedule, corruption, shape, model)
+    params = denoiser.init(jax.random.key(0))
+    denoise = jax.jit(bind(denoiser, params, observation))
+    for t in map(jnp.float32, (0.55, 1.0)):
+        left = stationary.given_noisy(model, x_t, schedule(t)[1])
+        np.testing.assert_allclose(bind(denoiser, params)(x_t, t), left.mean, atol=1e-4)
+        if make is posterior_denoiser or t == 1:
+            expected = dense_answer(corruption, left, observation)[0]
+            np.testing.assert_allclose(denoise(x_t, t), expected, atol=0.03)
+
+
+def test_start_survives_its_file(tmp_path):
+    model, folder = make_model((4, 3, 2)), Workdir(tmp_path)
+    checkpoints.save(folder.start / "fit", start_arrays(model), {})
+    jax.tree.map(np.testing.assert_array_equal, load_start(folder), model)
