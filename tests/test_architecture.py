@@ -121,3 +121,9 @@ def test_what_would_run_a_file_is_seen():
     ):
         assert runs_code_of_files(line), line
     assert not runs_code_of_files("np.load(f, allow_pickle=False)")
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name in different folders stop pytest while it collects."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))

@@ -202,29 +202,6 @@ def test_moving_average():
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_one_trace_for_the_whole_run(way):
-    traces = []
-
-    def loss(params, key, x):
-        traces.append(1)
-        return loss_of(params, key, x)
-
-    parallel, optimizer, (x, slots) = parallel_of(way, 2), OPTIMIZERS["adam"], batches()
-    step = parallel.map_m_step(make_m_step(loss, optimizer, ema_decay=0.9, mean=parallel.mean))
-    state, device_slots = parallel.replicate(make_state(params_of(), optimizer)), parallel.shard(slots, 1)
-    counts = []
-    for number in range(3):
-        key = parallel.replicate(jax.random.key(number))
-        state, _ = jax.block_until_ready(step(key, state, parallel.shard(x + number, 1), device_slots))
-        counts.append(len(traces))
-    assert counts[0] == counts[-1] > 0
-    # A new round puts a restored state back on the devices.
-    host = jax.tree.map(np.asarray, state)
-    step(parallel.replicate(jax.random.key(9)), parallel.replicate(host), parallel.shard(x, 1), device_slots)
-    assert len(traces) == counts[0]
-
-
-@pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_devices_exchange_the_gradients_and_nothing_else(way):
     """An update all-reduces 4 bytes a parameter, its loss and its norms: what docs/scaling.md counts."""
     parallel, optimizer = parallel_of(way, 2), optax.sgd(0.1)
@@ -244,14 +221,6 @@ def test_devices_exchange_the_gradients_and_nothing_else(way):
     ]
     assert 1002 <= sum(reduced) <= 1002 + 8, reduced
     assert not re.search(r"all-gather|all-to-all|collective-permute", program)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_donating_the_replicated_state_spares_the_callers(count):
-    mine = jnp.arange(3.0)
-    copy = parallel_of("jit", count).replicate(mine)
-    jax.block_until_ready(jax.jit(lambda a: a + 1, donate_argnums=0)(copy))
-    assert copy.is_deleted() and not mine.is_deleted()
 
 
 def log_likelihood(law, observations, noise):

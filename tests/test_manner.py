@@ -58,12 +58,6 @@ def test_colour_on_a_terminal_only(monkeypatch):
     assert commands.paint("done", "good", Terminal()) == "done"
 
 
-def test_errors_through_a_pipe_have_no_colour(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    ended = command("--wrkdir=x")
-    assert ended.code == 2 and "did you mean '--workdir'" in ended.err and "\033" not in ended.err
-
-
 @pytest.mark.parametrize(
     ("argument", "words"),
     [

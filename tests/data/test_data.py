@@ -53,13 +53,6 @@ def test_fewer_examples_are_the_first_ones(name, cache):
     assert np.array_equal(data.load(name, **kwargs).x, data.load(name, **{**kwargs, "num_examples": 60}).x[:40])
 
 
-def test_seed_moves_the_points_but_not_the_curve():
-    one, two = (np.asarray(data.load("manifold", num_examples=4000, seed=s).x) for s in (0, 1))
-    assert not np.array_equal(one, two)
-    nearest = np.sqrt(((one[:200, None] - two[None]) ** 2).sum(-1)).min(1)
-    assert nearest.max() < 0.1 < np.std(one[:, 0])
-
-
 def test_digits_are_scikit_learns(cache):
     from sklearn.datasets import load_digits
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import shutil
 import signal
-import sys
-import tempfile
 import time
 
 import pytest
@@ -19,7 +16,6 @@ import pytest
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
 
-from . import soak
 from .harness import Harness, appeared, arguments, assert_same, copy, leaves, phase, result, wait
 
 
@@ -150,27 +146,6 @@ def _garble(checkpoint):
 def _truncate(checkpoint):
     file = _largest(checkpoint)
     file.write_bytes(file.read_bytes()[:-7])
-
-
-def test_the_soak_stops_at_its_bound(tmp_path, monkeypatch, capsys):
-    """With a run under way: exit code 1, at once, and no process is left."""
-    monkeypatch.setattr(sys, "argv", ["soak", "--kills=1000", "--minutes=0.02"])
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    began = time.monotonic()
-    assert soak.main() == 1 and time.monotonic() - began < 60
-    said = capsys.readouterr().out
-    assert "out of time after 0.02 minutes" in said and "kill 1" not in said
-    assert soak.STARTED and all(process.returncode is not None for process in soak.STARTED)
-    assert not list(tmp_path.glob("diffem_soak_*"))
-
-
-def test_the_comparison_can_fail(harness, whole, expected):
-    """One changed bit in a shard is seen."""
-    workdir = copy(whole, harness.root / "changed")
-    shutil.rmtree(workdir / "rounds" / "round_00001")
-    (workdir / "rounds" / "round_00001.checksums.json").unlink()
-    with pytest.raises(AssertionError, match="round_00001"):
-        assert_same(workdir, expected)
 
 
 # The slow ones: every phase preempted, and the prior killed. A rerun ends with the same bits.
