@@ -13,7 +13,7 @@ if CACHE not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
-# Nearly all the time of the tests is XLA's; the programs are tiny. Those that compute more take the fixture ``optimized``.
+# Nearly all the time of the tests is XLA's compilation; what they compute is small.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # jaxlib before 0.11.2 shares a batch of matrices out among the threads of a pool, in one of which the caller waits: two devices
 # that factorise at once on two cores wait for each other for ever (jax::ParallelBatchMap).
@@ -42,11 +42,3 @@ def little_memory():
     if status.exists() and int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
         jax.clear_caches()
     yield
-
-
-@pytest.fixture
-def optimized():
-    """For tests whose programs run longer than they take to compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
