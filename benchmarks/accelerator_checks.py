@@ -35,12 +35,12 @@ def tiny_setup(dtype: str = "float32") -> Setup:
     """A U-Net of two levels on images of 16 x 16 under a mask, with the start's moments."""
     c = default()
     with c.unlocked():
-        c.corruption.update({"name": "pixel_mask", "rate": 0.5, "noise_std": 0.01})
-        channels = {"channels": (16, 32), "blocks": 1, "heads": ((1, 2),), "embedding": 32, "dropout": 0.0}
-        c.network = type(c)({"name": "unet", **channels, "dtype": dtype, "native_gradient": True})
+        c.corruption.update(name="pixel_mask", rate=0.5, noise_std=0.01)
+        c.network = type(c)({"name": "unet", "channels": (16, 32), "blocks": 1, "heads": ((1, 2),), "embedding": 32})
+        c.network.update(dropout=0.0, dtype=dtype, native_gradient=True)
         c.denoiser.base = "start_moments"
-        c.e_step.steps, c.e_step.batch_size = 4, BATCH
-        c.m_step.steps, c.m_step.batch_size, c.m_step.learning_rate = 200, BATCH, 1e-3
+        c.e_step.update(steps=4, batch_size=BATCH)
+        c.m_step.update(steps=200, batch_size=BATCH, learning_rate=1e-3)
     return make_setup(c, (16, 16, 3))
 
 
@@ -52,10 +52,15 @@ def images(count: int, size: int = 16) -> np.ndarray:
     return np.einsum("nxkc,ky->nxyc", along, waves).astype(np.float32) * 0.4
 
 
+def host_state(setup: Setup, engine: Engine) -> Any:
+    """What a training begins with, on the host."""
+    return snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
+
+
 def engine_of(setup: Setup, parallel: Parallel) -> tuple[Engine, Any]:
     """The compiled steps, and a state on the host."""
     engine = make_engine(setup, parallel, standard_normal(setup.shape))
-    return engine, snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
+    return engine, host_state(setup, engine)
 
 
 def update(engine: Engine, state: Any, x: np.ndarray) -> tuple[Any, Any]:

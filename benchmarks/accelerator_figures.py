@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.accelerator_checks import key
+from benchmarks.accelerator_checks import host_state, key
 from benchmarks.common import interleave
 from benchmarks.flops import flops as count_flops
 from benchmarks.loop import train
 from configs import cifar10, manifold
-from diffem_jax import em
 from diffem_jax.build.engine import Engine, make_engine
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.networks.convolution import convolve
@@ -60,19 +59,18 @@ def unet(small: bool, dtype: str, batch: int, remat: bool = False, blocks: int =
     return setup, make_engine(setup, make_parallel("jit", jax.devices()[:1]), standard_normal(setup.shape))
 
 
-def m_step_arguments(setup: Setup, engine: Engine, updates: int) -> tuple[Any, Any, Any, Any]:
-    """(key, state, x, slots) on the device."""
-    batch, parallel = setup.config.m_step.batch_size, engine.parallel
-    state = em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer)
-    x = np.random.default_rng(0).uniform(-2, 2, (updates, batch, *setup.shape)).astype(np.float32)
-    slots = np.tile(np.arange(batch, dtype=np.int32), (updates, 1))
-    return parallel.replicate(key(2)), parallel.place(snapshot(state)), parallel.shard(x, 1), parallel.shard(slots, 1)
+def noise(*shape: int) -> np.ndarray:
+    """Rows to train on."""
+    return np.random.default_rng(0).uniform(-2, 2, shape).astype(np.float32)
 
 
 def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) -> dict[str, Any]:
     """Seconds an update, FLOP/s, compilation and memory of ``updates`` in one dispatch."""
     keep_compiled(Path(PROGRAMS.name))
-    k, state, x, slots = m_step_arguments(setup, engine, updates)
+    batch, parallel = setup.config.m_step.batch_size, engine.parallel
+    k, state = parallel.replicate(key(2)), parallel.place(host_state(setup, engine))
+    x = parallel.shard(noise(updates, batch, *setup.shape), 1)
+    slots = parallel.shard(np.tile(np.arange(batch, dtype=np.int32), (updates, 1)), 1)
     began = time.perf_counter()
     lowered = engine.m_step.lower(k, state, x, slots)
     traced = time.perf_counter()
@@ -90,7 +88,7 @@ def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) ->
     memory = compiled.memory_analysis()
     found = {
         "ms an update": 1e3 * each,
-        "examples a second": setup.config.m_step.batch_size / each,
+        "examples a second": batch / each,
         "GFLOP an update": flops / 1e9,
         **rate(flops, each),
         "seconds of tracing": traced - began,
@@ -114,8 +112,7 @@ def e_step(small: bool, dtype: str, batch: int) -> dict[str, Any]:
     """Draws of the CIFAR-10 U-Net."""
     setup, engine = unet(small, dtype, 8 if small else batch)
     count, parallel, steps = setup.config.e_step.batch_size, engine.parallel, setup.config.e_step.steps
-    params = parallel.replicate(snapshot(jax.jit(engine.model.denoiser.init)(key(1))))
-    x = np.random.default_rng(0).uniform(-2, 2, (count, *setup.shape)).astype(np.float32)
+    x, params = noise(count, *setup.shape), parallel.replicate(host_state(setup, engine).params)
     seen = snapshot(jax.jit(jax.vmap(setup.corruption.sample))(jax.random.split(key(3), count), x))
     rows = parallel.shard((Observation(*seen), np.arange(count, dtype=np.int32)))
     arguments = parallel.replicate(key(4)), params, *rows
@@ -195,9 +192,7 @@ def stalls(small: bool) -> dict[str, Any]:
     """What a reader that takes 80% of the compute time, and a checkpoint in the middle, add to an M-step."""
     setup, engine = unet(small, "bfloat16", 8 if small else 256)
     updates, calls = (2, 4) if small else (UPDATES, 12)
-    host = snapshot(em.make_state(jax.jit(engine.model.denoiser.init)(key(1)), setup.optimizer))
-    rows = updates, setup.config.m_step.batch_size, *setup.shape
-    x = np.random.default_rng(0).uniform(-2, 2, rows).astype(np.float32)
+    host, x = host_state(setup, engine), noise(updates, setup.config.m_step.batch_size, *setup.shape)
     once = partial(train, engine.m_step, host, x, calls)
     once()  # compiles
     plain = statistics.median(once() for _ in range(2))

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from diffem_jax import metrics
 from diffem_jax.build.methods import make_setup
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.gaussians.linalg import expand
+from diffem_jax.gaussians.gaussians import Mixture, sample_gaussian
 from diffem_jax.run import sample
 from diffem_jax.run.start import load_start
 from diffem_jax.storage import checkpoints
@@ -112,10 +110,9 @@ def draw_start(start: Mixture, count: int, seed: int) -> np.ndarray:
     """Draws of the fitted start itself, without observations."""
 
     def one(key: Key) -> Array:
-        pick, body, latent = jax.random.split(key, 3)
-        part = jax.tree.map(lambda a: a[jax.random.categorical(pick, start.log_weights)], start.components)
-        z = jax.random.normal(latent, (len(part.factor),))
-        return part.mean + expand(z, part.factor) + jnp.sqrt(part.variance) * jax.random.normal(body, part.mean.shape)
+        pick, body = jax.random.split(key)
+        part = jax.random.categorical(pick, start.log_weights)
+        return sample_gaussian(body, jax.tree.map(lambda a: a[part], start.components))
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), count)))
 

@@ -49,12 +49,8 @@ NOISE = 0.5
 CHANNEL = exact.Channel(np.array([OPERATOR]), NOISE)
 TRUTH = exact.Normal(np.array([0.5, -1.0, 0.3]), np.array([[1.0, 0.5, -0.2], [0.5, 0.7, 0.1], [-0.2, 0.1, 0.4]]))
 START = exact.Normal(np.zeros(3), 2.0 * np.eye(3))
-TITLES = {
-    "exact rounds (closed form)": "exact",
-    "network rounds": "kl",
-    "bound on the network's": "bound",
-    "score error": "error",
-}
+TITLES = {"exact": "exact rounds (closed form)", "kl": "network rounds", "bound": "bound on the network's"}
+TITLES |= {"error": "score error"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,10 +179,8 @@ def draw(results: dict[str, Any], place: Path) -> None:
     """KL of exact and network rounds, the score error and the bound, for several lengths of training."""
     panels = []
     for label, rows in results["courses"].items():
-        lines = {
-            title: [[(row["round"], row[name]) for row in rows if row[name] is not None]]
-            for title, name in TITLES.items()
-        }
+        known = {name: [row for row in rows if row[name] is not None] for name in TITLES}
+        lines = {title: [[(row["round"], row[name]) for row in known[name]]] for name, title in TITLES.items()}
         panels.append(figures.Panel(lines, f"round ({label})", "nats", log_y=True))
     figures.draw(place / "theory.png", panels)
 
