@@ -31,7 +31,7 @@ test-measures: $(MEASURES)/.measures
 # and one tiny run of the command.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/samplers tests/gaussians/test_linalg.py tests/gaussians/test_gaussians.py \
-	  tests/denoisers/test_denoisers.py tests/test_em.py tests/storage/test_checkpoints.py tests/test_main.py::test_the_files_of_a_run
+	  tests/denoisers/test_denoisers.py tests/build/test_muon.py tests/test_em.py tests/storage/test_checkpoints.py tests/test_main.py::test_the_files_of_a_run
 
 $(OLDEST)/.installed: setup.py tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
