@@ -15,7 +15,7 @@ from benchmarks.common import RESULTS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-NAMES = ("time_to_quality", "e_step_cost", "memory", "start", "overhead", "updates", "loop", "width")
+NAMES = ("time_to_quality", "memory", "start", "overhead", "updates", "loop", "width")
 HEAD = f"""# Performance
 
 Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`

@@ -2,13 +2,15 @@
 
     python -m experiments.ablations.run [--seeds=3] [--quick] [--processes=2] [--only=noise]
 
-Sampler steps; the start (Gaussian, mixture, the reconstructions of EM-MMPS); the network carried over or fresh; a
+Sampler steps; the sampler; the start (Gaussian, mixture, the reconstructions of EM-MMPS); the network carried over or fresh; a
 wrong rate of erased pixels; the observations' noise; a corruption that is not linear; and 30 rounds, where diversity
 shows whether training on one's own draws eats itself.
 """
 
 from pathlib import Path
 
+from diffem_jax import samplers
+from diffem_jax.samplers import EVALUATIONS
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
@@ -23,6 +25,10 @@ VARIETY = fields(eval__metrics="('psnr','features_recall','features_precision','
 # Of the data, whatever rate the method assumes.
 TRUE = fields(data_corruption__name="pixel_mask", data_corruption__rate=0.5, data_corruption__noise_std=0.01)
 ASSUMED = "assumed rate (true 0.50)"
+SAMPLERS = [
+    (name, "tangent" if name == "analytic_2m" else "log_uniform", 16 // EVALUATIONS.get(name, 1))
+    for name in samplers.SAMPLERS
+]
 
 
 def job(group: str, method: str, *flags: str, before: str = "", config: str = "digits") -> Job:
@@ -32,6 +38,10 @@ def job(group: str, method: str, *flags: str, before: str = "", config: str = "d
 
 JOBS = [
     *(job("sampler steps", str(n), *fields(e_step__steps=n)) for n in (8, 16, 32, 64, 128, 256)),
+    *(
+        job("sampler, 16 evaluations", name, *fields(e_step__sampler=name, e_step__time_grid=grid, e_step__steps=steps))
+        for name, grid, steps in SAMPLERS
+    ),
     job("start", "gaussian"),
     job("start", "mixture of 10", *MIXTURE),
     job("start", "EM-MMPS", *EDM, *fields(method="em_mmps")),
