@@ -7,28 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffem_jax"
 ROOMS = [
-    "errors",
-    "types",
-    "networks",
-    "samplers",
-    "gaussians",
-    "corruptions",
-    "denoisers",
-    "em",
-    "metrics",
-    "parallel",
-    "config",
-    "storage",
-    "data",
-    "build",
-    "testing",
-    "report",
-    "run",
-    "pretrained",
-    "usage",
-    "commands",
-    "main",
-]
+    "errors", "types", "networks", "samplers", "gaussians", "corruptions", "denoisers", "em", "metrics", "parallel",
+    "config", "storage", "data", "build", "testing", "report", "run", "pretrained", "usage", "sklearn", "commands", "main",
+]  # fmt: skip
 """Imports go down this list, never up."""
 PURE = ROOMS[: ROOMS.index("em") + 1]
 HOST_MODULES = {"absl", "ml_collections", "orbax", "tensorflow_datasets", "os", "logging", "pathlib"}

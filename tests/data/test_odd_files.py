@@ -228,13 +228,8 @@ def test_scaled_observations_come_back_in_their_units(tmp_path):
     raw = hidden((DIGITS + 2) * 10, MASK, np.nan)
     np.savez(tmp_path / "obs.npz", y=raw)
     small = [
-        "rounds=1",
-        "m_step.steps=2",
-        "m_step.batch_size=8",
-        "start.iterations=2",
-        "start.rank=4",
-        "e_step.steps=4",
-    ]
+        "rounds=1", "m_step.steps=2", "m_step.batch_size=8", "start.iterations=2", "start.rank=4", "e_step.steps=4",
+    ]  # fmt: skip
     small += ["network.features=(16,)", "e_step.draws=1", "eval.metrics=()", f"data.path={tmp_path / 'obs.npz'}"]
     flags = ["--config=own_data", f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in small)]
     refused(command(*flags), "obs.npz", "config.data.scale=0.05")

@@ -75,13 +75,8 @@ def test_a_csv_is_trained_on_and_its_draws_come_back_in_its_columns(tmp_path):
     write_people(tmp_path / "people.csv")
     before = (tmp_path / "people.csv").read_bytes()
     small = [
-        "m_step.steps=2",
-        "m_step.batch_size=8",
-        "start.iterations=2",
-        "e_step.steps=2",
-        "e_step.draws=1",
-        "rounds=1",
-    ]
+        "m_step.steps=2", "m_step.batch_size=8", "start.iterations=2", "e_step.steps=2", "e_step.draws=1", "rounds=1",
+    ]  # fmt: skip
     small += ["network.features=(8,)", "eval.metrics=()", "start.rank=2", f"data.path={tmp_path / 'people.csv'}"]
     flags = [f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in small)]
     refused(command("--config=own_data", *flags), "people.csv", "--config=own_data:table")

@@ -69,22 +69,12 @@ class Killed(NamedTuple):
 
 
 class Harness:
-    """Runs of one configuration, each in a folder of its own under ``root``.
-
-    Args:
-        root: a scratch folder.
-        flags: the command's flags but --workdir.
-        cache: share compiled programs between the processes (the bits do not depend on it; ``soak`` checks).
-    """
+    """Runs of one command, each in a folder under ``root``; with a cache they share compiled programs, and have the same bits."""
 
     def __init__(self, root: Path, flags: list[str], cache: bool = True):
         self.root, self.flags = root, flags
         self.root.mkdir(parents=True, exist_ok=True)
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-        }
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         self.environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self.environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cache).lower()
@@ -181,13 +171,7 @@ PHASES = ("starting", "start's fit", "checkpoint", "E-step", "measures", "M-step
 
 
 def phase(workdir: Path, output: str, began: float) -> str:
-    """What a dead process was at, one of PHASES, by what it said and by the files that it left.
-
-    Args:
-        workdir: its work directory.
-        output: all that it wrote.
-        began: when it was started, in seconds of ``time.time``; what lay there before is not its work.
-    """
+    """What a process that began at a ``time.time`` was at when it died, by all that it said and by the files that it left."""
     folder = Workdir(workdir)
     if not any(word in output for word in ("continuing", "start: ", "\nround ")):
         return "starting" if "results " not in output or checkpoints.written(folder.rounds) else "start's fit"

@@ -26,14 +26,8 @@ class Rows(Linear):
 
 
 LINEAR = [
-    "pixel_mask",
-    "gaussian_blur",
-    "motion_blur",
-    "projection",
-    "compressed_sensing",
-    "fourier_mask",
-    "composition",
-]
+    "pixel_mask", "gaussian_blur", "motion_blur", "projection", "compressed_sensing", "fourier_mask", "composition",
+]  # fmt: skip
 
 
 def law(components=2, rank=3, scalar=False):

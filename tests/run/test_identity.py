@@ -12,13 +12,8 @@ from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation
 
 SMALL = [
-    "m_step.steps=1",
-    "m_step.batch_size=8",
-    "start.iterations=1",
-    "start.rank=2",
-    "e_step.steps=2",
-    "e_step.draws=1",
-]
+    "m_step.steps=1", "m_step.batch_size=8", "start.iterations=1", "start.rank=2", "e_step.steps=2", "e_step.draws=1",
+]  # fmt: skip
 SMALL += ["network.features=(8,)", "rounds=1", "eval.metrics=()", "eval.posterior_draws=2", "eval.posterior_examples=4"]
 
 
