@@ -29,11 +29,7 @@ FEW = 1000
 
 
 def choose(config: ConfigDict, shape: Shape, count: int, corruption: Corruption) -> ConfigDict:
-    """The configuration without any 'auto', for x of a shape and ``count`` observations, 0 where that is not known.
-
-    Raises:
-        UserError: the chosen values do not fit the others.
-    """
+    """The configuration without any 'auto', for x of a shape and ``count`` observations, 0 where that is not known."""
     given = flatten(config)
     if AUTO not in given.values():
         return config

@@ -74,11 +74,7 @@ class Model(NamedTuple):
 
 
 def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Setup:
-    """Looks up everything that needs no data, but for the number of observations (0: many) where fields are 'auto'.
-
-    Raises:
-        UserError: an unknown name or a field that its class refuses.
-    """
+    """Looks up everything that needs no data, but for the number of observations (0: many) where fields are 'auto'."""
     config = choose(config, shape, count, parts.make_corruption("corruption", config.corruption, shape))
     corruption = parts.make_corruption("corruption", config.corruption, shape)
     other = config.data_corruption

@@ -121,11 +121,7 @@ def make_times(config: ConfigDict, schedule: Schedule, steps: int) -> Array:
 
 
 def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
-    """The distribution of t in the loss; one of the user's own is made without arguments, or with the schedule if it takes one.
-
-    Raises:
-        UserError: an unknown name, or an object without ``sample(key) -> t []``.
-    """
+    """The distribution of t in the loss; one of the user's own is made without arguments, or with the schedule if it takes one."""
     m, name = config.m_step, config.m_step.time_law
     make = lookup("m_step.time_law", name, losses.TIME_LAWS)
     if name == "beta":

@@ -17,11 +17,7 @@ FIELDS = ("start.name", "schedule.name", "corruption.name", "e_step.sampler", "n
 
 
 def check(setup: Setup, model: Model) -> None:
-    """Traces one draw of objects from outside, which may not keep their contract.
-
-    Raises:
-        UserError: the field, the object and what went wrong.
-    """
+    """Traces one draw of objects from outside, which may not keep their contract; UserError says which and what went wrong."""
     config = flatten(setup.config)
     plugged = {field: config[field] for field in FIELDS if ":" in config[field]}
     if "start.name" in plugged:

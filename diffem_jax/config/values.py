@@ -83,11 +83,7 @@ def parse(kind: Any, text: str) -> Any:
 
 
 def restore(stored: Mapping[str, Any]) -> ConfigDict:
-    """The configuration of a flat one, as a work directory keeps it; fields that are newer have their defaults.
-
-    Raises:
-        UserError: a field that this version lacks, or a value that it refuses.
-    """
+    """The configuration of a flat one, as a work directory keeps it; newer fields have their defaults, UserError for unknown ones."""
     config = default()
     with config.unlocked(), config.ignore_type():
         for name, value in stored.items():

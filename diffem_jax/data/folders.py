@@ -20,8 +20,7 @@ def read_folder(
     Args:
         root: holds ``images/`` (or the images themselves) and ``masks/``.
         cache: where the converted images go.
-        shape: (H, W, C) that every image is cropped and resized to; of masked images single pixels are taken, so that none
-            mixes seen and hidden ones. None asks for images of one size.
+        shape: (H, W, C) that every image is cropped and resized to, masked ones by ``nearest`` pixels; None: all are of one size.
         alpha: what an alpha channel that is not opaque everywhere means: 'refuse', 'mask' (0 hidden, 255 seen) or 'drop'.
 
     Raises:

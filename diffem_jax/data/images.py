@@ -254,10 +254,7 @@ def tfds_images(
     """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), without TensorFlow.
 
     Read by index through the array_record files, decoded by Pillow, converted once into the cache. ``split`` is one of
-    the set's, or several joined by '+', one after the other.
-
-    Raises:
-        UserError: the set is not prepared, holds no images or not such a split.
+    the set's, or several joined by '+'. UserError where the set is not prepared, holds no images or not such a split.
     """
     _check_shape(shape)
     builder, parts = tfds_builder(name, cache), split.split("+")

@@ -71,14 +71,11 @@ def load_observations(
         alpha: for folders: what an alpha channel means, 'refuse', 'mask' or 'drop'.
 
     Raises:
-        UserError: naming file, array, value, what was expected and what to do, for: a missing, damaged, pickled or
-            suspicious file; an empty set; wrong shapes, dtypes or counts; NaN or infinity in seen entries (how many,
-            and the first example); values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide
-            everything everywhere; noise_std that is not positive.
+        UserError: a missing, damaged, pickled or suspicious file; an empty set; wrong shapes, dtypes or counts; NaN or infinity
+            in seen entries; values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything;
+            noise_std that is not positive.
 
-    Warns:
-        UserWarning: axes or grey levels were taken for something that they do not say, the mask was made here, or some
-            examples have nothing seen.
+    Warns of axes or grey levels taken for something that they do not say, a mask made here, and examples with nothing seen.
     """
     where = npz.existing(path, "an .npz file with 'y', or a folder of images")
     shape, wanted, masked = tuple(corruption.shape), tuple(corruption.operator_names()), isinstance(corruption, Mask)

@@ -31,15 +31,10 @@ def _elsewhere(name: str, cache: Path, why: str) -> UserError:
 def prepare(
     name: str, cache_dir: str | os.PathLike[str] | None = None, archives: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Downloads and prepares a set as array_record files unless it is there; returns its folder.
+    """Downloads and prepares a set as array_record files under ``cache_dir``/tfds unless it is there; returns its folder.
 
-    Args:
-        name: 'digits' (needs neither TensorFlow nor network) or a name of tensorflow-datasets.
-        cache_dir: where it goes, under ``tfds/``; None for $DIFFEM_DATA_DIR or ~/.cache/diffem_jax.
-        archives: a folder of archives that were downloaded by hand, where the set asks for them.
-
-    Raises:
-        UserError: no TensorFlow, no network, or no such set; the message says what to run where, and what to copy.
+    'digits' needs neither TensorFlow nor network. ``archives`` is a folder of those that were downloaded by hand, where the set
+    asks for them. UserError where there is no TensorFlow, network or such set says what to run where, and what to copy.
     """
     cache = cache_folder(cache_dir)
     if name == "digits":

@@ -20,10 +20,7 @@ GRACE_SECONDS = 10.0
 
 
 class Background(Generic[T]):
-    """Runs one job at a time on a thread; a context manager that leaves no job behind.
-
-    On the way out it waits for the job and raises its error; where the body itself failed it waits ``GRACE_SECONDS``.
-    """
+    """Runs one job at a time on a thread; as a context it waits for the last one, ``GRACE_SECONDS`` where the body failed."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -71,8 +68,7 @@ class Background(Generic[T]):
 def read_ahead(read: Callable[[], T], count: int) -> Generator[T, None, None]:
     """``count`` results of ``read``, in order; while one is used, the next is read on another thread, and no further.
 
-    Close the iterator (with ``contextlib.closing``) where it is not used to its end. What ``read`` raises is raised at the
-    result that it was to give.
+    Close the iterator (with ``contextlib.closing``) where it is not used to its end.
     """
     with Background[T]() as reader:
         if count:
