@@ -7,9 +7,6 @@ the current Gaussian by 256-step diffusion sampling with the analytic denoiser, 
 draws. Both are judged by the observed log-likelihood per example (higher is better) of all points; the closed form is
 fitted to all of them and, as a Gaussian in R^5 has few parameters, to 4,096 (``start.num_examples``).
 
-Patches, 20,000 crops 32x32x3 with half of the pixels erased, rank 64: stepwise EM over the data in minibatches, and the
-observed log-likelihood per coordinate of 1,024 of them after each pass.
-
 Little seen: digits with nine of ten pixels erased, rank 24, at most 40 iterations. The fit that ships against plain EM, which
 begins with the mean and the principal axes of A^T (A A^T + noise_std^2 I)^-1 y as if all of x were seen, and whose steps keep
 their own length. Judged by the observed log-likelihood per example, and by the squared sliced Wasserstein distance of
@@ -26,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import write
-from configs import digits, manifold, patches
+from configs import digits, manifold
 from diffem_jax import em, samplers
 from diffem_jax.build.problem import load_problem
 from diffem_jax.denoisers.edm import gaussian_denoiser
@@ -38,7 +35,7 @@ from diffem_jax.run.start import fit_start
 from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
 from diffem_jax.types import example_keys, stream_key
 
-PASSES, MINIBATCH, SAMPLED_ITERATIONS = 2, 1024, 16
+SAMPLED_ITERATIONS = 16
 
 
 def log_likelihood(corruption: Any, observations: Any) -> Callable[[Mixture], float]:
@@ -105,25 +102,6 @@ def manifold_start() -> dict[str, Any]:
     }
 
 
-def patches_start() -> dict[str, Any]:
-    config = patches.get_config("mask50")
-    with config.unlocked():
-        config.data.shape, config.data.num_examples = (32, 32, 3), 20_000
-        config.corruption.fill_iterations, config.denoiser.base = 0, "start"
-    problem = load_problem(config)
-    corruption: Any = problem.setup.corruption
-    judge = log_likelihood(corruption, jax.tree.map(lambda leaf: jnp.asarray(leaf[:1024]), problem.observations))
-    options: Any = {"rank": 64, "minibatch": MINIBATCH, "tolerance": 0.0}
-    rows = []
-    for passes in range(1, PASSES + 1):
-        began = time.perf_counter()
-        fitted = starts.fit(stream_key(0, "start"), corruption, problem.observations, iterations=passes, **options)
-        seconds = time.perf_counter() - began
-        each = float(judge(fitted.mixture) / np.prod(problem.setup.shape))
-        rows.append({"passes": passes, "seconds": seconds, "log_likelihood_per_coordinate": each})
-    return {"table": rows}
-
-
 def little_seen() -> dict[str, Any]:
     problem = load_problem(digits.get_config("mask90"))
     config, corruption = problem.setup.config, problem.setup.corruption
@@ -154,4 +132,4 @@ def little_seen() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write("start", {**manifold_start(), "patches_32": patches_start(), "little_seen": little_seen()})
+    write("start", {**manifold_start(), "little_seen": little_seen()})

@@ -34,10 +34,8 @@ def notebook(script: Path) -> nbformat.NotebookNode:
     for place, cell in enumerate(node.cells):
         cell["id"] = f"cell-{place:02d}"
         cell["metadata"] = {}
-    node.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    node.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     node.nbformat, node.nbformat_minor = 4, 5
     nbformat.validate(node)
     return node

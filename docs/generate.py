@@ -1,7 +1,4 @@
-"""Pages of the documentation that are made, not typed: fields of the configuration, notebooks, API.
-
-A hook of mkdocs (see mkdocs.yml); ``python docs/generate.py FOLDER`` writes the same pages to a folder.
-"""
+"""A hook of mkdocs: pages of the documentation that are made, not typed (fields of the configuration, notebooks, API)."""
 
 import ast
 import dataclasses
@@ -187,21 +184,13 @@ def without_cure() -> list[tuple[str, str]]:
     return [(file, text) for file, text in messages() if not is_cured(text)]
 
 
-PAGES = {
-    "config.md": config_page,
-    "notebooks.md": notebooks_page,
-    "api.md": api_page,
-}
+PAGES = {"config.md": config_page, "notebooks.md": notebooks_page, "api.md": api_page}
 
 
 def on_config(config):  # type: ignore[no-untyped-def]
-    """Pages that mkdocs.yml does not name come last, so that a new file is never left out; the repository is linked once it is known."""
+    """The repository is linked once it is known."""
     if "/OWNER/" not in repository():
         config.repo_url = repository()
-    named = {path for entry in config.nav for path in entry.values()}
-    for file in sorted((ROOT / "docs").glob("*.md")):
-        if file.name not in named:
-            config.nav.append({file.stem.replace("_", " ").capitalize(): file.name})
     return config
 
 
@@ -218,10 +207,3 @@ def on_files(files, config):  # type: ignore[no-untyped-def]
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
     return files
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make in PAGES.items():
-        (folder / name).write_text(make())
