@@ -31,6 +31,7 @@ class Mask(DiagonalGram):
     fill_iterations: int = 0
     fill_order: int = 1
     names = ("mask",)
+    hides_entries = True
 
     def __post_init__(self) -> None:
         most = math.inf if len(self.shape) > 1 else 0
@@ -41,10 +42,6 @@ class Mask(DiagonalGram):
     def mask_shape(self) -> tuple[int, ...]:
         """The mask's shape: [*spatial, 1] for images, the shape of x for vectors."""
         return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
-
-    @property
-    def hides_entries(self) -> bool:
-        return True
 
     def observed(self, operator: Array) -> Array:
         """Where the mask is positive, of the shape of x."""
