@@ -122,7 +122,7 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             table = encode_like({str(i): columns[i] for i in self.varying_}, self._encoding)
         except UserError as error:
             raise ValueError(str(error)) from error
-        return columns, Observation(table.y, table.mask)
+        return columns, Observation(table.y, table.mask)  # type: ignore[arg-type]
 
     def _filled(self, columns: list[np.ndarray], x: np.ndarray | None) -> np.ndarray:
         """The columns [N, D] with what x [N, width] stands for where an entry is missing."""

@@ -70,7 +70,7 @@ class Table(NamedTuple):
         }
 
 
-def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str] = ()) -> Table:
+def encode_table(columns: Mapping[str, Any], categories: Sequence[str] = ()) -> Table:
     """Columns of one length, name -> values, as observations for the corruption 'group_mask'.
 
     Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``, such as '' and '?'. A column of numbers, or of
@@ -90,7 +90,7 @@ def encode_table(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]
     return _encode(cleaned, [_fit_column(name, values, name in categories) for name, values in cleaned.items()])
 
 
-def encode_like(columns: Mapping[str, Sequence[Any]], like: Sequence[Column]) -> Table:
+def encode_like(columns: Mapping[str, Any], like: Sequence[Column]) -> Table:
     """Columns, in any order, written as an earlier table was, whose run is to draw for them; UserError for others."""
     if set(columns) != {column.name for column in like}:
         expected = f"those of the training data, {[c.name for c in like]}"
