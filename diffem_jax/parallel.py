@@ -31,7 +31,7 @@ AXIS = "batch"
 # them: with as many such kernels at once as threads all wait for ever, and on two cores two devices are enough for that. The variable
 # is read when the CPU's backend is made; threads beyond the cores cost time, so that one device keeps the usual number.
 _FORCED = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-_CPU_DEVICES = max(jax.config.jax_num_cpu_devices, int(_FORCED[1]) if _FORCED else 1)
+_CPU_DEVICES = max(jax.config.jax_num_cpu_devices, int(_FORCED[1]) if _FORCED else 1)  # type: ignore[attr-defined]
 if _CPU_DEVICES > 1 and not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
     os.environ["PJRT_NPROC"] = str(max(os.cpu_count() or 1, 4 * _CPU_DEVICES))
 
