@@ -84,11 +84,11 @@ for script in sys.argv[1:]:
     runpy.run_path(script, run_name="__main__")
     print("==", len(list(pathlib.Path(folder).rglob("*.png"))), "pictures", flush=True)
 """
+
+
 # 06 pretends to have two devices and has a process of its own; what it shows, tests/test_em.py shows too.
-GROUPS = [SCRIPTS[:1], *(pytest.param(group, marks=pytest.mark.slow) for group in (SCRIPTS[1:5], SCRIPTS[5:]))]
-
-
-@pytest.mark.parametrize("scripts", GROUPS, ids=["first", "others", "devices"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scripts", [SCRIPTS[:5], SCRIPTS[5:]], ids=["one device", "devices"])
 def test_scripts_run_shortened(scripts, tmp_path):
     pytest.importorskip("IPython", reason="the notebooks show pictures by IPython")
     changed = {

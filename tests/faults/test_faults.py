@@ -65,6 +65,7 @@ def test_killed_in_an_e_step_an_m_step_and_a_checkpoint(harness, expected):
     assert_same(workdir, expected)
 
 
+@pytest.mark.slow  # each by itself is in tests/run/test_m_step.py and tests/storage/test_checkpoints.py
 def test_preempted_then_a_damaged_rolling_checkpoint_then_a_full_disk(harness, expected):
     workdir = harness.root / "preempted"
     moment = appeared(workdir, "latest/round_00001_update_000000020.checksums.json")
