@@ -342,7 +342,7 @@ def _step(model: Stationary, first: Array, data: Array, own: Array, count: int, 
     ratio = _matrix_power(h_inverse @ _matrix_power(h_root @ b @ h_root, 0.5) @ h_inverse, stride)
     root = jnp.moveaxis(model.basis * jnp.sqrt(model.power)[None], (0, 1), (-2, -1))
     power, basis = jnp.linalg.eigh(_symmetric(root @ ratio @ jnp.swapaxes(root, -1, -2)))
-    power = jnp.maximum(jnp.moveaxis(power, -1, 0), 1e-10)
+    power = jnp.maximum(jnp.moveaxis(power, -1, 0), 1e-7 * jnp.mean(power))
     return model._replace(mean=mean, basis=jnp.moveaxis(basis, (-2, -1), (0, 1)), power=power)
 
 
