@@ -185,6 +185,7 @@ def test_steps_lower_for_accelerators(name, variant, blocks):
 
 
 PAIRS = [
+    ("diffem", "analytic_2m"),
     ("diffem", "ddpm"),
     ("em_mmps", "ddim"),
     ("em_pigdm", "heun"),
