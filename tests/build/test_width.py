@@ -33,9 +33,9 @@ def test_published_samplers_draw_too_narrowly():
     assert draw_width(load_config("digits:paper", [])) < 0.97
     few = load_config("digits:paper", [("e_step.steps", "16")])
     assert draw_width(few) < 0.6
-    (line,) = train._width_warnings(few)
+    (line,) = train._advice(few)
     assert "ddpm in 16 steps" in line and "use e_step.sampler=analytic_2m" in line
-    assert not train._width_warnings(load_config("digits", []))
+    assert not list(train._advice(load_config("digits", [])))
 
 
 def test_every_config_has_its_width_tested():
