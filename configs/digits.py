@@ -42,7 +42,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
         c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
-        c.e_step.update(steps=16, batch_size=904)
+        c.e_step.update(steps=16, batch_size=904)  # two batches of the 1,797 digits
         if variant in ("jpeg", "phase"):
             # No closed form says how x scatters given y.
             c.e_step.update(sampler="dpmpp_2m_sde", time_grid="log_uniform", steps=32)

@@ -1,4 +1,4 @@
-"""Objects from outside, named as 'module:name', traced once before any compute."""
+"""A user's own parts, named as 'module:name': corruption, network, start, posterior transform, schedule, sampler, traced before any compute."""
 
 from __future__ import annotations
 

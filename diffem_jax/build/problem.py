@@ -26,8 +26,8 @@ CHUNK = 4096
 class Problem(NamedTuple):
     """What a run works on: what follows from the config, and arrays (possibly memory-mapped) with a leading axis N.
 
-    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` say what was read as
-    something that the file does not say; ``table`` is how the columns of a .csv are written.
+    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` are the
+    assumptions made about the file, such as a mask per channel; ``table`` is how the columns of a .csv are written.
     """
 
     setup: Setup
@@ -72,7 +72,7 @@ def simulate(setup: Setup, x: Any, seed: int) -> Observation:
 
 
 def load_problem(config: ConfigDict) -> Problem:
-    """Reads the data a config names and makes or checks its observations; UserError where that cannot be."""
+    """Reads the data a config names and makes or checks its observations; UserError if they are missing or do not fit."""
     d = config.data
     count = d.num_examples or None
     if d.name == OWN:

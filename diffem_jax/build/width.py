@@ -13,14 +13,14 @@ from diffem_jax.samplers import sample
 from diffem_jax.types import stream_key
 
 LEAST, MOST = 0.98, 1.03
-"""Between these a config's draws count as wide enough; EM feeds the rest back round by round (docs/theory.md)."""
+"""Between these a config's draws count as wide enough; a larger error is fed back by EM, round by round (docs/theory.md)."""
 DRAWS = 2**14
 
 
 def draw_width(config: ConfigDict) -> float:
-    """F = Var(draw) / Var(exact) of an x ~ N(0, sigma_data^2) of which nothing is seen; its standard error is 0.011.
+    """Returns f = Var(draw) / Var(exact) of an x ~ N(0, sigma_data^2) of which nothing is seen; its standard error is 0.011.
 
-    With a share p of x seen, EM settles at the variance V = p / (1 - (1 - p) f) of the truth's.
+    With a share p of x seen, EM settles at a variance of V = p / (1 - (1 - p) f) times the true one.
     """
     schedule, std = make_schedule(config), config.denoiser.sigma_data
     sampler = make_sampler("e_step.sampler", config.e_step.sampler, schedule, std)

@@ -87,7 +87,7 @@ TABLE = (
     Field("e_step.steps", 32, (1, 100_000), "sampler steps per draw"),
     Field("e_step.draws", 1, (1, 10_000), "draws per observation, all of which are trained on; more where there are few"),
     Field("e_step.time_grid", "tangent", (*TIME_GRIDS, OWN), "times of the sampler's steps"),
-    Field("e_step.batch_size", 1024, BATCH, "examples at once over all devices"),
+    Field("e_step.batch_size", 1024, BATCH, "observations drawn in one call, over all devices: memory and speed, not the draws"),
     Field("e_step.shard_size", 0, (0, 2**32), "examples per file of reconstructions; 0 is 8 batches"),
     Field("e_step.guidance", 1.0, (0, 100), "draws use free + guidance (conditional - free); other values than 1 need "
           "m_step.condition_dropout > 0"),
@@ -164,6 +164,7 @@ RETIRED: dict[str, Any] = {
 """Fields of earlier versions, with the value under which they changed nothing: a stored run may still have that one."""
 FREE_FIELDS = (
     "rounds", "parallel", "writers", "data.cache_dir", "prior.", "eval.", "stop.", "checkpoint.", "e_step.shard_size",
+    "e_step.batch_size",
 )  # fmt: skip
 """Fields, and beginnings of fields, that may change in a run without making it another one."""
 

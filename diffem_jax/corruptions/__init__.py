@@ -1,4 +1,4 @@
-"""Corruptions p(y | x): the only place where the channel is written. One family per file, one line per name below.
+"""Corruptions p(y | x): the only place where it is written. One family per file, one line per name below.
 
 A corruption of your own is a frozen dataclass that inherits from ``Linear`` (y = A x + n; write ``forward``) or from
 ``AdditiveNoise`` (any other A); hand it over as an argument, name it in a config as ``module:ClassName``, or add a line

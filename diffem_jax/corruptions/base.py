@@ -21,7 +21,7 @@ from diffem_jax.types import Key, Observation, PyTree
 DENSE = 1024
 """Measurements up to which a log-determinant is that of the dense matrix."""
 PROBES, LANCZOS_STEPS = 4, 24
-"""Of the estimate above that."""
+"""Random vectors, and Lanczos steps from each, of the estimate above that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class AdditiveNoise:
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """The observation with a share of its measurements hidden as well, and where those are, of y's shape.
 
-        There where ``can_hold_out``, else a ``UserError``. What is left is again an observation of this corruption.
+        Only where ``can_hold_out``, else a ``UserError``. What is left is again an observation of this corruption.
         """
         raise UserError(
             f"corruption: {type(self).__name__} cannot hold measurements back; expected a mask, a projection or another "
@@ -143,7 +143,7 @@ class AdditiveNoise:
         )
 
     def _hide(self, observation: Observation, operator: PyTree) -> tuple[Observation, Array]:
-        """What is left of an observation under an operator that sees less, and which of its entries that took."""
+        """What is left of an observation under an operator that sees less, and which of its entries were removed."""
         left = Observation(self.keep_observed(observation.y, operator), operator)
         return left, jnp.asarray(self.observed(observation.operator)) & ~jnp.asarray(self.observed(operator))
 
@@ -180,11 +180,11 @@ class Linear(AdditiveNoise):
         return self.forward(v * self.adjoint(r, operator), operator) + self.noise_level(operator) ** 2 * r
 
     def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``; there where ``has_diagonal_gram``."""
+        """The diagonal of A diag(v) A^T, of y's shape, for a v of ``shape``; only where ``has_diagonal_gram``."""
         raise NotImplementedError
 
     def precondition(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """About (A diag(v) A^T + noise_std^2 I)^-1 r, symmetric positive definite; it speeds up the conjugate gradients."""
+        """An approximation of (A diag(v) A^T + noise_std^2 I)^-1 r, symmetric positive definite; it speeds up the conjugate gradients."""
         return r
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
@@ -198,7 +198,7 @@ class Linear(AdditiveNoise):
     def solve_residual(self, r: Array, operator: PyTree, v: Array) -> Array:
         """The root mean square over the observed entries of (A diag(v) A^T + noise_std^2 I) solve_gram(r) - r, over noise_std.
 
-        A draw A x misses y by that much more than the noise: squares add up, so that 0.3 is a misfit 4% too large.
+        A draw A x misses y by that much more than the noise: at 0.3 the misfit grows by 4%, sqrt(1 + 0.3^2).
         """
         r = self.keep_observed(r, operator)
         rest = self.gram(self.solve_gram(r, operator, v), operator, v) - r
@@ -233,7 +233,7 @@ class Linear(AdditiveNoise):
         return jnp.sum(seen, dtype=jnp.float32)
 
     def matrices(self) -> tuple[np.ndarray, ...] | None:
-        """[n_i, N_i] along each spatial axis of x, in double precision, whose product A is; None where A is none."""
+        """[n_i, N_i] along each spatial axis of x, in double precision, whose Kronecker product is A; None where A is not separable."""
         return None
 
     def condition(self, observation: Observation) -> Array:
@@ -257,7 +257,7 @@ class DiagonalGram(Linear):
         return total if seen is True else jnp.where(seen, total, 1.0)
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """R / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
+        """Returns r / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
         return self.keep_observed(r / self._total(operator, v), operator)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
@@ -279,7 +279,7 @@ class Spectral(Linear):
         raise NotImplementedError
 
     def scalar_log_det(self, operator: PyTree, v: Array) -> Array:
-        """Log det(v A A^T + noise_std^2 I) for a scalar v."""
+        """Returns log det(v A A^T + noise_std^2 I) for a scalar v."""
         raise NotImplementedError
 
     def precondition(self, r: Array, operator: PyTree, v: Array) -> Array:

@@ -28,13 +28,13 @@ from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept
 from diffem_jax.types import Observation, PyTree
 
 LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6
-"""The largest |y| where y has the shape of x, as data live in [-2, 2] and grey levels 0..255 are to be caught, and elsewhere."""
+"""The largest |y|: where y has the shape of x, which catches grey levels 0..255 left unscaled, and elsewhere."""
 SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0
-"""Between these the root mean square of x is taken for that of data in [-2, 2]."""
+"""A root mean square of x between these is accepted as that of data in [-2, 2]."""
 EXAMPLES = 256
 """Examples that the size of y is estimated from."""
 KNOWN = ("mask", "operator", "noise_std")
-"""Arrays that say something of how y was made: refused where the corruption has no use for them."""
+"""Names of arrays that describe the corruption: refused where the chosen one does not use them."""
 Place = str | os.PathLike[str]
 
 
@@ -75,7 +75,7 @@ def load_observations(
             in seen entries; values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything;
             noise_std that is not positive.
 
-    Warns of axes or grey levels taken for something that they do not say, a mask made here, and examples with nothing seen.
+    Warns where axes or grey levels had to be guessed, of a mask made here, and of examples with nothing seen.
     """
     where = npz.existing(path, "an .npz file with 'y', or a folder of images")
     shape, wanted, masked = tuple(corruption.shape), tuple(corruption.operator_names()), isinstance(corruption, Mask)
@@ -112,7 +112,7 @@ def save_observations(path: Place, observation: Observation, corruption: Any) ->
 def _read(
     where: Path, cache_dir: Place | None, names: tuple[str, ...], shape: tuple[int, ...] | None, alpha: str
 ) -> tuple[np.ndarray, dict[str, ArrayLike], list[str]]:
-    """Y and the other arrays of the names given, with their axes in order, and sentences on what that took."""
+    """Returns y and the other arrays of the names given, with their axes in order, and sentences on what that took."""
     if where.is_dir():
         return *read_folder(where, cache_folder(cache_dir), shape, alpha), []
     arrays = npz.read_arrays(where, ("y", *names))

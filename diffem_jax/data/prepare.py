@@ -2,7 +2,7 @@
 
     python -m diffem_jax.data.prepare cifar10 [--cache_dir=DIR] [--archives=DIR]
 
-This is the one place that needs TensorFlow (extra ``tfds``) and a network. What it writes, DIR/tfds/NAME, can be copied
+This is the one place that needs TensorFlow (extra ``tfds``) and an internet connection. What it writes, DIR/tfds/NAME, can be copied
 to machines that have neither.
 """
 
@@ -22,7 +22,7 @@ from diffem_jax.storage.files import cache_folder
 
 def _elsewhere(name: str, cache: Path, why: str) -> UserError:
     return UserError(
-        f"tfds name: {name!r}: cannot be prepared here, {why}; expected TensorFlow and a network; on a connected "
+        f"tfds name: {name!r}: cannot be prepared here, {why}; expected TensorFlow and an internet connection; on a connected "
         f"machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR\n"
         f"then copy the folder DIR/tfds/{name} to {cache / 'tfds' / name} on this machine"
     )
@@ -33,8 +33,8 @@ def prepare(
 ) -> Path:
     """Downloads and prepares a set as array_record files under ``cache_dir``/tfds unless it is there; returns its folder.
 
-    'digits' needs neither TensorFlow nor network. ``archives`` is a folder of those that were downloaded by hand, where the set
-    asks for them. UserError where there is no TensorFlow, network or such set says what to run where, and what to copy.
+    'digits' needs neither. ``archives`` is a folder of archives downloaded by hand, for sets that ask for it. UserError, with what to run
+    and what to copy, if there is no TensorFlow, no connection or no such set.
     """
     cache = cache_folder(cache_dir)
     if name == "digits":

@@ -1,4 +1,4 @@
-"""What a denoiser is: a base that knows x in closed form as far as it can, and a network F for the rest.
+"""What a denoiser is: a closed-form estimate of x, the base, and a network F that corrects it.
 
     x-hat = mean + std P F(x, noise, condition)
 
@@ -7,7 +7,8 @@ or takes out of F what y determines. Bases compute in full float32, networks as 
 denoiser of this package has this form, and its file says which base:
 
     ``edm``        mean = c_skip x_t, std = c_out
-    ``posterior``  mean = E[x | x_t, y] of a fitted prior, std^2 the variance that it leaves open
+    ``posterior``  mean = E[x | x_t, y] of a fitted prior, std^2 the variance of x given x_t, or given y too
+                   under ``start_moments``
     ``ambient``    mean = c_skip x_t where the mask shows x
 """
 
@@ -32,7 +33,7 @@ class Denoiser(NamedTuple):
         init: key -> params.
         prior: (params, x_t, t, dropout) -> E[x | x_t].
         posterior: (params, context, x_t, t, dropout) -> E[x | x_t, y].
-        either: (params, context, seen, x_t, t, dropout) -> the second where ``seen`` [] is true, else the first, by one
+        either: (params, context, seen, x_t, t, dropout) -> ``posterior`` where ``seen`` [] is true, else ``prior``, by one
             evaluation of the network: for training with condition dropout.
         prepare: observation -> context, the work that is done once per draw rather than at every sampler step.
         variance: (t, context) -> the variance of x given x_t and y (given x_t alone for context None) that the base leaves

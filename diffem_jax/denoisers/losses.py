@@ -1,6 +1,8 @@
 """The denoising loss of one example, the distributions of t and the weights in it.
 
-E lambda(t) |d(alpha x + sigma z, t | y') - x|^2,  lambda = 1/sigma^2 + 1/s^2,  y' ~ p(y | x) drawn afresh
+E lambda(t) |d(alpha x + sigma z, t | y') - x|^2,  lambda = (alpha/sigma)^2 + 1/s^2,  y' ~ p(y | x) drawn afresh
+
+with s the standard deviation of x (``data_std``).
 """
 
 import dataclasses

@@ -89,7 +89,7 @@ class Training(NamedTuple):
         dispatch: updates in one call, a divisor of ``steps``.
         batch_size: examples in one update, over all devices of all processes.
         every: updates between two rolling checkpoints.
-        record: what identifies its checkpoints in ``folder``: one with other values is not gone on from.
+        record: what identifies its checkpoints in ``folder``: a checkpoint with other values is ignored.
         note: takes (updates done, losses) once the losses of a call are read.
     """
 

@@ -1,6 +1,6 @@
 """Numbers of a round: its draws against the hidden truth, where there is one, and against the observations.
 
-A set of draws is compared with the truths of the same examples, which share their noise; names that end in '_unpaired' compare
+A set of draws is compared with the truths of the same examples, so that both have the same sampling error; names that end in '_unpaired' compare
 the first half of the draws with the truths of the second half, which no draw comes from.
 """
 
@@ -25,7 +25,7 @@ Measure = Callable[[int, np.ndarray], metrics.Estimate]
 Maker = Callable[[Problem], Measure]
 NEIGHBOURS = 5
 NEIGHBOUR_ROWS = SINKHORN_ROWS = 2048
-FEWEST_FEATURES = 16
+FEWEST_EXAMPLES = 16
 
 
 def against_truth(compare: Callable[..., metrics.Estimate], unpaired: bool = False) -> Maker:
@@ -72,7 +72,7 @@ def sliced(x: np.ndarray, truth: np.ndarray) -> metrics.Estimate:
 
 
 def sinkhorn(unpaired: bool) -> Maker:
-    """Sinkhorn divergence of 2,048 rows; unpaired ones against the truths of other examples."""
+    """Sinkhorn divergence of 2,048 rows; if unpaired, against the truths of other examples."""
 
     def make(problem: Problem) -> Measure:
         truth = np.asarray(problem.truth[: len(problem.truth)])
@@ -181,7 +181,7 @@ METRICS: dict[str, Maker] = {
 def make_measures(problem: Problem, optional: Iterable[str] = ()) -> Callable[[int, Any], dict[str, float]]:
     """(round, rows of the store) -> record fields, for the config's metrics and the measure that its stopping rule reads.
 
-    Those of ``optional`` are added as far as the data can give them.
+    Those of ``optional`` are left out where the data lack what they need.
 
     Raises:
         UserError: an unknown metric, or one that the data cannot give.
@@ -225,8 +225,8 @@ def _make_measure(problem: Problem, name: str) -> Measure:
         reason = f"needs labels, which {problem.setup.config.data.name!r} lacks"
     elif name.startswith("sinkhorn") and problem.num_examples < 2 * SINKHORN_ROWS:
         reason = f"compares 2,048 rows and needs 4,096 examples, not {problem.num_examples}"
-    elif name.startswith(("features_", "kid", "frechet")) and _count(problem) < FEWEST_FEATURES:
-        reason = f"needs {FEWEST_FEATURES} examples, not {_count(problem)}"
+    elif name.startswith(("features_", "kid", "frechet")) and _count(problem) < FEWEST_EXAMPLES:
+        reason = f"needs {FEWEST_EXAMPLES} examples, not {_count(problem)}"
     if reason:
         raise UserError(f"config.eval.metrics: {name!r} {reason}; remove it")
     return make(problem)

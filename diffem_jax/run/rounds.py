@@ -4,7 +4,7 @@
     for each round:  run_m_step -> save -> run_e_step -> record_round -> drop what is old
 
 Round 0 has no M-step: the start draws. Keys are derived from (seed, stream, round, example), shards and checkpoints are
-written whole or not at all, so a run that was killed anywhere goes on by the same command and ends with the same bits.
+written whole or not at all, so a run that was killed anywhere goes on by the same command and, on a CPU, ends with the same bits.
 """
 
 from __future__ import annotations

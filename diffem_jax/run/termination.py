@@ -1,4 +1,4 @@
-"""What a loop hears and says: SIGTERM, noted when it comes and answered at the next safe point, and its lines."""
+"""Stopping on SIGTERM at the next safe point, and the type of what a run says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 class StopRequest:
-    """Listens for SIGTERM while it is entered. Only a main thread may set handlers; elsewhere nothing is heard.
+    """Listens for SIGTERM while it is entered. Only a main thread may set handlers; in others SIGTERM keeps its usual effect.
 
     Outside ``deferred`` there is nothing to save, so the signal ends the process at once; inside, a loop asks ``check``
     or ``requested`` where it can stop. All processes of a run ask together; the signal of any counts for all.
