@@ -41,7 +41,7 @@ def measure(config: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(problem, folder)
         draw_round(run, 0, run.start_draw, run.start)
-        m, draw = config.m_step, run.store.round(0).open().rows
+        m, draw = config.m_step, run.store.round(0).open().__getitem__
         x = draw(np.arange(updates * m.batch_size) % problem.num_examples)
         staged = jax.device_put(x.reshape(updates, m.batch_size, *problem.setup.shape))
         slots = np.arange(m.batch_size, dtype=np.int32)

@@ -45,7 +45,7 @@ def save(figure: Figure, path: PathLike) -> Path:
     target = Path(path)
     options: Any = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.06}
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda file: figure.savefig(file, **options), durable=False)
+    write_atomically(target, lambda file: figure.savefig(file, **options))
     return target
 
 

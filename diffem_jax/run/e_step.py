@@ -189,9 +189,6 @@ def run_e_step(
             _raise_together(_keep(problem, stored, own, x) if mine else None, number)
             stop.check()
     barrier("drawn")
-    if me == 0 and not stored.is_complete():
-        stored.finalise()
-    barrier("finalised")
     return {"e_step_seconds": time.monotonic() - began, "redrawn": int(total(np.array([redrawn], np.float64))[0])}
 
 
@@ -209,9 +206,9 @@ def _plan(problem: Problem, store: ReconstructionStore, number: int, say: Say) -
     stored = store.create(number, count, shape, shard_size)
     done = np.zeros(stored.num_shards, bool)
     if process_index() == 0:
-        found = stored.done_shards()
-        done[list(found.shards)] = True
-        for line in found.warnings:
+        whole, warnings = stored.done_shards()
+        done[list(whole)] = True
+        for line in warnings:
             say(line)
     return stored, np.flatnonzero(~agree(done)).tolist()
 

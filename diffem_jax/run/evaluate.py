@@ -93,7 +93,7 @@ def _reconstructions(
     """The round's stored draws; where they are not kept any more, the same draws once more."""
     store = ReconstructionStore(workdir.reconstructions)
     if store.holds(number) and store.round(number).is_complete():
-        return store.round(number).open().rows
+        return store.round(number).open().__getitem__
     read, keys = reader(problem.observations), attempt_keys(problem.setup.config.seed, "e_step", number)
 
     def draw(indices: np.ndarray) -> np.ndarray:

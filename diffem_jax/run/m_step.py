@@ -56,7 +56,7 @@ def training_rows(
     if model.trains_on == "truth":
         return problem.num_examples, lambda indices: np.asarray(problem.truth[indices], np.float32)
     reader = store.round(number - 1).open()
-    return len(reader), reader.rows
+    return len(reader), reader.__getitem__
 
 
 def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Callable[[np.ndarray], PyTree]) -> Batches:

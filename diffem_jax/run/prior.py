@@ -59,7 +59,7 @@ def train_prior(run: Run) -> None:
         batch_size=config.m_step.batch_size,
         every=config.checkpoint.every_steps,
         m_step=make_mapped_m_step(setup, parallel, model.loss, optimizer),
-        batches=row_batches(config.seed, STREAM, len(reader), config.m_step.batch_size, reader.rows),
+        batches=row_batches(config.seed, STREAM, len(reader), config.m_step.batch_size, reader.__getitem__),
         folder=workdir.prior,
         record=wanted,
     )

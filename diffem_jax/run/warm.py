@@ -61,8 +61,7 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Say) -> PyTre
         copy = store.create(0, count, stored.shape, stored.shard_size)
         for shard in range(copy.num_shards):
             # Of several draws an observation those that are there, in turn.
-            copy.write_shard(shard, reader.rows(np.asarray(copy.indices(shard)) % len(reader)))
-        copy.finalise()
+            copy.write_shard(shard, reader[np.asarray(copy.indices(shard)) % len(reader)])
         say(f"warm start: the reconstructions of {stored.folder}")
     barrier("warm start")
     if start.take == "reconstructions":

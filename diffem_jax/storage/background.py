@@ -4,14 +4,14 @@
     reader           rows of k + 1   rows of k + 2     ...
     writer           ------- checkpoint of update k - 1 --------
 
-One thread does one job at a time. What a job raises is raised in the main loop, at its next look; a thread that hangs
-keeps no process alive.
+One thread does one job at a time. What a job raises is raised in the main loop; a thread that hangs keeps no process alive.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,37 +23,33 @@ class Background(Generic[T]):
     """Runs one job at a time on a thread; as a context it waits for the last one, ``GRACE_SECONDS`` where the body failed."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
+        self._job: futures.Future[T] | None = None
 
     def start(self, job: Callable[[], T]) -> None:
         """Starts a job once the one before it has ended, whose error is raised."""
         self.wait()
+        future = self._job = futures.Future()
 
         def work() -> None:
             try:
-                self._result = job()
+                future.set_result(job())
             except BaseException as error:  # whatever it is, it belongs to the main loop
-                self._error = error
+                future.set_exception(error)
 
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
+        threading.Thread(target=work, daemon=True).start()
 
     def check(self) -> None:
         """Raises the error of a job that has failed; does not wait."""
-        if self._error is not None:
+        if self._job is not None and self._job.done() and self._job.exception() is not None:
             self.wait()
 
-    def wait(self) -> T:
+    def wait(self) -> Any:
         """Waits for the job, if there is one; returns its result or raises its error, once."""
-        if self._thread is not None:
-            self._thread.join()
-        result, error = self._result, self._error
-        self._thread = self._result = self._error = None
-        if error is not None:
-            raise error
-        return result
+        if self._job is None:
+            return None
+        futures.wait([self._job])
+        job, self._job = self._job, None
+        return job.result()
 
     def __enter__(self) -> Background[T]:
         return self
@@ -61,8 +57,8 @@ class Background(Generic[T]):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.wait()
-        elif self._thread is not None:
-            self._thread.join(GRACE_SECONDS)
+        elif self._job is not None:
+            futures.wait([self._job], GRACE_SECONDS)
 
 
 def read_ahead(read: Callable[[], T], count: int) -> Generator[T, None, None]:

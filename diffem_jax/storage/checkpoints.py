@@ -38,13 +38,9 @@ def _checksums(path: Path) -> Path:
 
 
 def save(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves a tree of arrays, and JSON values beside them; call it on every process: the first writes, the others wait for it.
+    """Saves a tree of arrays whole, and JSON values beside them, in place of one of that name; all processes call it.
 
-    Arrays are stored whole and know no device, so that any number of processes and devices can go on from them. A checkpoint
-    of that name is replaced.
-
-    Raises:
-        UserError: the file system refused (full, read-only, too large); earlier checkpoints are untouched.
+    UserError where the file system refuses (full, read-only, too large); earlier checkpoints are untouched.
     """
     write(path, jax.tree.map(on_host, tree), metadata)
 
@@ -67,10 +63,9 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(error, ValueError) and not _STORAGE_ERROR.search(str(error)):
             raise
-        raise UserError(
-            f"{path}: could not be written ({_shorten(error)}); expected free space and write permission; earlier checkpoints are "
-            "whole: make space and run the same command again"
-        ) from error
+        cure = "earlier checkpoints are whole: make space and run the same command again"
+        found = f"could not be written ({_shorten(error)}); expected free space and write permission"
+        raise UserError(f"{path}: {found}; {cure}") from error
 
 
 @contextlib.contextmanager
@@ -87,7 +82,7 @@ def _quiet() -> Iterator[None]:
 
 @functools.cache
 def _drop_late_errors() -> None:
-    """Where one write of a checkpoint has failed, others fail a moment later, when nobody waits for them any more: no traceback of those."""
+    """Prints no traceback of writes that fail a moment after the first one, when nobody waits for them any more."""
     excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
 
     def is_late(error: BaseException | None) -> bool:
@@ -124,9 +119,8 @@ def metadata(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(_checksums(path))["metadata"]
     except (KeyError, TypeError):
-        raise UserError(
-            f"{path}: no whole checkpoint; expected one that this run wrote; run the training command again"
-        ) from None
+        cure = "expected one that this run wrote; run the training command again"
+        raise UserError(f"{path}: no whole checkpoint; {cure}") from None
 
 
 def load(path: Path, like: PyTree | None = None) -> PyTree:
@@ -141,10 +135,9 @@ def load(path: Path, like: PyTree | None = None) -> PyTree:
     try:
         return ocp.load_checkpointables(path.absolute(), {"state": wanted})["state"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: its arrays do not fit this configuration ({_shorten(error)}); expected the network and optimiser that wrote "
-            "it; use its own config.json"
-        ) from error
+        found = f"its arrays do not fit this configuration ({_shorten(error)})"
+        cure = "expected the network and optimiser that wrote it; use its own config.json"
+        raise UserError(f"{path}: {found}; {cure}") from error
 
 
 def written(folder: Path, pattern: str = "*") -> list[Path]:
@@ -164,18 +157,16 @@ def latest(folder: Path, warn: Any = print, pattern: str = "*") -> Path | None:
 
     Damaged ones are renamed to ``*.corrupt`` and reported through ``warn``.
     """
-    name = agree_text(_latest(folder, warn, pattern) if process_index() == 0 else "")
-    return folder / name if name else None
-
-
-def _latest(folder: Path, warn: Any, pattern: str) -> str:
-    for path in reversed(written(folder, pattern)):
+    found = ""
+    for path in reversed(written(folder, pattern)) if process_index() == 0 else ():
         problem = fault(path)
         if problem is None:
-            return path.name
+            found = path.name
+            break
         set_aside(path)
         warn(f"{path}: {problem}; set aside as {path.name}.corrupt, going on from the one before it")
-    return ""
+    name = agree_text(found)
+    return folder / name if name else None
 
 
 def set_aside(path: Path) -> None:

@@ -28,11 +28,10 @@ TEMPORARY = ".diffem-tmp"
 _STALE_SECONDS = 24 * 3600
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any], *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """Writes a file so that a reader, a crash or a power cut sees the old content or the new, never a part.
 
-    ``content`` may be a function that writes to the open file it is given. Not ``durable``, it does not wait for the disk, and a
-    power cut may leave an empty file: for what can be made again. An OSError names ``path``, which is then as it was.
+    ``content`` may be a function that writes to the open file. An OSError names ``path``, which is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
@@ -42,8 +41,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -53,9 +51,9 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
         raise
 
 
-def write_json(path: Path, value: Any, indent: int | None = None, *, durable: bool = True) -> None:
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Writes a value as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=indent) + "\n", durable=durable)
+    write_atomically(path, json.dumps(value, indent=indent) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -67,10 +65,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
-    """Writes name -> array as an uncompressed .npz, whole or not at all, so that it can be memory-mapped; returns its path.
-
-    As numpy does, '.npz' is added to the path where it is missing.
-    """
+    """Writes name -> array as an uncompressed .npz, which can be memory-mapped; returns its path, with '.npz' added where missing."""
     name = os.fspath(path)
     target = Path(name if name.endswith(".npz") else f"{name}.npz")
     write_atomically(target, lambda file: np.savez(file, **arrays))
@@ -132,8 +127,8 @@ def check_memory(field: str, given: Any, size: int) -> None:
 def publish(final: Path, build: Callable[[Path], Path]) -> Path:
     """Makes the folder ``final`` appear whole or not at all; returns it.
 
-    ``build(scratch)`` fills a scratch folder beside it and returns the folder to publish (the scratch folder or one inside).
-    Of two processes that publish at once the first to finish wins. What a killed process left behind is removed after a day.
+    ``build(scratch)`` fills a scratch folder beside it and returns the folder to publish, that or one inside. Of two processes
+    the first to finish wins. What a killed one left behind is removed after a day.
     """
     if final.exists():
         return final
@@ -156,18 +151,15 @@ def publish(final: Path, build: Callable[[Path], Path]) -> Path:
 
 
 def cached_arrays(
-    folder: Path,
-    shape: tuple[int, ...],
-    count: int,
-    make: Callable[[], Iterable[tuple[np.ndarray, int]]],
-    dtype: Any = np.uint8,
+    folder: Path, shape: tuple[int, ...], count: int, make: Callable[[], Iterable[Any]], dtype: Any = np.uint8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and their labels, converted once and memory-mapped afterwards: x [count, *shape], labels [count] int64.
 
-    ``make`` yields (row, label) where the folder is not there yet. It holds ``x.npy``, ``labels.npy`` and ``info.json`` (shapes,
-    checksums); one that does not agree with them is moved aside to ``*.corrupt`` and made again.
+    ``make`` yields (row, label). A folder that does not agree with its ``info.json`` (shape, checksums) is set aside and made again.
     """
-    names = ("x.npy", "labels.npy")
+
+    def info(of: Path) -> dict[str, Any]:
+        return {"shape": [count, *shape], "crc32": {name: crc32(of / name) for name in ("x.npy", "labels.npy")}}
 
     def build(scratch: Path) -> Path:
         x = np.lib.format.open_memmap(scratch / "x.npy", mode="w+", dtype=dtype, shape=(count, *shape))
@@ -176,15 +168,13 @@ def cached_arrays(
             x[i], labels[i] = row, label
         x.flush()
         np.save(scratch / "labels.npy", labels, allow_pickle=False)
-        sums = {name: crc32(scratch / name) for name in names}
-        write_json(scratch / "info.json", {"shape": [count, *shape], "crc32": sums})
+        write_json(scratch / "info.json", info(scratch))
         return scratch
 
     for _ in range(2):
         publish(folder, build)
         with contextlib.suppress(OSError, ValueError):
-            sums = {name: crc32(folder / name) for name in names}
-            if read_json(folder / "info.json") == {"shape": [count, *shape], "crc32": sums}:
+            if read_json(folder / "info.json") == info(folder):
                 x = np.load(folder / "x.npy", mmap_mode="r", allow_pickle=False)
                 return x, np.load(folder / "labels.npy", allow_pickle=False)
         set_aside(folder)

@@ -24,7 +24,7 @@ class Rows:
     """A read-only float32 array [N, *X] over stored rows [N, *X] of real numbers: ``scale * stored + offset``.
 
     Index by an integer, a slice or an integer array: only those rows are read and converted. ``np.asarray`` reads all. Where
-    ``mask``, [N, *M] of zeros and ones that broadcasts to the rows, is 0 they read as 0, whatever is stored.
+    ``mask``, [N, *M] of zeros and ones that broadcasts to the rows, is 0 they read as 0.
     """
 
     dtype = np.dtype(np.float32)
@@ -41,7 +41,8 @@ class Rows:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if isinstance(index, np.ndarray) and index.dtype.kind in "iu" and index.ndim == 1:
-            parts = list(row_parts(len(index), self.nbytes // max(1, len(self))))
+            # A few at a time: a row maps pages around it too, and many at once would map all of a large file.
+            parts = list(_slices(len(index), RELEASE_BYTES // (self.nbytes // max(1, len(self)) + PAGES_BYTES)))
             if len(parts) > 1:
                 out = np.empty((len(index), *self.shape[1:]), np.float32)
                 for part in parts:
@@ -66,6 +67,22 @@ class Rows:
     def first(self, n: int) -> Rows:
         """The first n rows, as lazily."""
         return Rows(self.stored[:n], self.scale, self.offset, None if self.mask is None else self.mask[:n])
+
+
+class Shards:
+    """Arrays [n, *X], all but the last of one length, indexed as one."""
+
+    def __init__(self, shards: list[np.ndarray]):
+        self.shards = shards
+        self.shape, self.dtype = (sum(map(len, shards)), *shards[0].shape[1:]), shards[0].dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        wanted = np.arange(self.shape[0])[index]
+        shard, row = np.divmod(np.atleast_1d(wanted), len(self.shards[0]))
+        out = np.empty((len(row), *self.shape[1:]), self.dtype)
+        for i in np.unique(shard):
+            out[shard == i] = self.shards[i][row[shard == i]]
+        return out.reshape(*wanted.shape, *self.shape[1:])
 
 
 ArrayLike = np.ndarray | Rows
@@ -109,6 +126,8 @@ def as_rows(stored: np.ndarray) -> ArrayLike:
 
 def release(array: Any) -> None:
     """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Else nothing."""
+    for shard in array.shards if isinstance(array, Shards) else ():
+        release(shard)
     while array is not None and not isinstance(array, mmap.mmap):
         array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
     if array is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -120,11 +139,6 @@ def read_parts(array: ArrayLike) -> Iterator[tuple[int, np.ndarray]]:
     for part in _slices(len(array), CHUNK_BYTES // max(1, array[:1].nbytes)):
         yield part.start, np.asarray(array[part])
         release(array)
-
-
-def row_parts(count: int, row_bytes: int) -> Iterator[slice]:
-    """Slices of ``count`` scattered rows, each few enough that their pages fit into ``RELEASE_BYTES``."""
-    return _slices(count, RELEASE_BYTES // (row_bytes + PAGES_BYTES))
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -60,26 +60,20 @@ class Workdir:
             self.root.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--workdir: {self.root} cannot be made ({error.strerror}); expected a folder to write to"
-            ) from error
+            expected = "a folder to write to; correct the path"
+            raise UserError(f"--workdir: {self.root} cannot be made ({error.strerror}); expected {expected}") from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process, or UserError names the one that does; removes what a killed one left half-written.
-
-        The kernel frees it when the process dies, so no lock goes stale.
-        """
+        """Holds the folder for this process while it lives, or UserError names the one that does; removes half-written files."""
         with (self.root / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"--workdir: {self.root} is in use by {holder}; expected no other run in it; wait for it, stop it, or give "
-                    "another folder"
-                ) from error
+                found = f"{self.root} is in use by {file.read().strip() or 'unknown'}"
+                cure = "expected no other run in it; wait for it, stop it, or give another folder"
+                raise UserError(f"--workdir: {found}; {cure}") from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -87,26 +81,17 @@ class Workdir:
             yield
 
     def compare_config(self, config: ConfigDict, override: bool) -> None:
-        """Compares the config with the folder's, if there is one; reads only.
-
-        Raises:
-            UserError: they differ; names the fields. Or the run is of another version of the networks, override or not.
-        """
+        """UserError where the folder has a config that differs, or, override or not, a run of another version of the networks."""
         if not self.config.exists():
             return
         stored = self.stored_config(network=True)
         if changed := [] if override else differences(config, stored):
-            listed = "\n  ".join(changed)
-            raise UserError(
-                f"{self.config}: this folder holds a run with another configuration:\n  {listed}\nexpected the same; give "
-                "another --workdir, the stored values, or --override to go on with the new ones"
-            )
+            found = "\n  ".join(["this folder holds a run with another configuration:", *changed])
+            cure = "give another --workdir, the stored values, or --override to go on with the new ones"
+            raise UserError(f"{self.config}: {found}\nexpected the same; {cure}")
 
     def check_config(self, config: ConfigDict, override: bool, compared: ConfigDict | None = None) -> None:
-        """``compare_config``, of ``compared`` in its place if given, and then the config is written.
-
-        With it goes the version of the networks; the path of own observations is relative to the folder where they lie beside it.
-        """
+        """Writes the config, with the version of the networks, after ``compare_config``, of ``compared`` in its place if given."""
         self.compare_config(config if compared is None else compared, override)
         flat = flatten(config)
         if flat.get("data.name") == "observations":
@@ -120,20 +105,13 @@ class Workdir:
         return os.path.relpath(found, root) if beside else str(found)
 
     def stored_config(self, network: bool = False) -> dict[str, Any]:
-        """The flattened config of the run; with ``network`` its parameters, too, must be for this version of the networks.
-
-        Raises:
-            UserError: there is none, it is not JSON, or its parameters are for another version of the networks.
-        """
+        """The flattened config of the run; UserError where there is none, or ``network`` and its parameters are of another version."""
         try:
             stored = json.loads(self.config.read_text())
-            # A run without the record began before there was one, when parameters of both versions were written; nothing in
-            # them says which, so it counts as the earlier one.
-            found = stored.pop(_VERSION, 1)
+            found = stored.pop(_VERSION, 1)  # earlier runs do not say
         except FileNotFoundError:
-            raise UserError(
-                f"--workdir: {self.root} holds no run (no config.json); train one first, or correct the path"
-            ) from None
+            cure = "train one first, or correct the path"
+            raise UserError(f"--workdir: {self.root} holds no run (no config.json); {cure}") from None
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{self.config}: not JSON ({error}); restore it, or give another --workdir") from error
         path = stored.get("data.path")
@@ -142,11 +120,9 @@ class Workdir:
             # Earlier versions stored what was typed, relative to the folder that the command was typed in.
             stored["data.path"] = str(beside if beside.exists() or not Path(path).exists() else path)
         if network and found != NETWORK_VERSION:
-            raise UserError(
-                f"{self.config}: network version {found}; expected {NETWORK_VERSION}, since networks of another version "
-                "load its parameters but draw wrongly with them; train again in another --workdir, or install the version "
-                "of diffem-jax that made it"
-            )
+            why = "since networks of another version load its parameters but draw wrongly with them"
+            cure = "train again in another --workdir, or install the version of diffem-jax that made it"
+            raise UserError(f"{self.config}: network version {found}; expected {NETWORK_VERSION}, {why}; {cure}")
         return stored
 
     def records(self) -> list[Record]:
@@ -154,10 +130,7 @@ class Workdir:
         return _read_records(self.metrics)[0]
 
     def log(self, record: Record) -> None:
-        """Appends a record, replacing an earlier one of the same round and kind (a run that was interrupted after it).
-
-        Damaged lines move to metrics.jsonl.corrupt.
-        """
+        """Appends a record, in place of an earlier one of the same round and kind; damaged lines move to metrics.jsonl.corrupt."""
         (records, damaged), same = _read_records(self.metrics), (record.get("round"), record.get("kind"))
         if damaged:
             with self.metrics.with_name(self.metrics.name + ".corrupt").open("ab") as file:

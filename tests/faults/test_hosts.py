@@ -153,8 +153,8 @@ def test_two_processes_train_as_one(harness):
     assert ended.code == 0 and len(jax.devices()) == 2, ended
     lead, other = end(processes)
     assert "round 1: " in lead and "round" not in other
-    manifest = json.loads((workdir / "reconstructions/round_00001/manifest.json").read_text())
-    assert [entry["process"] for entry in manifest["shards"]] == [0, 1, 0, 1]
+    sidecars = sorted((workdir / "reconstructions/round_00001").glob("shard-*.json"))
+    assert [json.loads(file.read_text())["process"] for file in sidecars] == [0, 1, 0, 1]
     assert_close(workdir, one, 1)
 
 
