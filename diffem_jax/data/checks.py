@@ -20,10 +20,8 @@ def check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
     scale = "convert to float32 and scale to [-2, 2], or set config.data.scale"
     complex_values = "split complex values into two channels, numpy.stack([y.real, y.imag], -1)"
     hints = {"c": complex_values, "b": "convert with y.astype('float32')", "i": scale, "u": scale}
-    raise UserError(
-        f"{where}: dtype {array.dtype}; expected floating point, or grey levels of uint8 or uint16; "
-        f"{hints.get(kind, 'save numbers')}"
-    )
+    found = f"{where}: dtype {array.dtype}; expected floating point, or grey levels of uint8 or uint16"
+    raise UserError(f"{found}; {hints.get(kind, 'save numbers')}")
 
 
 def check_mask(mask: ArrayLike, where: str) -> None:
@@ -36,9 +34,8 @@ def check_mask(mask: ArrayLike, where: str) -> None:
             raise UserError(f"{where}: value {value} in example {example}; expected 0 (hidden) or 1 (seen); round it")
         empty += int((rows == 0).reshape(len(rows), -1).all(-1).sum())
     if empty == len(mask):
-        raise UserError(
-            f"{where}: 0 everywhere, nothing is seen in any of {empty} examples; expected 1 where y is seen; is it inverted?"
-        )
+        nothing = f"nothing is seen in any of {empty} examples"
+        raise UserError(f"{where}: 0 everywhere, {nothing}; expected 1 where y is seen; is it inverted?")
     if empty:
         warnings.warn(f"{where}: {empty} of {len(mask)} examples have nothing seen", UserWarning, stacklevel=5)
 
@@ -59,15 +56,12 @@ def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float 
         size = max(size, float(np.abs(rows).max(initial=0.0)))
     if bad:
         hint = "mark missing entries by a 'mask' of 0 and 1" if seen is None else "only hidden entries may be NaN"
-        raise UserError(
-            f"{where}: {bad} of {math.prod(array.shape)} entries are NaN or infinite, the first in example {first_bad}; expected "
-            f"finite numbers; {hint}"
-        )
+        found = f"{bad} of {math.prod(array.shape)} entries are NaN or infinite, the first in example {first_bad}"
+        raise UserError(f"{where}: {found}; expected finite numbers; {hint}")
     if size > largest:
-        raise UserError(
-            f"{where}: a value of size {size:g}; expected data in [-2, 2] (at most {largest:g}); set config.data.scale="
-            f"{2 / size:.1g}, or scale grey levels with y / 255 * 4 - 2; a table scales itself where data.path is its .csv"
-        )
+        found = f"a value of size {size:g}; expected data in [-2, 2] (at most {largest:g})"
+        cure = f"set config.data.scale={2 / size:.1g}, or scale grey levels with y / 255 * 4 - 2"
+        raise UserError(f"{where}: {found}; {cure}; a table scales itself where data.path is its .csv")
 
 
 def check_positive(array: ArrayLike, where: str) -> None:
@@ -82,10 +76,8 @@ def read_indices(array: ArrayLike, dtype: np.dtype, size: int, where: str) -> np
     if values.dtype.kind == "f" and (values != np.floor(values)).any():
         raise UserError(f"{where}: holds fractions; expected whole numbers, indices from 0; round them")
     if (values < 0).any() or (values >= size).any():
-        raise UserError(
-            f"{where}: holds {values.min()} to {values.max()}; expected indices from 0 and below {size}, the number of entries of "
-            "x; correct them"
-        )
+        expected = f"indices from 0 and below {size}, the number of entries of x"
+        raise UserError(f"{where}: holds {values.min()} to {values.max()}; expected {expected}; correct them")
     return values.astype(dtype)
 
 

@@ -24,8 +24,7 @@ def read_folder(
         alpha: what an alpha channel that is not opaque everywhere means: 'refuse', 'mask' (0 hidden, 255 seen) or 'drop'.
 
     Raises:
-        UserError: unreadable images, images without a mask, masks of other values than black and white, an alpha channel that
-            nobody asked for, or a photograph that its EXIF data turn but not its mask.
+        UserError: unreadable images, missing or grey masks, an alpha channel that nobody asked for, or an EXIF turn beside masks.
     """
     pictures = root / "images" if (root / "images").is_dir() else root
     masks = pictures.parent / "masks"
@@ -37,20 +36,15 @@ def read_folder(
     y = images.folder(files, cache, shape, nearest=beside or alpha == "mask")
     if not beside and alpha != "mask":
         return y, {}
-    mask_files, read = (_match_masks(files, masks), read_mask) if beside else (files, read_alpha)
-    levels = images.folder(mask_files, cache, (*y.shape[1:3], 1), nearest=True, read=read)
-    return y, {"mask": _mask(levels, mask_files)}
-
-
-def _match_masks(files: list[Path], masks: Path) -> list[Path]:
-    """The mask of the same name of every image."""
-    by_stem = {file.stem: file for file in images.image_files(masks)}
-    if missing := [file.name for file in files if file.stem not in by_stem]:
-        raise UserError(
-            f"{masks}: no mask for {len(missing)} of {len(files)} images, the first {missing[0]}; expected a mask of the same name "
-            "for each; add them"
-        )
-    return [by_stem[file.stem] for file in files]
+    read = read_mask if beside else read_alpha
+    if beside:
+        by_stem = {file.stem: file for file in images.image_files(masks)}
+        if missing := [file.name for file in files if file.stem not in by_stem]:
+            without = f"no mask for {len(missing)} of {len(files)} images, the first {missing[0]}"
+            raise UserError(f"{masks}: {without}; expected a mask of the same name for each; add them")
+        files = [by_stem[file.stem] for file in files]
+    levels = images.folder(files, cache, (*y.shape[1:3], 1), nearest=True, read=read)
+    return y, {"mask": _mask(levels, files)}
 
 
 def read_mask(file: Path, channels: int | None = None) -> np.ndarray:
@@ -70,14 +64,10 @@ def read_alpha(file: Path, channels: int | None = None) -> np.ndarray:
 def _check_layers(file: Path, alpha: str, masks: bool) -> None:
     has_alpha, turned = images.read_header(file)
     if turned and masks:
-        raise UserError(
-            f"{file}: its EXIF data turn it when it is shown; expected the same axes as its mask; save it upright, without EXIF"
-        )
+        raise UserError(f"{file}: its EXIF data turn it; expected the axes of its mask; save it upright, without EXIF")
     if alpha == "refuse" and has_alpha and (read_alpha(file) < 255).any():
-        raise UserError(
-            f"{file}: has an alpha channel that is not opaque; expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or "
-            "--config.data.alpha=drop; set one"
-        )
+        cure = "expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or --config.data.alpha=drop; set one"
+        raise UserError(f"{file}: has an alpha channel that is not opaque; {cure}")
 
 
 def _mask(levels: np.ndarray, files: list[Path]) -> Rows:

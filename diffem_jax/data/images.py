@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,8 @@ def _photographs() -> Iterator[np.ndarray]:
         spec = find_spec(package)
         file = Path(spec.origin).parent / name if spec and spec.origin else None
         if file is None or not file.exists():
-            raise UserError(
-                f"data.name: patches: {photograph} is missing; expected scikit-image and scikit-learn as pip installs them; "
-                "run pip install scikit-image scikit-learn"
-            )
+            cure = "expected the installed packages whole; run pip install scikit-image scikit-learn"
+            raise UserError(f"data.name: patches: {photograph} is missing; {cure}")
         with Image.open(file) as image:
             yield np.asarray(image.convert("RGB"))
 
@@ -54,10 +52,10 @@ def _halve(image: np.ndarray) -> np.ndarray:
 
 
 def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
-    """The first ``count`` overlapping crops of seven photographs, uint8 [N, S, S, C], or [N, S, S, 1] of luminance.
+    """The first ``count`` overlapping crops of seven photographs in one fixed random order, uint8 [N, S, S, 3], or 1 of luminance.
 
-    The right fifth of every photograph is for tests alone: no pixel is in both. Crops lie on a grid of S/8 pixels (S/4 for
-    tests), in one fixed random order. For S <= 16 the photographs are first halved: a small crop then has content.
+    The right fifth of every photograph is for tests alone. Crops lie on a grid of S/8 pixels (S/4 for tests); for S <= 16 the
+    photographs are first halved, so that a small crop has content.
     """
     if len(shape) != 3 or shape[0] != shape[1] or not 4 <= shape[0] <= 64 or shape[2] not in (1, 3):
         raise UserError(f"data.shape: {shape} for patches; expected (S, S, 3) or (S, S, 1) with S from 4 to 64")
@@ -89,7 +87,7 @@ def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest
     """Centre crop and resize of an image [H, W] or [H, W, C] of uint8 or uint16, to ``shape`` (H, W, C), C 1 or 3.
 
     ``crop`` is the side of the centre square that is cut first; None cuts the largest window of the wanted aspect. ``nearest``
-    takes single pixels, so that none is a mixture of seen and hidden ones: for masks and what they hide.
+    takes single pixels, for masks and what they hide.
     """
     image = image[..., None] if image.ndim == 2 else image
     height, width = image.shape[:2]
@@ -124,7 +122,7 @@ def _resized(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_shape(shape: Shape | None) -> None:
-    if shape is not None and (len(shape) != 3 or shape[2] not in (1, 3)):
+    if shape and (len(shape) != 3 or shape[2] not in (1, 3)):
         raise UserError(f"data.shape: {shape} for images; expected (height, width, channels) with 1 or 3 channels")
 
 
@@ -160,7 +158,7 @@ def read_header(file: Path) -> tuple[bool, bool]:
 def read_image(file: Path, channels: int | None = None) -> np.ndarray:
     """One file as [H, W, C], uint16 where it has grey levels of 16 bits, else uint8; turned as its EXIF orientation says.
 
-    Grey files have C = 1, all others 3, unless ``channels`` says which. An alpha channel is dropped.
+    Grey files have C = 1, all others 3, unless ``channels`` says which.
     """
     return read_layers(file, channels)[0]
 
@@ -191,15 +189,12 @@ def folder(
     shape: Shape | None = None,
     crop: int | None = None,
     nearest: bool = False,
-    read: Callable[[Path, int | None], np.ndarray] = read_image,
+    read: Any = read_image,
 ) -> np.ndarray:
     """Image files as one array [N, H, W, C] of uint8 or uint16, converted once into the cache and memory-mapped.
 
-    ``shape``, ``crop`` and ``nearest`` are those of ``fit``, the first file's where there is no shape; ``read``: (file, channels)
-    -> an image [H, W, C]. The entry in the cache is keyed by the files' names, sizes and times.
-
-    Raises:
-        UserError: an unreadable file, files of different sizes where no shape is given, or of 8 and of 16 bits.
+    ``shape``, ``crop`` and ``nearest`` are those of ``fit``; without a shape all files must be as the first one. ``read`` is (file,
+    channels) -> image [H, W, C]. The entry in the cache is keyed by the files' names, sizes and times.
     """
     _check_shape(shape)
     one = fit(read(files[0], shape[2] if shape else None), shape, crop, nearest)
@@ -234,15 +229,18 @@ def check_tfds_name(name: str) -> str:
     return name
 
 
+def how_to_prepare(name: str, cache: Path) -> str:
+    """What to do where a tfds set is not prepared, on two lines."""
+    command = f"pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR"
+    return f"on a connected machine run: {command}\nthen copy the folder DIR/tfds/{name} to {cache / 'tfds' / name} on this machine"
+
+
 def tfds_builder(name: str, cache: Path) -> Any:
     """The builder of a prepared tfds set, which reads without TensorFlow; UserError says how to prepare it."""
     prepared = prepared_folder(check_tfds_name(name), cache)
     if prepared is None:
-        raise UserError(
-            f"data.name: tfds:{name}: not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set; on a connected "
-            f"machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR, then copy "
-            f"DIR/tfds/{name} to {cache / 'tfds' / name}"
-        )
+        found = f"not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set"
+        raise UserError(f"data.name: tfds:{name}: {found}; {how_to_prepare(name, cache)}")
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(prepared)
@@ -251,19 +249,16 @@ def tfds_builder(name: str, cache: Path) -> Any:
 def tfds_images(
     name: str, split: str, count: int | None, cache: Path, shape: Shape | None, crop: int | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), without TensorFlow.
+    """A prepared tfds image set as (uint8 [N, H, W, C] memory map, labels [N] or None), converted once without TensorFlow.
 
-    Read by index through the array_record files, decoded by Pillow, converted once into the cache. ``split`` is one of
-    the set's, or several joined by '+'. UserError where the set is not prepared, holds no images or not such a split.
+    ``split`` is one of the set's, or several joined by '+'. UserError where the set is not prepared, or holds no images or split.
     """
     _check_shape(shape)
     builder, parts = tfds_builder(name, cache), split.split("+")
-    if unknown := [part for part in parts if part not in builder.info.splits]:
-        raise UserError(
-            f"data.split: {split!r}; expected one of {sorted(builder.info.splits)} for tfds:{name}, or several joined by '+', not "
-            f"{unknown[0]!r}; correct it"
-        )
-    features = builder.info.features
+    features, splits = builder.info.features, sorted(builder.info.splits)
+    if unknown := [part for part in parts if part not in splits]:
+        expected = f"one of {splits} for tfds:{name}, or several joined by '+', not {unknown[0]!r}"
+        raise UserError(f"data.split: {split!r}; expected {expected}; correct it")
     if "image" not in features:
         raise UserError(f"data.name: tfds:{name}: features {sorted(features)}; expected an 'image' feature")
     sources: list[Any] = [builder.as_data_source(split=part) for part in parts]
@@ -272,16 +267,12 @@ def tfds_images(
     if total == 0:
         raise UserError(f"data.name: tfds:{name}: split {split!r} is empty; expected examples")
     crop = crop if crop is not None else TFDS_CROPS.get(name)
-    if crop and not shape:
-        shape = (64, 64, 3)
-
-    def examples() -> Iterator[Any]:
-        return (source[i] for source in sources for i in range(len(source)))
-
-    one = fit(np.asarray(next(examples())["image"]), shape, crop)
+    shape = (64, 64, 3) if crop and not shape else shape
+    one = fit(np.asarray(next(s for s in sources if len(s))[0]["image"]), shape, crop)
 
     def make() -> Iterator[tuple[np.ndarray, int]]:
-        for i, example in enumerate(itertools.islice(examples(), total)):
+        examples = (source[i] for source in sources for i in range(len(source)))
+        for i, example in enumerate(itertools.islice(examples, total)):
             image = fit(np.asarray(example["image"]), shape, crop)
             if image.shape != one.shape or image.dtype != np.uint8:
                 found = f"image {i} is {image.dtype} {image.shape}"

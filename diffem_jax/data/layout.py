@@ -19,10 +19,10 @@ Shape = tuple[int, ...]
 def arrange(
     y: np.ndarray, found: Mapping[str, Any], shape: Shape | None, where: str
 ) -> tuple[np.ndarray, dict[str, Any], str]:
-    """Brings y and a mask, whose axes must be as those of y, to [N, *spatial, channels]; nothing is copied.
+    """Brings y and a mask of the same axes to [N, *spatial, channels]; nothing is copied.
 
     Args:
-        y: the observations: channels first [N, C, H, W], grey [N, H, W], or one example without the axis N.
+        y: channels first [N, C, H, W], grey [N, H, W], or one example without the axis N.
         found: the other arrays of the file.
         shape: the shape of one example, where the user said it.
         where: names the file in messages.
@@ -42,10 +42,9 @@ def arrange(
         note = f"{where}: 'y' {y.shape} read as {len(y)} grey images; set config.data.shape={example} if series"
         return y[..., None], _with_mask(found, lambda m: m[..., None]), note
     if shape is None and y.ndim == 3 and _may_be_one_image(y):
-        raise UserError(
-            f"{where}: 'y' has shape {y.shape}, which may be one image, or {len(y)} series; expected [N, H, W, C] for images; set "
-            f"config.data.shape={y.shape} for one image, or config.data.shape={example} for series"
-        )
+        cure = f"set config.data.shape={y.shape} for one image, or config.data.shape={example} for series"
+        found_shape = f"'y' has shape {y.shape}, which may be one image, or {len(y)} series"
+        raise UserError(f"{where}: {found_shape}; expected [N, H, W, C] for images; {cure}")
     return y, dict(found), ""
 
 

@@ -6,7 +6,6 @@ import contextlib
 import lzma
 import math
 import os
-import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -34,8 +33,7 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
 def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, those of ``names`` alone unless it is None, or of an .npy under the name 'x'.
 
-    .npy files and uncompressed members are memory-mapped, at any size; compressed ones are unpacked into memory after a look
-    at the size that they declare. Nothing is unpickled and nothing is written.
+    What is not compressed is memory-mapped, the rest unpacked after a look at the size that it declares; nothing is unpickled.
 
     Raises:
         UserError: no such file, not an array or zip file, pickled objects, a member name with a path in it, a declared
@@ -111,19 +109,14 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
     if info.flag_bits & 0x1:
         raise UserError(f"{where}: encrypted; expected a plain .npz; save with numpy.savez")
     if info.compress_type == zipfile.ZIP_STORED:
-        with path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise UserError(f"{where}: damaged zip; expected what numpy.savez writes; save the file again")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        return _map(path, info.header_offset + 30 + name_length + extra_length, info.file_size, where)
-    ratio = info.file_size / max(1, info.compress_size)
-    if info.file_size > MAX_BYTES or (ratio > MAX_RATIO and info.file_size > RATIO_FREE_BYTES):
-        raise UserError(
-            f"{where}: declares {info.file_size} bytes from {info.compress_size} compressed ones; expected at most {MAX_BYTES} and "
-            f"a ratio of {MAX_RATIO}; save it uncompressed with numpy.savez, then it is memory-mapped at any size"
-        )
+        with archive.open(info):  # reads the header before the data
+            start = archive.fp.tell()  # type: ignore[union-attr]
+        return _map(path, start, info.file_size, where)
+    size, packed = info.file_size, info.compress_size
+    if size > MAX_BYTES or (size > MAX_RATIO * packed and size > RATIO_FREE_BYTES):
+        found = f"declares {size} bytes from {packed} compressed ones"
+        expected = f"at most {MAX_BYTES} and a ratio of {MAX_RATIO}"
+        raise UserError(f"{where}: {found}; expected {expected}; save it with numpy.savez, which may be of any size")
     with archive.open(info) as member:
         shape, fortran, dtype = _header(member, where)
         count = math.prod(shape)

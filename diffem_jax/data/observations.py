@@ -1,8 +1,7 @@
-"""A user's own corrupted data: read, checked in full before anything else happens, never with clean data.
+"""A user's own corrupted data: read, and checked in full before anything else happens.
 
-A file is an .npz with ``y`` [N, *Y] and the arrays of the corruption's operators under the names that
-``corruption.operator_names()`` gives (for masks: ``mask``), with one entry per example or one for all. A folder holds
-corrupted images in ``images/`` and masks of the same names in ``masks/``.
+A file is an .npz with ``y`` [N, *Y] and the arrays of the corruption's operators, of which ``corruption.operator_names()`` gives the
+names in the order of ``jax.tree.leaves`` (for masks: ``mask``), one entry per example or one for all; for folders see ``folders.py``.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import numpy as np
 
 from diffem_jax.corruptions.base import Denoising
 from diffem_jax.corruptions.masks import Mask
-from diffem_jax.data import checks, npz, operators
+from diffem_jax.data import checks, npz
 from diffem_jax.data.folders import read_folder
 from diffem_jax.data.layout import arrange
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, write_arrays
-from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept
+from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept, read_parts
 from diffem_jax.types import Observation, PyTree
 
 LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6
@@ -33,19 +32,20 @@ SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0
 """A root mean square of x between these is accepted as that of data in [-2, 2]."""
 EXAMPLES = 256
 """Examples that the size of y is estimated from."""
+MOST_ZEROS = 0.01
+"""The largest share of zeros in y of floating point, without NaN, that is taken as all seen."""
 KNOWN = ("mask", "operator", "noise_std")
 """Names of arrays that describe the corruption: refused where the chosen one does not use them."""
+EXPECTED = "an .npz file with 'y', or a folder of images"
 Place = str | os.PathLike[str]
+Shape = tuple[int, ...]
 
 
 def array_shapes(
-    path: Place, cache_dir: Place | None = None, shape: tuple[int, ...] | None = None, alpha: str = "refuse"
-) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them, as ``load_observations`` reads them.
-
-    ``shape`` is that of x, where the user said it. UserError where there is no such file, or no 'y' [N, ...] in it.
-    """
-    where = npz.existing(path, "an .npz file with 'y', or a folder of images")
+    path: Place, cache_dir: Place | None = None, shape: Shape | None = None, alpha: str = "refuse"
+) -> dict[str, Shape]:
+    """Name -> shape of the arrays in a file or folder, 'y' [N, *Y] among them; ``shape`` is that of x, where the user said it."""
+    where = npz.existing(path, EXPECTED)
     arrays = npz.placeholders(where) if where.is_file() else {}
     if arrays.get("y", np.zeros(1)).ndim > 1:
         y, found, _ = arrange(arrays["y"], arrays, shape, str(where))
@@ -59,25 +59,23 @@ def load_observations(
 ) -> Observation:
     """Reads and checks observations (y [N, *Y] float32, operator with a leading axis N, or () where there is none).
 
-    Grey levels of uint8 or uint16 are scaled to [-2, 2]. Entries of y that are not measured (hidden by a mask) may hold
-    anything, NaN too: they read as 0. Where a mask is expected and the file has none, NaN are hidden, all else is seen. Arrays
-    that are large stay on disk as lazy ``Rows``, and all checks go through them in parts.
+    Entries of y that are not measured (hidden by a mask) may hold anything, NaN too: they read as 0. Where a mask is expected and
+    the file has none, NaN are hidden, all else is seen. Arrays that are large stay on disk as lazy ``Rows``.
 
     Args:
         path: an .npz file, or a folder of images, which are cropped and resized to the shape of x.
         corruption: the corruption assumed; says which shapes y and the operators must have.
         cache_dir: for folders: where the converted images go.
-        scale: multiplies y, grey levels too; 1 scales grey levels to [-2, 2] and leaves other numbers as they are.
+        scale: multiplies y; 1 brings grey levels of uint8 or uint16 to [-2, 2] and leaves other numbers as they are.
         alpha: for folders: what an alpha channel means, 'refuse', 'mask' or 'drop'.
 
     Raises:
-        UserError: a missing, damaged, pickled or suspicious file; an empty set; wrong shapes, dtypes or counts; NaN or infinity
-            in seen entries; values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything;
-            noise_std that is not positive.
+        UserError: a file that is missing, damaged or pickled; wrong shapes, dtypes or counts; NaN or infinity in seen entries;
+            values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything.
 
     Warns where axes or grey levels had to be guessed, of a mask made here, and of examples with nothing seen.
     """
-    where = npz.existing(path, "an .npz file with 'y', or a folder of images")
+    where = npz.existing(path, EXPECTED)
     shape, wanted, masked = tuple(corruption.shape), tuple(corruption.operator_names()), isinstance(corruption, Mask)
     tree = jax.eval_shape(corruption.draw_operator, jax.random.key(0))
     expected = tuple(jax.eval_shape(corruption.forward, jax.ShapeDtypeStruct(shape, jnp.float32), tree).shape)
@@ -85,13 +83,13 @@ def load_observations(
     y, found, notes = _read(where, cache_dir, (*KNOWN, *wanted), resized if where.is_dir() else expected, alpha)
     checks.check_dtype(y, f"{where}: 'y'", integers=scale != 1)
     if masked and not found.keys() & {"mask", "operator"}:
-        found["mask"], note = operators.make_mask(y, corruption.mask_shape[-1] == 1, str(where))
+        found["mask"], note = _make_mask(y, corruption.mask_shape[-1] == 1, str(where))
         notes.append(note)
     operator = _read_operator(corruption, found, tree, len(y), where)
     if y.shape[1:] != expected:
-        expectation = f"{('N', *expected)}; correct the file, or data.shape and the corruption"
-        raise UserError(f"{where}: 'y' has shape {y.shape}; expected {expectation}")
-    seen = operators.seen_anywhere(corruption, operator)
+        cure = "correct the file, or data.shape and the corruption"
+        raise UserError(f"{where}: 'y' has shape {y.shape}; expected {('N', *expected)}; {cure}")
+    seen = seen_anywhere(corruption, operator)
     rows = in_units(y, scale)
     if y.dtype == np.uint16 and scale == 1:
         notes.append(f"{where}: 16-bit grey levels: 0..{4 / rows.scale:.0f} read as [-2, 2]")
@@ -110,7 +108,7 @@ def save_observations(path: Place, observation: Observation, corruption: Any) ->
 
 
 def _read(
-    where: Path, cache_dir: Place | None, names: tuple[str, ...], shape: tuple[int, ...] | None, alpha: str
+    where: Path, cache_dir: Place | None, names: tuple[str, ...], shape: Shape | None, alpha: str
 ) -> tuple[np.ndarray, dict[str, ArrayLike], list[str]]:
     """Returns y and the other arrays of the names given, with their axes in order, and sentences on what that took."""
     if where.is_dir():
@@ -132,11 +130,9 @@ def _read_operator(corruption: Any, found: dict[str, ArrayLike], tree: PyTree, c
         found = {wanted[0] if name == "operator" else name: array for name, array in found.items()}
     for name in (name for name in found if name not in wanted):
         if name == "noise_std":
-            largest = float(np.max(np.asarray(found[name])))
-            raise UserError(
-                f"{where}: holds 'noise_std'; expected none, {kind} has one noise for all; set "
-                f"config.corruption.noise_std_max={largest:g} (the largest) and config.corruption.noise_std (the smallest)"
-            )
+            largest = f"config.corruption.noise_std_max={float(np.max(np.asarray(found[name]))):g} (the largest)"
+            cure = f"set {largest} and config.corruption.noise_std (the smallest)"
+            raise UserError(f"{where}: holds 'noise_std'; expected none, {kind} has one noise for all; {cure}")
         use = f"{', '.join(map(repr, wanted))}, which {kind} draws" if wanted else f"none, {kind} draws no operator"
         raise UserError(f"{where}: holds {name!r}; expected {use}; choose the corruption that made the data")
     leaves, structure = jax.tree.flatten(tree)
@@ -144,21 +140,95 @@ def _read_operator(corruption: Any, found: dict[str, ArrayLike], tree: PyTree, c
     for name, leaf in zip(wanted, leaves, strict=True):
         if name not in found:
             raise UserError(f"{where}: no array {name!r} in it; expected {('N', *leaf.shape)}; add one per example")
-        size = int(np.prod(corruption.shape))
-        arrays.append(operators.fit_operator(found[name], count, leaf, name, f"{where}: {name!r}", size))
+        array, size = found[name], int(np.prod(corruption.shape))
+        arrays.append(_fit_operator(array, count, leaf, name, f"{where}: {name!r}", size))
     return jax.tree.unflatten(structure, arrays)
 
 
-def check_units(observations: Observation, corruption: Any, where: str) -> None:
-    """Compares the size of y of a linear corruption with the noise and with data in [-2, 2].
+def _is_mask(name: str) -> bool:
+    """Whether an array of this name holds zeros and ones alone: 'mask', or a stage's 'mask_2'."""
+    return name.rstrip("0123456789").rstrip("_") == "mask"
 
-    Raises:
-        UserError: y is smaller than its own noise, or x would be far outside of or far below [-2, 2]; with the factor that
-            brings x to a root mean square of about 1.
+
+def seen_anywhere(corruption: Any, operator: PyTree) -> Any:
+    """Which entries of y are measured under operators [N, ...], as rows that broadcast to those of y; None where all are."""
+    if isinstance(corruption, Mask):
+        return operator
+    if corruption.observed(corruption.draw_operator(jax.random.key(0))) is True:
+        return None
+    return _Seen(corruption.observed, operator)
+
+
+class _Seen:
+    """Rows of ``observed``, computed when they are asked for."""
+
+    def __init__(self, observed: Any, operator: PyTree):
+        self.observed, self.operator = jax.vmap(observed), operator
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if np.ndim(index) == 0 and not isinstance(index, slice):
+            return self[np.asarray([index])][0]
+        part = jax.tree.map(lambda a: jnp.asarray(np.asarray(a[index])), self.operator)
+        return np.asarray(self.observed(part))
+
+
+def _fit_operator(
+    array: ArrayLike, count: int, expected: jax.ShapeDtypeStruct, name: str, where: str, size: int
+) -> ArrayLike:
+    """One array of the operators, checked, with a leading axis N = ``count``; whole numbers are indices below ``size``."""
+    indices, shape = expected.dtype.kind == "i", tuple(expected.shape)
+    checks.check_dtype(array, where, integers=_is_mask(name) or indices)
+    if isinstance(array, np.ndarray) and array.ndim > len(shape) + 1 and math.prod(array.shape[1:]) == math.prod(shape):
+        array = array.reshape(len(array), *shape)
+    if array.shape == shape:
+        array = np.broadcast_to(np.asarray(array), (count, *shape))
+    elif array.shape[1:] != shape:
+        expected_shape = f"{(count, *shape)}, or {shape} for all examples"
+        cure = "reshape it (a mask of images ends in an axis of length 1)"
+        raise UserError(f"{where} has shape {array.shape}; expected {expected_shape}; {cure}")
+    elif len(array) != count:
+        raise UserError(f"{where} holds {len(array)} entries; expected {count}, as 'y' has; one per example")
+    if _is_mask(name):
+        checks.check_mask(array, where)
+    elif indices:
+        return checks.read_indices(array, expected.dtype, size, where)
+    else:
+        checks.check_values(array, where, largest=1e6)
+    if name.startswith("noise_std"):
+        checks.check_positive(array, where)
+    return kept(array)
+
+
+def _make_mask(y: np.ndarray, one_channel: bool, where: str) -> tuple[np.ndarray, str]:
+    """The mask of y [N, *X] where the file has none, and a sentence on it: NaN are hidden, all else is seen.
+
+    The mask is uint8 [N, *X], or [N, *spatial, 1] for ``one_channel``. UserError where many zeros look like hidden entries, or
+    a pixel is NaN in some channels alone.
     """
+    one_channel = one_channel and y.ndim > 2
+    mask = np.ones((*y.shape[:-1], 1) if one_channel else y.shape, np.uint8)
+    missing, zeros = 0, 0
+    for start, rows in read_parts(y) if y.dtype.kind == "f" else ():
+        unknown = np.isnan(rows)
+        zeros, missing = zeros + int((rows == 0).sum()), missing + int(unknown.sum())
+        if one_channel and (unknown.any(-1) != unknown.all(-1)).any():
+            cure = "expected a mask per channel; set config.corruption.per_channel=True"
+            raise UserError(f"{where}: 'y' is NaN in some channels of a pixel alone; {cure}")
+        mask[start : start + len(rows)] = ~(unknown[..., :1] if one_channel else unknown)
+    if missing:
+        share = f"the {missing / y.size:.1%} of 'y' that are NaN are taken as hidden, the rest as seen"
+        return mask, f"{where}: no 'mask'; {share}"
+    if zeros > MOST_ZEROS * y.size:
+        found = f"no array 'mask' in it, and {zeros / y.size:.0%} of 'y' is exactly 0"
+        raise UserError(f"{where}: {found}; expected a mask {('N', *mask.shape[1:])}, or NaN where hidden; add one")
+    return mask, f"{where}: no 'mask'; all of 'y' is taken as seen"
+
+
+def check_units(observations: Observation, corruption: Any, where: str) -> None:
+    """Refuses y of a linear corruption that is smaller than its noise, or whose x is far from [-2, 2], with the factor that helps."""
     if not corruption.is_linear:
         return
-    seen = operators.seen_anywhere(corruption, observations.operator)
+    seen = seen_anywhere(corruption, observations.operator)
     size = _rms(observations.y, seen)
     if size == 0:
         return
@@ -172,11 +242,10 @@ def check_units(observations: Observation, corruption: Any, where: str) -> None:
         return
     below = f", less than the noise, config.corruption.noise_std={noise:g}" if size < 0.5 * noise else ""
     table = "; a table scales itself where data.path is its .csv" if len(corruption.shape) == 1 else ""
-    raise UserError(
-        f"{where}: 'y' has values of size {size:.2g} (root mean square){below}; expected data in [-2, 2] and noise_std in the same "
-        f"units; set config.data.scale={float(f'{per_x / size:.1g}'):g}, which multiplies y and is undone in draws, and give "
-        f"noise_std after scaling{table}"
-    )
+    factor = f"config.data.scale={float(f'{per_x / size:.1g}'):g}, which multiplies y and is undone in draws"
+    found = f"'y' has values of size {size:.2g} (root mean square){below}"
+    cure = f"set {factor}, and give noise_std after scaling{table}"
+    raise UserError(f"{where}: {found}; expected data in [-2, 2] and noise_std in the same units; {cure}")
 
 
 def _rms(values: Any, seen: Any) -> float:

@@ -2,8 +2,7 @@
 
     python -m diffem_jax.data.prepare cifar10 [--cache_dir=DIR] [--archives=DIR]
 
-This is the one place that needs TensorFlow (extra ``tfds``) and an internet connection. What it writes, DIR/tfds/NAME, can be copied
-to machines that have neither.
+This alone needs TensorFlow (extra ``tfds``) and an internet connection; what it writes, DIR/tfds/NAME, can be copied elsewhere.
 """
 
 from __future__ import annotations
@@ -15,17 +14,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffem_jax.data.images import check_tfds_name, prepared_folder
+from diffem_jax.data.images import check_tfds_name, how_to_prepare, prepared_folder
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder
 
 
 def _elsewhere(name: str, cache: Path, why: str) -> UserError:
-    return UserError(
-        f"tfds name: {name!r}: cannot be prepared here, {why}; expected TensorFlow and an internet connection; on a connected "
-        f"machine run: pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare {name} --cache_dir=DIR\n"
-        f"then copy the folder DIR/tfds/{name} to {cache / 'tfds' / name} on this machine"
-    )
+    expected = f"expected TensorFlow and an internet connection; {how_to_prepare(name, cache)}"
+    return UserError(f"tfds name: {name!r}: cannot be prepared here, {why}; {expected}")
 
 
 def prepare(
@@ -33,8 +29,8 @@ def prepare(
 ) -> Path:
     """Downloads and prepares a set as array_record files under ``cache_dir``/tfds unless it is there; returns its folder.
 
-    'digits' needs neither. ``archives`` is a folder of archives downloaded by hand, for sets that ask for it. UserError, with what to run
-    and what to copy, if there is no TensorFlow, no connection or no such set.
+    ``archives`` is a folder of archives downloaded by hand. UserError, with what to run and what to copy, if there is no TensorFlow
+    ('digits' needs none), no connection or no such set.
     """
     cache = cache_folder(cache_dir)
     if name == "digits":

@@ -73,13 +73,12 @@ class Table(NamedTuple):
 def encode_table(columns: Mapping[str, Any], categories: Sequence[str] = ()) -> Table:
     """Columns of one length, name -> values, as observations for the corruption 'group_mask'.
 
-    Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``, such as '' and '?'. A column of numbers, or of
-    texts that are all numbers, is a column of numbers unless ``categories`` names it; every other text is a category, without
-    the space around it.
+    Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``. A column of numbers, or of texts that are all
+    numbers, is one of numbers unless ``categories`` names it; every other text is a category, without the space around it.
 
     Raises:
-        UserError: no columns, columns of different lengths, one without two different values, infinite numbers, dates, complex
-            numbers, columns of several axes, or texts nearly all of which differ, such as identifiers.
+        UserError: no columns, different lengths, a column without two different values, infinite or complex numbers, dates, several
+            axes, or texts nearly all of which differ, such as identifiers.
     """
     if unknown := [name for name in categories if name not in columns]:
         raise UserError(f"categories: {unknown[0]!r}; expected names of columns, {list(columns)}; correct it")
@@ -116,10 +115,8 @@ def _clean(name: str, values: Sequence[Any]) -> list[Any]:
             pass
     kept, kinds = len(cleaned) - cleaned.count(None), {str(value) for value in cleaned if value is not None}
     if texts and len(kinds) > MOST_CATEGORIES and 2 * len(kinds) > kept:
-        raise UserError(
-            f"columns[{name!r}]: {len(kinds)} different texts in {kept} entries; expected at most {MOST_CATEGORIES} categories; "
-            "leave identifiers out"
-        )
+        found = f"columns[{name!r}]: {len(kinds)} different texts in {kept} entries"
+        raise UserError(f"{found}; expected at most {MOST_CATEGORIES} categories; leave identifiers out")
     return cleaned
 
 

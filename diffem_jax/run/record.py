@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffem_jax.build.problem import Problem, rows
-from diffem_jax.data.operators import seen_anywhere
+from diffem_jax.data.observations import seen_anywhere
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import agree, process_count, process_index
 from diffem_jax.report import page, plots
@@ -29,7 +29,7 @@ def record_round(run: Run, number: int, drawn: Record, state: EMState) -> None:
     saved = checkpoints.metadata(workdir.round_checkpoint(number)) if number else {"step": 0}
     trained = {name: saved[name] for name in ("step", "loss", "m_step_seconds") if name in saved}
     due = number % config.eval.every == 0 or number == config.rounds
-    draws = run.store.round(number).open().rows
+    draws = run.store.round(number).open().__getitem__
     measured = run.measure(number, draws) if due else {}
     picture(run.problem, draws, path, f"round {number}" if number else "start")
     if number and due:
