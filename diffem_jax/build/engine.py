@@ -20,10 +20,9 @@ from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observat
 
 
 class Engine(NamedTuple):
-    """The compiled functions of a run, built once.
+    """The compiled functions of a run.
 
-    ``e_step``: (key, params, observations, indices) -> draws; ``m_step``: (key, state, x, slots) -> (state, info), which does
-    ``dispatch`` updates in one call.
+    ``e_step``: (key, params, observations, indices) -> draws; ``m_step``: (key, state, x, slots) -> (state, info), ``dispatch`` updates.
     """
 
     parallel: Parallel
@@ -40,9 +39,8 @@ def make_engine(setup: Setup, parallel: Parallel, start: Start) -> Engine:
     for step, size, parts in (("e_step", config.e_step.batch_size, 1), ("m_step", m.batch_size, m.accumulate)):
         if size % (devices * parts):
             times = f" times m_step.accumulate, {devices} x {parts}" if parts > 1 else f", {devices}"
-            raise UserError(
-                f"config.{step}.batch_size: {size}; expected a multiple of the number of devices{times}; change it"
-            )
+            expected = f"a multiple of the number of devices{times}"
+            raise UserError(f"config.{step}.batch_size: {size}; expected {expected}; change it")
     model = make_model(setup, start)
     if model.draw is None:
         e_step = em.make_e_step(_bind_spread(setup, model), setup.sampler, setup.times, setup.shape)

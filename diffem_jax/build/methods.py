@@ -17,20 +17,25 @@ from functools import partial
 from typing import NamedTuple, cast
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffem_jax import denoisers, em
+from diffem_jax import denoisers, em, types
 from diffem_jax.build import parts
 from diffem_jax.build.auto import choose
-from diffem_jax.config import lookup
+from diffem_jax.config import flatten, lookup
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, guidance, losses
-from diffem_jax.errors import UserError
+from diffem_jax.errors import UserError, first_line
 from diffem_jax.gaussians.gaussians import Mixture, Start
 from diffem_jax.samplers import sample
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Sampler, Schedule, TimeLaw
+
+OWN_PARTS = ("start.name", "schedule.name", "corruption.name", "e_step.sampler", "network.name", "method")
+"""Fields whose 'module:name' is traced before any compute."""
 
 
 class Setup(NamedTuple):
@@ -107,9 +112,9 @@ def diffem(setup: Setup, start: Start) -> Model:
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
-        if not config.e_step.consistency:
-            return denoise
         steps = config.e_step.consistency
+        if not steps:
+            return denoise
         return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
     return Model(
@@ -129,18 +134,14 @@ def oracle(setup: Setup, start: Start) -> Model:
 def em_mmps(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and moment matching: Rozet et al. 2024, arXiv 2405.13712."""
     options, linear = setup.config.mmps, require_linear(setup)
+    given = f"config.mmps.covariance: {options.covariance!r}"
     if options.covariance == "zeros" and linear.noise_std == 0:
-        raise UserError(
-            "config.mmps.covariance: 'zeros' with corruption.noise_std 0; expected noise_std > 0, else there is nothing to solve; "
-            "change one of them"
-        )
+        raise UserError(f"{given} with corruption.noise_std 0: nothing to solve; expected noise_std > 0; change one")
     moments = None
     if options.covariance.startswith("cov"):
         if not isinstance(start, Mixture):
-            raise UserError(
-                f"config.mmps.covariance: {options.covariance!r} with start.name {setup.config.start.name!r}; expected a start of "
-                "low rank; use start.name 'gaussian' or mmps.covariance 'jacobian'"
-            )
+            cure = "use start.name 'gaussian' or mmps.covariance 'jacobian'"
+            raise UserError(f"{given} with start {setup.config.start.name!r}; expected a start of low rank; {cure}")
         moments = guidance.single_gaussian(start)
     return guided(setup, partial(guidance.mmps, **options, moments=moments))
 
@@ -163,10 +164,9 @@ def ambient_diffusion(setup: Setup, start: Start) -> Model:
     del start
     config, mask, schedule = setup.config, setup.corruption, setup.schedule
     if not isinstance(mask, Mask):
-        found = f"'ambient' is written for masks, not for {config.corruption.name!r}"
-        raise UserError(f"config.method: {found}; use 'diffem' or 'em_mmps'")
-    if len(config.m_step.augment):
-        augmented = tuple(config.m_step.augment)
+        name = config.corruption.name
+        raise UserError(f"config.method: 'ambient' is written for masks, not for {name!r}; use 'diffem' or 'em_mmps'")
+    if augmented := tuple(config.m_step.augment):
         raise UserError(f"config.m_step.augment: {augmented}; 'ambient' trains on observations as they are; use ()")
     std, further = config.denoiser.sigma_data, config.ambient.further
     denoiser = ambient.ambient_denoiser(setup.network, schedule, mask, std)
@@ -196,8 +196,7 @@ METHODS: dict[str, Callable[[Setup, Start], Model]] = {
 def prior_model(setup: Setup, start: Start) -> Model:
     """The model of a run's own prior, whatever its method: unconditional, trained on the last reconstructions.
 
-    By ``prior.base`` 'start' its denoiser begins as the fitted start, and what that leaves open weighs its loss; else it is
-    the published one.
+    By ``prior.base`` 'start' its denoiser begins as the fitted start, whose open part weighs its loss; else it is the published one.
     """
     if setup.config.prior.base == "start":
         denoiser, weight = denoisers.start_denoiser(setup.network, setup.schedule, setup.shape, start), "base"
@@ -236,11 +235,8 @@ def guided(setup: Setup, transform: Callable[..., DenoiseFn]) -> Model:
 
 
 def network_in_loops(setup: Setup) -> nn.Module:
-    """The network, the same parameters, for samplers that take its products with the Jacobian in the loop over steps.
-
-    A config may ask for XLA's own convolution gradient in the M-step, where the CPU runs it outside of any loop; in the
-    sampler's loop it would take ten times as long.
-    """
+    """The network, the same parameters, for samplers that take its products with the Jacobian in the loop over steps."""
+    # XLA's own convolution gradient, which a config may ask for in the M-step, takes a CPU ten times as long in a loop.
     section = setup.config.network
     return parts.make_network({name: section[name] for name in section if name != "native_gradient"})
 
@@ -258,11 +254,10 @@ def require_linear(setup: Setup) -> LinearCorruption:
     """The corruption, which the method or the preconditioning solves with; UserError where it is not linear."""
     config = setup.config
     if not setup.corruption.is_linear:
-        raise UserError(
-            f"config.corruption.name: {config.corruption.name!r} is not linear, as config.method {config.method!r} with "
-            f"denoiser.preconditioning {config.denoiser.preconditioning!r} needs it; use denoiser.preconditioning='edm' with method "
-            "'diffem', or method 'em_dps'"
-        )
+        wants = f"config.method {config.method!r} with denoiser.preconditioning {config.denoiser.preconditioning!r}"
+        cure = "use denoiser.preconditioning='edm' with method 'diffem', or method 'em_dps'"
+        found = f"{config.corruption.name!r} is not linear, as {wants} needs it"
+        raise UserError(f"config.corruption.name: {found}; {cure}")
     return cast(LinearCorruption, setup.corruption)
 
 
@@ -274,3 +269,31 @@ def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption
     options["augment"] = augment.make(tuple(m.augment), setup.shape, **strengths)
     given = denoiser, setup.schedule, corruption, setup.time_law, losses.LOSS_WEIGHTS.get(weight)
     return denoisers.denoising_loss(*given, **options)
+
+
+def check_own_parts(setup: Setup, model: Model) -> None:
+    """Traces one draw of 'module:name' parts, which may not keep their contract; UserError says which and what went wrong."""
+    config = flatten(setup.config)
+    own = ", ".join(f"config.{field}: {config[field]!r}" for field in OWN_PARTS if ":" in config[field])
+    if not own:
+        return
+
+    def use(key: types.Key) -> Array:
+        params = model.denoiser.init(key)
+        x = jnp.zeros(setup.shape)
+        denoise = model.bind(params, setup.corruption.sample(key, x))
+        if denoise(x, jnp.ones(())).shape != setup.shape:
+            raise ValueError(f"the denoiser yields {denoise(x, jnp.ones(())).shape} for x of {setup.shape}")
+        return sample(key, setup.sampler, denoise, setup.times, setup.shape)
+
+    try:
+        with jax.debug_key_reuse(False):
+            drawn = jax.eval_shape(use, types.stream_key(setup.config.seed, "init"))
+        if drawn.shape != setup.shape:
+            raise ValueError(f"a draw has shape {drawn.shape}, x has {setup.shape}")
+    except UserError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {first_line(error)[:200]}"
+        cure = "expected objects that keep their contract; try them by the checks of diffem_jax.testing"
+        raise UserError(f"{own}: cannot be traced ({found}); {cure}") from error

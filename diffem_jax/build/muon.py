@@ -13,7 +13,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 SCALE = 0.2
 """Root mean square of an update's entries at rate 1, about that of Adam's, so that both take similar rates."""
 ADAM_SHARE = 0.2
-"""The rate of Adam, which trains everything that is no matrix, as a share of Muon's."""
+"""Adam's rate as a share of Muon's."""
 
 
 def muon(rate: Callable[[Any], Any]) -> optax.GradientTransformation:
@@ -22,9 +22,6 @@ def muon(rate: Callable[[Any], Any]) -> optax.GradientTransformation:
         m <- 0.95 m + 0.05 g,  W <- W - 0.2 rate sqrt(max(I, O)) U V^T  with  0.95 m + 0.05 g = U S V^T  and W [I, O],
 
     U V^T approximately, by five Newton-Schulz iterations. A convolution's kernel [*K, I, O] is the matrix [K I, O].
-
-    Args:
-        rate: the learning rate at an update.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al. 2025, arXiv 2502.16982,
     section 2.2 (the scale).

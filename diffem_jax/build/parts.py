@@ -1,4 +1,4 @@
-"""The parts that a config names, one function a section: every name is looked up here, and nowhere else."""
+"""The parts that a config names, one function per section: every name is looked up here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from ml_collections import ConfigDict
 from diffem_jax import corruptions, networks, samplers
 from diffem_jax.build.muon import muon
 from diffem_jax.config import FIELDS, frozen, lookup
-from diffem_jax.denoisers import losses
+from diffem_jax.denoisers import gaussian_denoiser, losses
 from diffem_jax.errors import UserError
+from diffem_jax.gaussians import Gaussian
 from diffem_jax.parallel import accelerated
 from diffem_jax.samplers import schedules
-from diffem_jax.types import Corruption, LinearCorruption, Sampler, Schedule, TimeLaw
+from diffem_jax.types import Corruption, LinearCorruption, Sampler, Schedule, TimeLaw, stream_key
+
+LEAST, MOST = 0.98, 1.03
+"""Between these a config's draws count as wide enough; a larger error is fed back by EM, round by round (docs/theory.md)."""
+DRAWS = 2**14
 
 
 def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) -> Any:
     """Calls the class or function that a section names with the section's further fields, and with what it takes of ``given``.
 
-    Fields of the table that an object of the user's own does not take are left out.
-
-    Raises:
-        UserError: an unknown name, or fields that the class refuses.
+    Fields of the table that an object of the user's own does not take are left out. UserError for an unknown name or value.
     """
     name = section.get("name")
     if not isinstance(name, str):
@@ -45,17 +47,16 @@ def construct(field: str, section: Any, registry: dict[str, Any], **given: Any) 
 
 def make_corruption(field: str, section: Any, shape: tuple[int, ...]) -> Corruption:
     """The corruption of a section; where ``noise_std_max`` is above 0, each observation has a noise level of its own."""
-    options = {key: section[key] for key in section}
-    factory = lookup(f"{field}.name", str(options.get("name")), corruptions.CORRUPTIONS)
-    own = "noise_std_max" in inspect.signature(factory).parameters
-    largest = 0.0 if own else options.pop("noise_std_max", 0.0)
-    corruption = construct(field, options, corruptions.CORRUPTIONS, shape=shape)
+    options, known = {key: section[key] for key in section}, corruptions.CORRUPTIONS
+    factory = lookup(f"{field}.name", str(options.get("name")), known)
+    largest = 0.0 if "noise_std_max" in inspect.signature(factory).parameters else options.pop("noise_std_max", 0.0)
+    corruption = construct(field, options, known, shape=shape)
     if not isinstance(corruption, corruptions.AdditiveNoise):
         base = "a subclass of diffem_jax.Linear or diffem_jax.corruptions.AdditiveNoise"
         raise _misfit(f"{field}.name", str(options["name"]), base, f"a {type(corruption).__name__}")
     if largest:
         wrapped = {"of": corruption, "noise_std": corruption.noise_std, "noise_std_max": largest}
-        corruption = construct(field, {"name": "varying_noise", **wrapped}, corruptions.CORRUPTIONS, shape=shape)
+        corruption = construct(field, {"name": "varying_noise", **wrapped}, known, shape=shape)
     return corruption
 
 
@@ -65,16 +66,15 @@ def check_noise(config: ConfigDict, corruption: Corruption) -> None:
     if not corruption.is_linear:
         return
     if noise == 0 and cast(LinearCorruption, corruption).needs_noise:
-        raise UserError(
-            f"config.corruption.noise_std: 0; expected more than 0 for {config.corruption.name!r}, whose solves divide by the "
-            "noise; give the measurements' own, or --config.corruption.noise_std=0.001 where there is hardly any"
-        )
-    if config.e_step.sampler != "analytic_2m" and 0 < noise < 3 * least:
-        raise UserError(
-            f"config.schedule.sigma_min: {least}; expected at most a third of corruption.noise_std = {noise} with "
-            f"e_step.sampler {config.e_step.sampler!r}, whose draws keep noise of sigma_min on top of what was measured; "
-            f"set --config.schedule.sigma_min={noise / 3:.1g} or --config.e_step.sampler=analytic_2m"
-        )
+        expected = f"more than 0 for {config.corruption.name!r}, whose solves divide by the noise"
+        cure = "give the measurements' own, or --config.corruption.noise_std=0.001 where there is hardly any"
+        raise UserError(f"config.corruption.noise_std: 0; expected {expected}; {cure}")
+    sampler = config.e_step.sampler
+    if sampler != "analytic_2m" and 0 < noise < 3 * least:
+        expected = f"at most a third of corruption.noise_std = {noise} with e_step.sampler {sampler!r}"
+        why = "whose draws keep noise of sigma_min on top of what was measured"
+        cure = f"set --config.schedule.sigma_min={noise / 3:.1g} or --config.e_step.sampler=analytic_2m"
+        raise UserError(f"config.schedule.sigma_min: {least}; expected {expected}, {why}; {cure}")
 
 
 def _misfit(field: str, name: str, expected: str, found: Any) -> UserError:
@@ -102,8 +102,7 @@ def make_sampler(field: str, name: str, schedule: Schedule, data_std: float) -> 
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{field}: {name!r} cannot be called with (schedule, data_std): {error}") from error
     if not isinstance(sampler, Sampler):
-        found = type(sampler).__name__
-        raise UserError(f"config.{field}: {name!r} returned a {found}; expected a diffem_jax.types.Sampler")
+        raise _misfit(field, name, "a diffem_jax.types.Sampler", f"a {type(sampler).__name__}")
     return sampler
 
 
@@ -118,6 +117,20 @@ def make_times(config: ConfigDict, schedule: Schedule, steps: int) -> Array:
     if times.shape != (steps + 1,):
         raise _misfit("e_step.time_grid", name, f"times of shape ({steps + 1},)", f"shape {times.shape}")
     return times
+
+
+def draw_width(config: ConfigDict) -> float:
+    """Returns f = Var(draw) / Var(exact) of an x ~ N(0, sigma_data^2) of which nothing is seen; its standard error is 0.011.
+
+    With a share p of x seen, EM settles at a variance of V = p / (1 - (1 - p) f) times the true one.
+    """
+    schedule, std = make_schedule(config), config.denoiser.sigma_data
+    sampler = make_sampler("e_step.sampler", config.e_step.sampler, schedule, std)
+    times = make_times(config, schedule, config.e_step.steps)
+    prior = Gaussian(jnp.zeros(1), jnp.full((1,), std**2), jnp.zeros((0, 1)))
+    denoise = gaussian_denoiser(schedule, prior)
+    draw = jax.jit(jax.vmap(lambda key: samplers.sample(key, sampler, denoise, times, (1,))))
+    return float(jnp.var(draw(jax.random.split(stream_key(0, "width"), DRAWS)))) / std**2
 
 
 def make_time_law(config: ConfigDict, schedule: Schedule) -> TimeLaw:
@@ -142,11 +155,11 @@ def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
     """Clipping, the optimiser and its learning-rate schedule over ``steps`` updates (one round), again in each round."""
     peak, end = m_step.learning_rate, m_step.learning_rate_end
     body = max(1, steps - m_step.warmup_steps)
-    course: optax.Schedule = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, end, body),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, body, alpha=min(1.0, end / peak)),
-    }[m_step.learning_rate_schedule]()
+    course = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, end, body),
+        "cosine": optax.cosine_decay_schedule(peak, body, alpha=min(1.0, end / peak)),
+    }[m_step.learning_rate_schedule]
     if m_step.warmup_steps:
         ramp = optax.linear_schedule(0.0, peak, m_step.warmup_steps)
         course = optax.join_schedules([ramp, course], [m_step.warmup_steps])
@@ -156,11 +169,11 @@ def make_optimizer(m_step: Any, steps: int) -> optax.GradientTransformation:
         return course(count % steps)
 
     optimizer = {
-        "adam": lambda: optax.adam(rate),
-        "adamw": lambda: optax.adamw(rate, weight_decay=m_step.weight_decay),
-        "sgd": lambda: optax.sgd(rate),
-        "muon": lambda: muon(rate),
-    }[m_step.optimizer]()
+        "adam": optax.adam(rate),
+        "adamw": optax.adamw(rate, weight_decay=m_step.weight_decay),
+        "sgd": optax.sgd(rate),
+        "muon": muon(rate),
+    }[m_step.optimizer]
     return optax.chain(optax.clip_by_global_norm(m_step.clip_norm), optimizer) if m_step.clip_norm else optimizer
 
 

@@ -26,8 +26,8 @@ CHUNK = 4096
 class Problem(NamedTuple):
     """What a run works on: what follows from the config, and arrays (possibly memory-mapped) with a leading axis N.
 
-    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` are the
-    assumptions made about the file, such as a mask per channel; ``table`` is how the columns of a .csv are written.
+    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` say what was assumed
+    about a file; ``table`` is how the columns of a .csv are written.
     """
 
     setup: Setup
@@ -60,10 +60,8 @@ def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:
     """One observation an example: y_i ~ p(y | x_i) with the key of (seed, i), as numpy arrays."""
     sample = jax.jit(lambda key, x, indices: jax.vmap(setup.data_corruption.sample)(example_keys(key, indices), x))
-    key = stream_key(seed, "data")
-    count = len(x)
+    key, count, parts = stream_key(seed, "data"), len(x), []
     chunk = min(CHUNK, count)
-    parts = []
     for first in range(0, count, chunk):
         indices = np.arange(first, first + chunk) % count
         part = jax.tree.map(np.asarray, sample(key, np.asarray(x[indices], np.float32), indices.astype(np.int32)))
@@ -74,12 +72,10 @@ def simulate(setup: Setup, x: Any, seed: int) -> Observation:
 def load_problem(config: ConfigDict) -> Problem:
     """Reads the data a config names and makes or checks its observations; UserError if they are missing or do not fit."""
     d = config.data
-    count = d.num_examples or None
     if d.name == OWN:
-        return load_own(config, d.path, count)
-    named = {name: d[name] or None for name in ("path", "crop", "cache_dir")}
-    shape = tuple(d.shape) or None
-    dataset = data.load(d.name, split=d.split, num_examples=count, seed=config.seed, shape=shape, **named)
+        return load_own(config, d.path, d.num_examples or None)
+    named = {name: d[name] or None for name in ("path", "num_examples", "crop", "cache_dir")}
+    dataset = data.load(d.name, split=d.split, seed=config.seed, shape=tuple(d.shape) or None, **named)
     setup = make_setup(config, dataset.shape, len(dataset.x))
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
@@ -89,8 +85,7 @@ def load_own(
 ) -> Problem:
     """The first ``count`` of a user's observations under the config's corruption; there is no truth.
 
-    What the file decides is in the config of the returned setup. For a .csv of other rows ``columns`` is how the table that a run
-    was trained on was written. UserError where the file is missing, damaged, or does not fit the corruption.
+    What the file decides is in the config of the returned setup; ``columns`` is how the .csv that a run was trained on was written.
     """
     if data.is_spreadsheet(path):
         return _load_table(config, path, count, columns)
@@ -119,14 +114,12 @@ def _count(wanted: int | None, held: int, path: str) -> int:
 def _load_table(config: ConfigDict, path: str, count: int | None, columns: Sequence[data.Column] | None) -> Problem:
     """The rows of a .csv under 'group_mask', whose groups are its columns."""
     table, note = data.load_spreadsheet(path, tuple(config.data.categories), columns)
-    if config.corruption.name != "group_mask":
-        raise UserError(
-            f"config.corruption.name: {config.corruption.name!r} for {path}; expected 'group_mask' for a table; use "
-            "--config=own_data:table"
-        )
+    if (name := config.corruption.name) != "group_mask":
+        cure = "expected 'group_mask' for a table; use --config=own_data:table"
+        raise UserError(f"config.corruption.name: {name!r} for {path}; {cure}")
     config = auto.changed(config, {"corruption.groups": table.groups, "data.shape": ()})
     count = _count(count, len(table.y), path)
-    observations: Any = Observation(table.y[:count], table.mask[:count])  # type: ignore[arg-type]
+    observations = Observation(table.y[:count], table.mask[:count])  # type: ignore[arg-type]
     return Problem(make_setup(config, table.y.shape[1:], count), observations, None, None, (note,), table)
 
 
@@ -134,10 +127,9 @@ def _mask_per_channel(
     config: ConfigDict, arrays: dict[str, tuple[int, ...]], path: str
 ) -> tuple[ConfigDict, list[str]]:
     """The config with ``corruption.per_channel`` where the file's mask has the channels of x, and a sentence on it."""
-    channels = arrays.get("mask", ())[-1:]
-    if config.corruption.name != "pixel_mask" or config.corruption.get("per_channel") or channels in ((), (1,)):
-        return config, []
-    if len(arrays["y"]) < 3 or channels != arrays["y"][-1:]:
+    channels, y = arrays.get("mask", ())[-1:], arrays["y"]
+    undecided = config.corruption.name == "pixel_mask" and not config.corruption.get("per_channel")
+    if not undecided or channels in ((), (1,)) or len(y) < 3 or channels != y[-1:]:
         return config, []
     note = f"{path}: a mask per channel; config.corruption.per_channel=True"
     return auto.changed(config, {"corruption.per_channel": True}), [note]
@@ -150,8 +142,7 @@ def check_operators(setup: Setup, observations: Observation, path: str) -> None:
     wanted = jax.tree.map(lambda a: tuple(a.shape), expected)
     same_tree = str(jax.tree.structure(observations)) == str(jax.tree.structure(expected))
     if not same_tree or found != wanted:
-        raise UserError(
-            f"{path}: y has shape {observations.y.shape[1:]} an example; corruption {setup.config.corruption.name!r} on x of shape "
-            f"{setup.shape} makes y of {expected.y.shape} with operators {jax.tree.map(lambda a: a.shape, expected.operator)}; "
-            "set config.data.shape and config.corruption to what made the file"
-        )
+        corruption = f"corruption {setup.config.corruption.name!r} on x of shape {setup.shape}"
+        makes = f"{corruption} makes y of {wanted.y} with operators {wanted.operator}"
+        cure = "set config.data.shape and config.corruption to what made the file"
+        raise UserError(f"{path}: y has shape {observations.y.shape[1:]} an example; {makes}; {cure}")

@@ -10,11 +10,11 @@ import jax
 from ml_collections import ConfigDict
 
 from diffem_jax import em
-from diffem_jax.build import auto, plugged
+from diffem_jax.build import auto
 from diffem_jax.build.engine import make_engine
-from diffem_jax.build.parts import check_noise, make_sampler
+from diffem_jax.build.methods import check_own_parts
+from diffem_jax.build.parts import LEAST, MOST, check_noise, draw_width, make_sampler
 from diffem_jax.build.problem import Problem, load_problem
-from diffem_jax.build.width import LEAST, MOST, draw_width
 from diffem_jax.errors import NonFinite, UserError, first_line
 from diffem_jax.parallel import accelerated, barrier, make_parallel, process_index
 from diffem_jax.report import console, writers
@@ -103,7 +103,7 @@ def preflight(problem: Problem, folder: Workdir) -> PyTree:
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
     # Parameters, their average and gradients are there in any case.
     check_memory("config.network", f"{config.network.name} of {size / 4:,.0f} parameters", 3 * size)
-    plugged.check(setup, engine.model)
+    check_own_parts(setup, engine.model)
     writers.check(config)
     warm.check(problem, folder, parameters)
     return parameters

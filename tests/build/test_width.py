@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffem_jax.build.auto import choose
-from diffem_jax.build.width import DRAWS, LEAST, MOST, draw_width
+from diffem_jax.build.parts import DRAWS, LEAST, MOST, draw_width
 from diffem_jax.corruptions import PixelMask
 from diffem_jax.run import train
 from diffem_jax.usage import load_config, shipped_configs
