@@ -49,9 +49,8 @@ COUNT, STEPS, BATCH = (0, 2**40), (1, 10**9), (1, 2**24)
 TABLE = (
     Field("seed", 0, (0, 2**31 - 1), "every stream of randomness derives from it"),
     Field("rounds", 4, (0, 100_000), "EM rounds after the start"),
-    Field("method", "diffem", ("diffem", *(f"em_{name}" for name in POSTERIORS), "ambient", "oracle", OWN), "diffem; a rival that "
-          "conditions an unconditional network (em_*, or a posterior transform of your own); ambient, for masks; oracle, which trains "
-          "on the hidden truth"),
+    Field("method", "diffem", ("diffem", *(f"em_{name}" for name in POSTERIORS), "ambient", "oracle", OWN), "diffem; em_* or a posterior "
+          "transform of your own, which condition an unconditional network; ambient, for masks; oracle, trained on the hidden truth"),
     Field("parallel", "pmap", ("pmap", "jit", "fsdp"), "how devices share the work; fsdp cuts the state over them"),
     Field("writers", (), NAMES, "besides the work directory: tensorboard, wandb (extras) or module:name"),
     Field("data.name", "digits", str, "a source of diffem_jax.data, tfds:NAME, folder, arrays, observations or module:name"),
@@ -89,8 +88,7 @@ TABLE = (
     Field("e_step.time_grid", "tangent", (*TIME_GRIDS, OWN), "times of the sampler's steps"),
     Field("e_step.batch_size", 1024, BATCH, "observations drawn in one call, over all devices: memory and speed, not the draws"),
     Field("e_step.shard_size", 0, (0, 2**32), "examples per file of reconstructions; 0 is 8 batches"),
-    Field("e_step.guidance", 1.0, (0, 100), "draws use free + guidance (conditional - free); other values than 1 need "
-          "m_step.condition_dropout > 0"),
+    Field("e_step.guidance", 1.0, (0, 100), "draws use free + guidance (conditional - free); but 1 needs m_step.condition_dropout"),
     Field("e_step.consistency", 0, (0, 1000), "gradient steps of x-hat towards y per evaluation, for nonlinear corruptions"),
     Field("m_step.steps", 1000, STEPS, "updates per round"),
     Field("m_step.batch_size", 512, BATCH, "examples per update over all devices"),
@@ -98,8 +96,7 @@ TABLE = (
     Field("m_step.learning_rate_schedule", "cosine", ("constant", "linear", "cosine"), "its course over a round"),
     Field("m_step.learning_rate_end", 1e-6, (0, 10), "where linear and cosine end"),
     Field("m_step.warmup_steps", 0, (0, 10**9), "updates of a round over which the rate rises from 0"),
-    Field("m_step.optimizer", "adam", ("adam", "adamw", "sgd", "muon"), "the optimiser; muon trains kernels, and the rest by adam at "
-          "a fifth of the learning rate"),
+    Field("m_step.optimizer", "adam", ("adam", "adamw", "sgd", "muon"), "muon: for kernels, the rest by adam at a fifth of the rate"),
     Field("m_step.weight_decay", 0.0, (0, 10), "of adamw"),
     Field("m_step.clip_norm", 1.0, (0, 1e9), "0 does not clip"),
     Field("m_step.ema_decay", 0.999, (0, 0.9999999), "of the average of the parameters that draws; 0 takes the last ones"),
@@ -126,8 +123,7 @@ TABLE = (
     Field("dps.step", 1.0, (0, 1e6), "strength of the guidance of em_dps and of ambient's 'dps'"),
     Field("ambient.further", 0.1, (0, 0.99), "probability that a seen entry is hidden from the network in training"),
     Field("ambient.reconstruction", "restoration", ("dps", "restoration"), "posterior draws, or one call: E[x | y], not a draw"),
-    Field("stop.rule", "none", ("none", "held_out", "observation_score", "observation_distance"), "the round to keep, chosen without "
-          "clean data"),
+    Field("stop.rule", "none", ("none", "held_out", "observation_score", "observation_distance"), "which round to keep"),
     Field("stop.patience", 3, (1, 10**6), "rounds without a new best after which the run ends"),
     Field("eval.metrics", (), NAMES, "measures of each round: psnr, sinkhorn, observation_score, ... or module:name"),
     Field("eval.features", "", str, "module:function, x [N, ...] -> features [N, D], for frechet, kid, features_precision; '' takes x"),
