@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import tempfile
@@ -11,18 +12,25 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from diffem_jax.config import validate
-from diffem_jax.errors import UserError, first_line
+from diffem_jax.errors import Preempted, UserError, first_line
+from diffem_jax.parallel import joined
 
 EXIT_USER_ERROR, EXIT_LOST, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 75, 130, 143
 STORAGE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LOST = ("gloo", "peer", "heartbeat", "coordination", "deadline_exceeded", "unavailable", "aborted", "nccl", "barrier")
-_COLOURS = {"strong": "1", "good": "32", "bad": "31"}
+_FULL = (
+    "expected a step that fits; in training take fewer examples at once (config.m_step.accumulate=2 or 4, or a smaller "
+    "config.m_step.batch_size), recompute activations (config.network.remat=True, U-Nets) or compute in half precision "
+    "(config.network.dtype=bfloat16), for draws take a smaller config.e_step.batch_size; then run the command again with "
+    "--override: it goes on from the last checkpoint"
+)
 
 
 @contextlib.contextmanager
@@ -42,27 +50,25 @@ def exit_codes() -> Iterator[None]:
         _leave(EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-            where = (
-                f"{error.filename or 'the work directory'}: {error.strerror}; expected free space and write permission"
-            )
-            _leave(EXIT_USER_ERROR, f"{where}; what was finished is whole: make space and run the same command again")
+            where = f"{error.filename or 'the work directory'}: {error.strerror}"
+            cure = "what was finished is whole: make space and run the same command again"
+            _leave(EXIT_USER_ERROR, f"{where}; expected free space and write permission; {cure}")
         if "RESOURCE_EXHAUSTED" in str(error):
-            _leave(EXIT_USER_ERROR, _out_of_memory(error))
-        if type(error).__name__ != "Preempted":
+            _leave(EXIT_USER_ERROR, f"device memory: full ({first_line(error)[:200]}); {_FULL}")
+        if not isinstance(error, Preempted):
             _crash(error)
         # All processes are here together and end in order.
-        print(f"{_name()} {error}: saved; the same command goes on from here", file=sys.stderr)
+        _warn(f"{error}: saved; the same command goes on from here")
         sys.exit(EXIT_PREEMPTED)
 
 
-def _several() -> bool:
-    parallel = sys.modules.get("diffem_jax.parallel")
-    return parallel is not None and parallel.joined()
+def _warn(line: str) -> None:
+    print(f"diffem: {line}", file=sys.stderr)
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    print(f"{_name()} {message}", file=sys.stderr)
-    if _several():
+    _warn(message)
+    if joined():
         # An orderly end would wait for the other processes, which may wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -71,45 +77,15 @@ def _leave(code: int, message: str) -> NoReturn:
 
 
 def _crash(error: Exception) -> NoReturn:
-    if not _several():
+    if not joined():
         raise error
     line = first_line(error)[:200]
     if isinstance(error, RuntimeError | ValueError) and any(word in line.lower() for word in _LOST):
-        _leave(
-            EXIT_LOST,
-            f"another process of this run ended or cannot be reached ({type(error).__name__}: {line}); expected all of them; "
-            "start every process by the same command again, which goes on from the last checkpoint",
-        )
+        lost = f"another process of this run ended or cannot be reached ({type(error).__name__}: {line})"
+        cure = "start every process by the same command again, which goes on from the last checkpoint"
+        _leave(EXIT_LOST, f"{lost}; expected all of them; {cure}")
     traceback.print_exception(error)
     _leave(1, "this process ends, and with it the run's others; the traceback above says why")
-
-
-def _out_of_memory(error: Exception) -> str:
-    return (
-        f"device memory: full ({first_line(error)[:200]}); expected a step that fits; in training take fewer examples at once "
-        "(config.m_step.accumulate=2 or 4, or a smaller config.m_step.batch_size), recompute activations "
-        "(config.network.remat=True, U-Nets) or compute in half precision (config.network.dtype=bfloat16), for draws take a "
-        "smaller config.e_step.batch_size; then run the command again with --override: it goes on from the last checkpoint"
-    )
-
-
-def _name() -> str:
-    return paint("diffem:", "bad", sys.stderr)
-
-
-def join(coordinator: str, processes: int, process: int) -> None:
-    """Joins a run of several processes."""
-    from diffem_jax import parallel
-
-    parallel.initialize("" if coordinator == "auto" else coordinator, processes, process)
-
-
-def keep_programs() -> None:
-    """Compiled programs are kept in the cache folder, so that the same command starts without compiling."""
-    from diffem_jax.storage.files import cache_folder
-    from diffem_jax.storage.programs import keep_compiled
-
-    keep_compiled(cache_folder() / "compiled")
 
 
 def train(config: ConfigDict, workdir: Path, *, override: bool, profile: int = 0) -> None:
@@ -118,7 +94,7 @@ def train(config: ConfigDict, workdir: Path, *, override: bool, profile: int = 0
     check_platform()
     from diffem_jax.run.train import run_em
 
-    run_em(config, workdir, override=override, say=_say, profile=profile)
+    run_em(config, workdir, override=override, say=functools.partial(print, flush=True), profile=profile)
 
 
 def sample(
@@ -140,7 +116,7 @@ def sample(
         x = draw.prior_draws(folder, num_samples, seed, round)
     image = draw.write_draws(target, x, problem, folder)
     summary = ", its mean and std" if problem is not None else ""
-    _say(f"wrote {target}: x of shape {x.shape}{summary}; picture {image}")
+    print(f"wrote {target}: x of shape {x.shape}{summary}; picture {image}")
 
 
 def _check_writable(target: Path) -> None:
@@ -153,8 +129,8 @@ def _check_writable(target: Path) -> None:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError:
-        said = "expected a file in a writable folder; correct the path"
-        raise UserError(f"--output: {target} cannot be written; {said}") from None
+        expected = "a file in a writable folder; correct the path"
+        raise UserError(f"--output: {target} cannot be written; expected {expected}") from None
 
 
 def evaluate(workdir: Path, reference: str | None, round: int | None = None, path: str | None = None) -> None:
@@ -163,12 +139,8 @@ def evaluate(workdir: Path, reference: str | None, round: int | None = None, pat
     from diffem_jax.storage.workdir import Workdir
 
     check_platform()
-
-    def warn(line: str) -> None:
-        print(f"{_name()} {line}", file=sys.stderr)
-
-    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, warn, path).items():
-        _say(f"{name}: {value:.6g}")
+    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, _warn, path).items():
+        print(f"{name}: {value:.6g}")
 
 
 def report(workdir: Path) -> None:
@@ -179,34 +151,14 @@ def report(workdir: Path) -> None:
     folder = Workdir(workdir)
     folder.stored_config()
     page.rebuild(folder)
-    _say(f"wrote {folder.report}")
+    print(f"wrote {folder.report}")
 
 
 def check_platform() -> None:
-    """Looks before any compute whether JAX finds devices.
-
-    Raises:
-        UserError: JAX_PLATFORMS names a platform that is not here.
-    """
-    import jax
-
+    """Looks before any compute whether JAX finds devices; UserError where JAX_PLATFORMS names a platform that is not here."""
     try:
         jax.devices()
     except RuntimeError as error:
-        raise UserError(
-            f"JAX_PLATFORMS: {os.environ.get('JAX_PLATFORMS', '')!r}; JAX finds no device ({first_line(error)[:200]}); expected a "
-            "platform that is installed here; set JAX_PLATFORMS=cpu, or unset it"
-        ) from error
-
-
-def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text in 'strong', 'good' or 'bad'; as it is where there is no terminal that takes colour, or NO_COLOR is set."""
-    stream = stream or sys.stdout
-    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return text if plain else f"\033[{_COLOURS[colour]}m{text}\033[0m"
-
-
-def _say(line: str) -> None:
-    head, colon, rest = line.partition(": ")
-    ends = head in ("done", "next") and bool(colon)
-    print(paint(head, "good" if head == "done" else "strong") + colon + rest if ends else line, flush=True)
+        found = f"{os.environ.get('JAX_PLATFORMS', '')!r}; JAX finds no device ({first_line(error)[:200]})"
+        cure = "expected a platform that is installed here; set JAX_PLATFORMS=cpu, or unset it"
+        raise UserError(f"JAX_PLATFORMS: {found}; {cure}") from error

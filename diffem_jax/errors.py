@@ -1,4 +1,4 @@
-"""What stops a run: a mistake of its user, such as a name that is not known, numbers that are not finite, a signal."""
+"""What stops a run: a mistake of its user, numbers that are not finite, a signal."""
 
 import difflib
 import importlib
@@ -22,11 +22,7 @@ class NonFinite(Exception):
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can fix.
-
-    The message names the field or file, the value, what was expected and what to do. The command line prints it
-    without a traceback and exits with code 2.
-    """
+    """A mistake that the person at the keyboard can fix; the message says where, the value, what was expected and what to do."""
 
 
 def first_line(error: BaseException) -> str:
@@ -42,11 +38,7 @@ def nearest(name: str, names: Iterable[Any]) -> str:
 
 
 def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
-    """A registry's entry, or the object that 'module:name' names.
-
-    Raises:
-        UserError: unknown; with the nearest name, or why the import failed.
-    """
+    """A registry's entry, or the object that 'module:name' names; UserError with the nearest name, or why the import failed."""
     if name in registry:
         return registry[name]
     module, colon, attribute = name.partition(":")
@@ -55,7 +47,5 @@ def lookup(field: str, name: str, registry: dict[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:
-        raise UserError(
-            f"config.{field}: {name!r} cannot be imported ({error}); expected 'module:name' of a module in the current folder or "
-            "on PYTHONPATH; correct it"
-        ) from error
+        expected = "expected 'module:name' of a module in the current folder or on PYTHONPATH; correct it"
+        raise UserError(f"config.{field}: {name!r} cannot be imported ({error}); {expected}") from error

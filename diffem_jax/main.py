@@ -10,6 +10,8 @@ from absl import app, flags
 
 from diffem_jax import commands, usage
 from diffem_jax.errors import UserError
+from diffem_jax.parallel import initialize
+from diffem_jax.storage.programs import keep_compiled
 
 _CONFIG = flags.DEFINE_string("config", None, "A config file, or the name of one that ships with the package.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -22,9 +24,7 @@ _ROUND = flags.DEFINE_integer("round", None, "sample, evaluate: the round; else 
 _SEED = flags.DEFINE_integer("sample_seed", 0, "sample: seed of the draws.")
 _OVERRIDE = flags.DEFINE_boolean("override", False, "train: go on although the config differs from the folder's.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "train: updates to trace, with one E-step batch.", lower_bound=0)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "Several processes: host:port of number 0, 'auto' on a cluster."
-)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: host:port of number 0, or 'auto'.")
 _PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
 
@@ -39,8 +39,8 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     others = [name for name, _ in fields if name != "data.path"]  # which other modes take, where the file has moved
     config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or others else None
     if _COORDINATOR.value is not None:
-        commands.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    commands.keep_programs()
+        initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    keep_compiled()
     if config is not None and _MODE.value == "train":
         commands.train(config, workdir, override=_OVERRIDE.value, profile=_PROFILE.value)
     elif _MODE.value == "sample":

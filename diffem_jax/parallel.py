@@ -1,11 +1,11 @@
 """The only module whose code depends on the devices: it maps the E-step and the M-step over them.
 
-    pmap    every device holds the whole state and its part of a batch; the step averages gradients itself
+    pmap    every device holds the whole state and its part of a batch; the step averages gradients itself (several processes: 'jit')
     jit     the same layout as shardings of global arrays; XLA averages
     fsdp    'jit' with parameters, their average and the optimiser state cut over the devices, so that each holds 1 / devices
 
-All ways share one interface. A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it
-over the devices, ``gather`` brings results back. States are un-stacked: a leaf has the shape it has on one device.
+A batch of B examples is an array with a leading axis B on the host; ``shard`` lays it over the devices, ``gather`` brings results
+back. States are un-stacked: a leaf has the shape it has on one device.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from diffem_jax.errors import UserError, first_line
 from diffem_jax.types import PyTree
 
 AXIS = "batch"
-# XLA shares one CPU kernel (a batch of Cholesky factors, before jaxlib 0.11.2) out among the threads of a pool while it waits in one of
-# them: with as many such kernels at once as threads all wait for ever, and on two cores two devices are enough for that. The variable
-# is read when the CPU's backend is made; threads beyond the cores cost time, so that one device keeps the usual number.
+# Before jaxlib 0.11.2 a CPU kernel (a batch of Cholesky factors) waits in a thread of the pool that it shares its work out to: with as
+# many at once as threads, such as two devices on two cores, all wait for ever. One device keeps the usual number, which is faster.
 _FORCED = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
 _CPU_DEVICES = max(jax.config.jax_num_cpu_devices, int(_FORCED[1]) if _FORCED else 1)  # type: ignore[attr-defined]
 if _CPU_DEVICES > 1 and not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
@@ -60,19 +59,14 @@ class Parallel(NamedTuple):
     gather: Callable[[Any], np.ndarray]
 
 
-WAYS = ("pmap", "jit", "fsdp")
-
-
 def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """One of ``WAYS`` over the given or all devices.
-
-    Raises:
-        UserError: another name.
-    """
-    if name not in WAYS:
-        raise UserError(f"parallel: {name!r}; expected one of {', '.join(WAYS)}")
+    """'pmap', 'jit' or 'fsdp' over the given or all devices; UserError for another name."""
+    if name not in ("pmap", "jit", "fsdp"):
+        raise UserError(f"parallel: {name!r}; expected one of pmap, jit, fsdp")
     found = list(devices or jax.devices())
-    return _pmap(found) if name == "pmap" else _jit(found, cut=name == "fsdp")
+    # Of several processes jax.pmap would send the whole state over the host at every call.
+    mapped = name == "pmap" and all(device.process_index == process_index() for device in found)
+    return _pmap(found) if mapped else _jit(found, cut=name == "fsdp")
 
 
 def _is_key(leaf: Any) -> bool:
@@ -88,7 +82,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
 
-def _replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+def _replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     # Of copies: the state is donated later, and placing an array may share its memory.
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda leaf: _put(leaf if _is_key(leaf) else np.array(leaf), whole), tree)
@@ -128,7 +122,7 @@ def _cut(mesh: Mesh, leaf: Any) -> NamedSharding:
 
 def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     mesh = Mesh(np.array(devices), (AXIS,))
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole, replicate = NamedSharding(mesh, PartitionSpec()), functools.partial(_replicate, mesh)
 
     def split(axis: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
@@ -152,72 +146,42 @@ def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
             copied = np.array(leaf)  # the state is donated later
             return jax.make_array_from_callback(copied.shape, _cut(mesh, copied), lambda index: copied[index])
 
-        return jax.tree.map(put, state) if cut else _replicate(state, mesh)
+        return jax.tree.map(put, state) if cut else replicate(state)
 
-    return Parallel(
-        num_devices=len(devices),
-        mean=lambda tree: tree,
-        map_e_step=map_e_step,
-        map_m_step=map_m_step,
-        shard=lambda tree, axis=0: jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree),
-        replicate=lambda tree: _replicate(tree, mesh),
-        place=place,
-        gather=_local_rows,
-    )
+    def shard(tree: PyTree, axis: int = 0) -> PyTree:
+        return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
+
+    def mean(tree: PyTree) -> PyTree:
+        return tree
+
+    return Parallel(len(devices), mean, map_e_step, map_m_step, shard, replicate, place, gather=_local_rows)
 
 
 def _pmap(devices: list[jax.Device]) -> Parallel:
-    count = sum(d.process_index == process_index() for d in devices)
     mesh = Mesh(np.array(devices), (AXIS,))
-    stacked = NamedSharding(mesh, PartitionSpec(AXIS))
-    several = not stacked.is_fully_addressable
+    stacked, replicate = NamedSharding(mesh, PartitionSpec(AXIS)), functools.partial(_replicate, mesh)
     mapped = functools.partial(jax.pmap, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
+
+    def mean(tree: PyTree) -> PyTree:
+        return jax.lax.pmean(tree, AXIS)
+
+    def map_m_step(m_step: Callable) -> Callable:
+        return mapped(m_step, out_axes=None, donate_argnums=1)
 
     def shard(tree: PyTree, axis: int = 0) -> PyTree:
         """[.., B, ..] -> [devices, .., B / devices, ..], each device's part on it."""
 
         def split(leaf: Any) -> np.ndarray:
             data = np.asarray(leaf)
-            return data[None] if count == 1 else np.stack(np.split(data, count, axis))
+            return data[None] if len(devices) == 1 else np.stack(np.split(data, len(devices), axis))
 
         return jax.tree.map(lambda leaf: _put(split(leaf), stacked), tree)
-
-    def map_e_step(e_step: Callable) -> Callable:
-        if several:
-            return jax.jit(_over_hosts(e_step, mesh, PartitionSpec(AXIS)))
-        return mapped(e_step)
-
-    def map_m_step(m_step: Callable) -> Callable:
-        if several:
-            return jax.jit(_over_hosts(m_step, mesh, PartitionSpec()), donate_argnums=1)
-        return mapped(m_step, out_axes=None, donate_argnums=1)
 
     def gather(array: jax.Array) -> np.ndarray:
         rows = _local_rows(array)
         return rows.reshape(-1, *rows.shape[2:])
 
-    return Parallel(
-        num_devices=len(devices),
-        mean=lambda tree: jax.lax.pmean(tree, AXIS),
-        map_e_step=map_e_step,
-        map_m_step=map_m_step,
-        shard=shard,
-        replicate=lambda tree: _replicate(tree, mesh),
-        place=lambda state: _replicate(state, mesh),
-        gather=gather,
-    )
-
-
-def _over_hosts(step: Callable, mesh: Mesh, out: PartitionSpec) -> Callable:
-    """What ``jax.pmap`` of a step is inside, for several processes: there its own would send the whole state over the host."""
-
-    def one_device(key: Any, state: PyTree, *stacked: PyTree) -> PyTree:
-        result = step(key, state, *jax.tree.map(lambda leaf: leaf[0], stacked))
-        return jax.tree.map(lambda leaf: leaf[None], result) if len(out) else result
-
-    specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS))
-    # Without the check gradients stay each device's own, as under pmap, and the step's own mean averages them.
-    return jax.shard_map(one_device, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    return Parallel(len(devices), mean, mapped, map_m_step, shard, replicate, place=replicate, gather=gather)
 
 
 def no_transfers(after_first: bool) -> contextlib.AbstractContextManager[None]:
@@ -270,30 +234,27 @@ HEARTBEAT_SECONDS = 30
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins a run of several processes; '' as coordinator lets the cluster's environment decide (TPU pods, Slurm).
+    """Joins a run of several processes; 'auto' as coordinator lets the cluster's environment decide (TPU pods, Slurm).
 
     Raises:
         UserError: the others cannot be reached, or the numbers do not fit.
     """
-    host, _, port = coordinator.rpartition(":")
-    if coordinator and not (host and port.isdecimal()):
+    auto, (host, _, port) = coordinator == "auto", coordinator.rpartition(":")
+    if not auto and not (host and port.isdecimal()):
         raise UserError(f"--coordinator: {coordinator!r}; expected host:port of process 0, or auto; correct it")
-    if coordinator and not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id: {process_id}; expected a number from 0 to {num_processes - 1}, with "
-            f"--num_processes={num_processes}; correct one of them"
-        )
+    if not auto and not 0 <= process_id < num_processes:
+        expected = f"a number from 0 to {num_processes - 1}, with --num_processes={num_processes}"
+        raise UserError(f"--process_id: {process_id}; expected {expected}; correct one of them")
     # Before anything asks for devices: CPU devices of several processes need it, others do not mind.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    where = (coordinator, num_processes, process_id) if coordinator else (None,) * 3
+    where = (None, None, None) if auto else (coordinator, num_processes, process_id)
     waits = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
     try:
         jax.distributed.initialize(*where, **waits)  # type: ignore[misc, arg-type]
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--coordinator: {coordinator or 'auto'}: {first_line(error)}; expected process 0 at that address and, for auto, "
-            "a cluster that JAX knows (TPU pod, Slurm, Open MPI); start every process, or give host:port"
-        ) from error
+        expected = "process 0 at that address and, for auto, a cluster that JAX knows (TPU pod, Slurm, Open MPI)"
+        cure = "start every process, or give host:port"
+        raise UserError(f"--coordinator: {coordinator}: {first_line(error)}; expected {expected}; {cure}") from error
 
 
 def joined() -> bool:

@@ -1,13 +1,11 @@
 """Trained models in one line: ``model = dx.load("digits")``, or ``dx.load(workdir)`` for any run.
 
-An artefact is a folder with model.npz (arrays alone: nothing is executed on load), config.json, checksums.json and a card,
-README.md. ``export`` makes one of a work directory.
+``export`` makes a folder of a work directory: model.npz (arrays alone), config.json, checksums.json and a card, README.md.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +33,13 @@ from diffem_jax.run.sample import chosen_round, draws_of_prior
 from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.samplers.samplers import ddim
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.files import digest, write_arrays, write_atomically, write_json
+from diffem_jax.storage.files import digest, read_json, write_arrays, write_atomically, write_json
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Corruption, Observation, PyTree
 
 SHIPPED = Path(__file__).parent / "artefacts"
 """The models that come with the package, one per folder."""
-
-_SUMMED = ("model.npz", "config.json")
+SUMMED = ("model.npz", "config.json")
 
 
 class Pretrained:
@@ -79,33 +76,23 @@ class Pretrained:
         return self._draws(self._posterior_step, self._parts["posterior"], observations, num_samples, seed)
 
     def posterior_means(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
-        """E[x | y] as the mean of ``num_samples`` network evaluations, [N, *X].
-
-        At the largest noise x_t says nothing, so E[x | x_t, y] = E[x | y].
-        """
-        draws = self._draws(self._mean_step, self._parts["posterior"], observations, num_samples, seed)
-        return draws.mean(axis=0)
+        """E[x | y] = E[x | x_t, y] at the largest noise, as the mean of ``num_samples`` network evaluations, [N, *X]."""
+        return self._draws(self._mean_step, self._parts["posterior"], observations, num_samples, seed).mean(axis=0)
 
     def start_draws(self, observations: Any, num_samples: int = 1, seed: int = 0) -> np.ndarray:
         """Draws of the fitted start given the observations: what the network improved on; [num_samples, N, *X]."""
         return self._draws(self._start_step, self._start, observations, num_samples, seed)
 
     def prior_draws(self, num_samples: int = 1, seed: int = 0) -> np.ndarray:
-        """Draws of p(x), [num_samples, *X].
-
-        Raises:
-            UserError: the model has no prior.
-        """
+        """Draws of p(x), [num_samples, *X]; UserError for a model that has no prior."""
         own = "prior" in self._parts
         prior = (prior_model if own else make_model)(self.setup, self._start).prior
         if prior is None:
-            raise UserError(
-                "this model has no prior; expected one trained with config.prior.steps > 0 or "
-                "config.m_step.condition_dropout > 0; give observations for draws of p(x | y)"
-            )
+            expected = "one trained with config.prior.steps > 0 or config.m_step.condition_dropout > 0"
+            raise UserError(f"this model has no prior; expected {expected}; give observations for draws of p(x | y)")
         params = self._parts["prior" if own else "posterior"]
-        draws = draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
-        return draws / np.float32(self.config.data.scale)
+        x = draws_of_prior(self.setup, self._parallel, prior, params, num_samples, seed, quiet=True)
+        return x / np.float32(self.config.data.scale)
 
     def _draws(self, step: Callable, params: Any, observations: Any, num_samples: int, seed: int) -> np.ndarray:
         d, where, scale = self.config.data, "observations", np.float32(self.config.data.scale)
@@ -139,22 +126,20 @@ class Pretrained:
 
 
 def load(name: str | os.PathLike[str]) -> Pretrained:
-    """A model that ships with the package ('digits'), an exported one, or a work directory, each by its folder.
+    """A model that ships with the package ('digits'), or a folder: an exported model, or a work directory.
 
-    Of a work directory it is the round that the stopping rule picked, else the last.
-
-    Raises:
-        UserError: no such model, or a damaged one.
+    Of a work directory it is the round that the stopping rule picked, else the last. UserError for no such model, or a damaged one.
     """
     folder = SHIPPED / name if isinstance(name, str) and name in shipped() else Path(name).expanduser()
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{name}: neither a run's or exported model's folder nor a model of the package; {nearest(str(name), shipped())}"
-        )
+        hint = nearest(str(name), shipped())
+        raise UserError(f"{name}: neither a run's or exported model's folder nor a model of the package; {hint}")
     if not (folder / "model.npz").is_file():
         return _of_run(Workdir(folder))
-    _check(folder)
-    card = folder / "README.md"
+    summed, card = read_json(folder / "checksums.json"), folder / "README.md"
+    for file in SUMMED:
+        if not isinstance(summed, dict) or digest(folder / file) != summed.get(file):
+            raise UserError(f"{folder / file}: differs from checksums.json; expected it as exported; copy it again")
     flat = read_arrays(folder / "model.npz")
     parts = unflatten_dict({key: np.asarray(leaf, np.float32) for key, leaf in flat.items()}, sep=".")
     return Pretrained(stored_config(Workdir(folder)), parts, card.read_text(encoding="utf-8") if card.is_file() else "")
@@ -169,8 +154,8 @@ def _of_run(workdir: Workdir) -> Pretrained:
     start, number = load_start(workdir), chosen_round(workdir)
     if number == 0:
         raise UserError(f"{workdir.root}: the chosen round is the start, which has no network; train more rounds")
-    parts: dict[str, PyTree] = {"start": start_arrays(start)}
-    parts["posterior"] = checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
+    posterior = checkpoints.load(workdir.round_checkpoint(number))["ema_params"]
+    parts = {"start": start_arrays(start), "posterior": posterior}
     if (workdir.prior / "final").exists():
         parts["prior"] = checkpoints.load(workdir.prior / "final")["ema_params"]
     return Pretrained(stored_config(workdir), parts)
@@ -179,10 +164,7 @@ def _of_run(workdir: Workdir) -> Pretrained:
 def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:
     """Writes the chosen round of a work directory as a small model in ``folder``: no optimiser, 16-bit parameters, checksums.
 
-    ``card`` is its README.md: data, settings, figures, licence, limits.
-
-    Raises:
-        UserError: the run has no finished round, or a parameter does not fit 16 bits.
+    ``card`` is its README.md. UserError where the run has no finished round, or a parameter does not fit 16 bits.
     """
     model, target = _of_run(Workdir(workdir)), Path(folder)
     arrays = flatten_dict(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model._parts), sep=".")
@@ -195,15 +177,5 @@ def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card
     write_arrays(target / "model.npz", arrays)
     write_atomically(target / "config.json", Workdir(workdir).config.read_bytes())
     write_atomically(target / "README.md", card)
-    write_json(target / "checksums.json", {name: digest(target / name) for name in _SUMMED}, indent=1)
+    write_json(target / "checksums.json", {name: digest(target / name) for name in SUMMED}, indent=1)
     return target
-
-
-def _check(folder: Path) -> None:
-    try:
-        expected = json.loads((folder / "checksums.json").read_text())
-        wrong = [name for name in _SUMMED if digest(folder / name) != expected[name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: checksums.json cannot be used ({error}); export the model again") from None
-    if wrong:
-        raise UserError(f"{folder / wrong[0]}: differs from its checksum; expected the file as exported; copy it again")

@@ -80,12 +80,8 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 table = encode_table({str(i): columns[i] for i in self.varying_}, chosen)
                 np.savez(Path(folder, "table.npz"), y=table.y, mask=table.mask)
                 self._encoding = table.columns
-                fields = {
-                    "data.path": Path(folder, "table.npz"),
-                    "corruption.groups": table.groups,
-                    "seed": self._seed(),
-                }
-                fields |= self.fields or {}
+                own = {"data.path": Path(folder, "table.npz"), "corruption.groups": table.groups, "seed": self._seed()}
+                fields = own | dict(self.fields or {})
                 config = load_config("own_data:table", [(name, str(value)) for name, value in fields.items()])
                 with contextlib.nullcontext() if self.verbose else contextlib.redirect_stdout(io.StringIO()):
                     run_em(config, Path(folder, "run"))
@@ -97,16 +93,14 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """A table [N, D] with what is missing filled by its posterior mean, E[x | y], categories by the likeliest."""
         columns, observed = self._observed(X)
-        if observed is None:
-            return self._filled(columns, None)
-        return self._filled(columns, self.model_.posterior_means(observed, MEANS, self._seed()))  # type: ignore[union-attr]
+        model: Any = self.model_
+        return self._filled(columns, None if observed is None else model.posterior_means(observed, MEANS, self._seed()))
 
     def sample(self, X: Any, num_samples: int = 1) -> np.ndarray:
         """Tables [num_samples, N, D], each with what is missing filled by one draw of p(x | y)."""
         columns, observed = self._observed(X)
-        if observed is None:
-            return np.stack([self._filled(columns, None)] * num_samples)
-        draws = self.model_.posterior_draws(observed, num_samples, self._seed())  # type: ignore[union-attr]
+        model: Any = self.model_
+        draws = [None] * num_samples if observed is None else model.posterior_draws(observed, num_samples, self._seed())
         return np.stack([self._filled(columns, draw) for draw in draws])
 
     def _seed(self) -> int:
@@ -151,11 +145,7 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 
 def _constant(position: int, column: np.ndarray) -> Any:
-    """The only value of a column; None where there are several.
-
-    Raises:
-        ValueError: nothing is there.
-    """
+    """The only value of a column, None where there are several; ValueError where nothing is there."""
     values = {value for value in column if not is_missing(value)}
     if not values:
         raise ValueError(f"column {position}: no entry is there; expected at least one; leave the column out")

@@ -1,7 +1,4 @@
-"""Types shared by every module: observations, protocols, training state and key streams.
-
-All maths in this package is written for ONE example; a batch is a ``jax.vmap`` away. CONTRIBUTING.md has the glossary.
-"""
+"""Observations, protocols, training state and key streams. All maths here is for ONE example; a batch is a ``jax.vmap`` away."""
 
 import zlib
 from collections.abc import Callable
@@ -31,10 +28,9 @@ class Observation(NamedTuple):
 
 
 class Corruption(Protocol):
-    """The channel y ~ p(y | x) for one example of shape ``shape``.
+    """The channel y ~ p(y | x) for one example of shape ``shape``, a frozen dataclass.
 
-    Implementations are frozen dataclasses, hence hashable and usable as static arguments, and inherit from
-    ``diffem_jax.corruptions.AdditiveNoise``, which says what each member is and has a default for all but ``shape``.
+    Inherit from ``diffem_jax.corruptions.AdditiveNoise``, which says what each member is and has a default for all but ``shape``.
     """
 
     @property
@@ -77,10 +73,8 @@ class LinearCorruption(Corruption, Protocol):
     def log_det_gram(self, operator: PyTree, v: Array) -> Array: ...
 
 
-class Schedule(Protocol):
-    """A noise schedule t -> (alpha_t, sigma_t) with p(x_t | x) = N(alpha_t x, sigma_t^2 I), t in [0, 1]."""
-
-    def __call__(self, t: Array) -> tuple[Array, Array]: ...
+Schedule = Callable[[Array], tuple[Array, Array]]
+"""A noise schedule t -> (alpha_t, sigma_t) with p(x_t | x) = N(alpha_t x, sigma_t^2 I), t in [0, 1]."""
 
 
 class TimeLaw(Protocol):
@@ -141,8 +135,7 @@ class EMState(NamedTuple):
 def stream_key(seed: int, stream: str, *indices: int | Array) -> Key:
     """The key of a named stream of randomness, for instance ``stream_key(seed, "e_step", round)``.
 
-    Keys are derived, never stored: the same (seed, stream, indices) yields the same key on every host, after every
-    restart. The indices are folded in, in order; ``fold_in`` the example's index and then the step to go on from it.
+    The same (seed, stream, indices) yields the same key on every host, after every restart; nothing is stored.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     for index in indices:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import runpy
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ diffem: learn p(x | y) and p(x) from corrupted observations alone
 Exit codes: 0 done; 2 a mistake, explained in one message; 130 Ctrl-C; 143 SIGTERM with the work saved;
 75 another process of the run was lost; 1 a fault of the program.
 After 130, 143 and 75 the same command goes on where it stopped.
-NO_COLOR=1 turns colour off. --helpfull lists every field with its default and meaning.
+--helpfull lists every field with its default and meaning.
 """
 OWN_FLAGS = sorted(set(re.findall(r"--([a-z_]+)", HELP)) - {"helpfull"})
 
@@ -66,11 +66,7 @@ def help_text(words: Sequence[str]) -> str | None:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The words that are no flags of fields, and (FIELD, VALUE) of each --config.FIELD=VALUE in order; flag files are read in.
-
-    Raises:
-        UserError: a flag file that cannot be read.
-    """
+    """The words that are no flags of fields, and (FIELD, VALUE) of each --config.FIELD=VALUE in order; flag files are read in."""
     try:
         words = iter(flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True))
     except flags.Error as error:
@@ -82,19 +78,16 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             others.append(word)
             continue
         negated, name, text = found.groups()
-        if text is None:
-            boolean = name in FIELDS and FIELDS[name].kind is bool
-            text = str(not negated) if negated or boolean else next(words, "")
+        if text is None and (negated or (name in FIELDS and FIELDS[name].kind is bool)):
+            text = str(not negated)
+        elif text is None:
+            text = next(words, "")
         fields.append((name, text))
     return others, fields
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags that are not of fields; those of an earlier command in this process are forgotten.
-
-    Raises:
-        UserError: an unknown flag, or a value that it does not take; with the nearest name.
-    """
+    """Parses the flags that are not of fields, forgetting those of an earlier command; UserError for an unknown flag or value."""
     for name in OWN_FLAGS:
         flags.FLAGS[name].unparse()
     try:
@@ -131,8 +124,7 @@ def shipped_configs() -> dict[str, Path]:
 def load_config(name: str | None, fields: Sequence[tuple[str, str]] = ()) -> ConfigDict:
     """The config of a file or of a name that ships with the package, NAME:VARIANT for a variant, with fields set by flags.
 
-    Raises:
-        UserError: there is no such file or name, it cannot be read, or a field does not exist or has another type.
+    UserError where there is no such file or name, it cannot be read, or a field does not exist or has another type.
     """
     shipped = shipped_configs()
     if name is None:
@@ -144,11 +136,8 @@ def load_config(name: str | None, fields: Sequence[tuple[str, str]] = ()) -> Con
         raise UserError(f"--config: {name!r}: {kind}; {nearest(path.stem, shipped)}")
     if name not in shipped:
         sys.path.append(str(path.resolve().parent))  # for parts of its own beside it
-    spec = importlib.util.spec_from_file_location("diffem_config", path)
     try:
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-        config = module.get_config(*([variant] if colon else []))
+        config = runpy.run_path(str(path))["get_config"](*([variant] if colon else []))
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UserError(f"--config: {path}: {kind}{' '.join(str(error).split())[:400]}; correct it") from error

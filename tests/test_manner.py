@@ -1,6 +1,5 @@
 """How the command talks: help on one screen, first and last lines, estimates, colour, paths with spaces."""
 
-import io
 import json
 import re
 import shlex
@@ -11,7 +10,7 @@ from absl import flags
 from faults.command import command, refused
 
 import diffem_jax.main
-from diffem_jax import commands, usage
+from diffem_jax import usage
 from diffem_jax.config import default
 from diffem_jax.report import console as announce
 from diffem_jax.report import console as progress
@@ -39,23 +38,6 @@ def test_help_names_every_flag_and_no_other():
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
     named = set(re.findall(r"--([a-z_]+)", usage.HELP)) - {"helpfull"}
     assert len(defined) > 10 and named == defined
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_colour_on_a_terminal_only(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert commands.paint("done", "good", Terminal()) == "\033[32mdone\033[0m"
-    assert commands.paint("done", "good", io.StringIO()) == "done"
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert commands.paint("done", "good", Terminal()) == "done"
-    monkeypatch.setenv("NO_COLOR", "")
-    monkeypatch.setenv("TERM", "dumb")
-    assert commands.paint("done", "good", Terminal()) == "done"
 
 
 @pytest.mark.parametrize(

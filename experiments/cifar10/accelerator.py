@@ -24,11 +24,12 @@ from ml_collections import ConfigDict
 from benchmarks.common import machine
 from diffem_jax import metrics
 from diffem_jax.build.problem import load_problem, rows
-from diffem_jax.commands import exit_codes, keep_programs
+from diffem_jax.commands import exit_codes
 from diffem_jax.config import default, validate
 from diffem_jax.errors import Preempted
 from diffem_jax.run.train import run_em
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.programs import keep_compiled
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import stream_key
 from experiments.cifar10 import resnet
@@ -134,7 +135,7 @@ def main(argv: list[str]) -> None:
         os.environ[resnet.VARIABLE] = str(Path(options.features).resolve())
     config = get_config(options)
     validate(config, training=True)
-    keep_programs()
+    keep_compiled()
     timer = threading.Timer(max(1, options.budget - options.reserve), os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
