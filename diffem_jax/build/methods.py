@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from diffem_jax import denoisers, em, types
 from diffem_jax.build import parts
-from diffem_jax.build.auto import choose
+from diffem_jax.build.auto import changed, choose
 from diffem_jax.config import flatten, lookup
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, guidance, losses
@@ -66,7 +66,8 @@ class Model(NamedTuple):
         draw: (key, params, observation) -> x, where the E-step is not the sampler with ``bind``.
         prior: (sampler, times) -> draws of p(x), which do not look at the observation; None where the network needs one.
         trains_on: the examples of ``loss``: 'draws', the reconstructions of the round before, 'observations' or 'truth'.
-        takes_operators: whether an example is (x, an operator of the data), from which the fresh y' is made.
+        takes: 'operator' and 'own', what an ``Example`` of the loss holds beside x: an operator of the data for the fresh y',
+            the operator of x's own observation.
     """
 
     denoiser: denoisers.Denoiser
@@ -75,7 +76,7 @@ class Model(NamedTuple):
     draw: em.Draw | None = None
     prior: Prior | None = None
     trains_on: str = "draws"
-    takes_operators: bool = False
+    takes: tuple[str, ...] = ()
 
 
 def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Setup:
@@ -108,7 +109,12 @@ def make_model(setup: Setup, start: Start) -> Model:
 def diffem(setup: Setup, start: Start) -> Model:
     """DiffEM: a conditional denoiser, trained on its own draws and on fresh observations of them."""
     config, corruption = setup.config, setup.corruption
-    denoiser = conditional_denoiser(setup, start)
+    denoiser, m = conditional_denoiser(setup, start), config.m_step
+    if m.hidden_weight < 1 and (moved := {"flip", "shift"} & set(m.augment)):
+        raise UserError(
+            f"config.m_step.hidden_weight: {m.hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its "
+            "observation saw; expected 1; set it, or leave those augmentations out"
+        )
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
@@ -119,16 +125,17 @@ def diffem(setup: Setup, start: Start) -> Model:
 
     return Model(
         denoiser,
-        make_loss(setup, denoiser, corruption, config.m_step.loss_weight),
+        make_loss(setup, denoiser, corruption, m.loss_weight, m.hidden_weight),
         bind,
         prior=sampled_prior(setup, denoiser) if config.m_step.condition_dropout > 0 else None,
-        takes_operators=config.m_step.operators == "data",
+        takes=("operator",) * (m.operators == "data") + ("own",) * (m.hidden_weight < 1),
     )
 
 
 def oracle(setup: Setup, start: Start) -> Model:
     """DiffEM's conditional denoiser trained on the clean examples: an upper bound where the data's truth is there."""
-    return diffem(setup, start)._replace(trains_on="truth")
+    whole = changed(setup.config, {"m_step.hidden_weight": 1.0})
+    return diffem(setup._replace(config=whole), start)._replace(trains_on="truth")
 
 
 def em_mmps(setup: Setup, start: Start) -> Model:
@@ -261,11 +268,14 @@ def require_linear(setup: Setup) -> LinearCorruption:
     return cast(LinearCorruption, setup.corruption)
 
 
-def make_loss(setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None, weight: str) -> em.Loss:
+def make_loss(
+    setup: Setup, denoiser: denoisers.Denoiser, corruption: Corruption | None, weight: str, hidden_weight: float = 1.0
+) -> em.Loss:
     """The denoising loss with the config's distribution of t and augmentations; 'base' weighs by what the base leaves open."""
     m, sigma_data = setup.config.m_step, setup.config.denoiser.sigma_data
     strengths = {"shift": m.augment_shift, "hue": m.augment_hue, "saturation": m.augment_saturation}
     options = {"condition_dropout": m.condition_dropout, "data_std": sigma_data, "operators": m.operators}
+    options["hidden_weight"] = hidden_weight
     options["augment"] = augment.make(tuple(m.augment), setup.shape, **strengths)
     given = denoiser, setup.schedule, corruption, setup.time_law, losses.LOSS_WEIGHTS.get(weight)
     return denoisers.denoising_loss(*given, **options)

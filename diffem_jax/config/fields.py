@@ -108,6 +108,8 @@ TABLE = (
     Field("m_step.loss_weight", "snr", (*LOSS_WEIGHTS, "base"), "weight of the loss at t; base: by what the denoiser's base leaves open"),
     Field("m_step.condition_dropout", 0.0, (0, 0.99), "share of examples trained without y'; above 0 the prior is trained too"),
     Field("m_step.operators", "law", ("law", "data"), "operators of the fresh y': as the corruption draws them, or the observations'"),
+    Field("m_step.hidden_weight", 1.0, (0, 1), "weight in the loss of what x's own observation left open, for linear corruptions; 1 "
+          "as published, less hands on less of a round's errors"),
     Field("m_step.augment", (), NAMES, "any of flip, shift, hue, saturation"),
     Field("m_step.augment_shift", 4, (1, 1024), "pixels by which 'shift' moves at most"),
     Field("m_step.augment_hue", 0.01, (0, 0.5), "turns of the colour circle by which 'hue' rotates at most"),
@@ -140,7 +142,7 @@ AUTO = "auto"
 AUTOMATIC = (
     "rounds", "network.name", "denoiser.preconditioning", "denoiser.base", "start.name", "start.rank", "start.iterations",
     "e_step.sampler", "e_step.time_grid", "e_step.steps", "e_step.draws", "m_step.steps", "m_step.batch_size", "m_step.learning_rate",
-    "m_step.loss_weight", "m_step.time_law_beta", "m_step.updates_per_dispatch",
+    "m_step.loss_weight", "m_step.time_law_beta", "m_step.updates_per_dispatch", "m_step.hidden_weight",
 )  # fmt: skip
 """Fields that take it."""
 FIELDS = {field.name: field for field in TABLE}

@@ -7,6 +7,7 @@ with s the standard deviation of x (``data_std``).
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.denoisers.denoiser import Denoiser
+from diffem_jax.denoisers.posterior import open_part
 from diffem_jax.samplers.schedules import time_at
 from diffem_jax.types import Corruption, Key, Observation, PyTree, Schedule, TimeLaw
 
@@ -95,6 +97,14 @@ def min_snr_weight(sigma: Array, data_std: float, gamma: float = 5.0) -> Array:
 LOSS_WEIGHTS: dict[str, Callable[..., Array]] = {"snr": snr_weight, "min_snr": min_snr_weight}
 
 
+class Example(NamedTuple):
+    """x with the operators that a loss may want: that of the fresh y', and that of the observation x was drawn from."""
+
+    x: Array
+    operator: PyTree = None
+    own: PyTree = None
+
+
 def denoising_loss(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -106,21 +116,27 @@ def denoising_loss(
     data_std: float = 1.0,
     augment: Callable[[Key, Array], Array] | None = None,
     operators: str = "law",
+    hidden_weight: float = 1.0,
 ) -> Callable[[PyTree, Key, PyTree], Array]:
     """The loss of one example: weight(sigma) mean |d(alpha x + sigma z, t | y') - x|^2 with a fresh y' ~ p(y | x).
 
-    It is (params, key, x [*X]) -> loss []. A ``corruption`` of None trains the prior, without an observation.
+    It is (params, key, x [*X]) -> loss []. A ``corruption`` of None trains the prior, without an observation. With a
+    ``hidden_weight`` h < 1 and the operator A of x's own observation the error e = d - x counts as e^T (h + (1 - h) Q) e,
+    Q = A^T (A A^T + noise_std^2 I)^-1 A: what was measured of x in full, what the last E-step made up by h. Operators do not
+    depend on x, so that the true posterior is a fixed point of EM whatever h is, but errors of the E-step are handed on
+    by h alone (docs/theory.md).
 
     Args beyond those of the formula:
         weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.variance``, averaged over coordinates, so
             that every noise level counts by what the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
-        operators: 'law' draws the operator of y' as the corruption does; with 'data' x comes as (x, operator).
+        operators: 'law' draws the operator of y' as the corruption does; with 'data' the example is an ``Example`` with it.
+        hidden_weight: h above, of linear corruptions; below 1 the example is an ``Example`` with ``own``.
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.
     """
-    given = operators == "data" and corruption is not None
+    given, one = operators == "data" and corruption is not None, jnp.ones(())
 
     def observe(key: Key, x: Array, operator: PyTree) -> PyTree:
         """The context of a fresh observation, or None."""
@@ -146,7 +162,7 @@ def denoising_loss(
 
     def loss(params: PyTree, key: Key, example: PyTree) -> Array:
         keys = jax.random.split(key, 6)
-        x, operator = example if given else (example, None)
+        x, operator, own = example if isinstance(example, Example) else Example(example)
         if augment is not None:
             x = augment(keys[5], x)
         context = observe(keys[0], x, operator)
@@ -154,7 +170,9 @@ def denoising_loss(
         t = time_law.sample(keys[1])
         alpha, sigma = schedule(t)
         x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)
-        error = jnp.mean((denoise(params, context, seen, x_t, t, keys[4]) - x) ** 2)
-        return error * (1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std))
+        error = denoise(params, context, seen, x_t, t, keys[4]) - x
+        counted = error if hidden_weight == 1 else error - (1 - hidden_weight) * open_part(corruption, own, one, error)
+        scale = 1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std)
+        return jnp.mean(error * counted) * scale
 
     return loss

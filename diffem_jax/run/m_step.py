@@ -14,6 +14,7 @@ import numpy as np
 
 from diffem_jax.build.methods import Model
 from diffem_jax.build.problem import Problem, rows
+from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import NonFinite
 from diffem_jax.parallel import Parallel, no_transfers, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
@@ -34,29 +35,38 @@ Batches = Callable[[int, int, slice], Iterator[PyTree]]
 def round_batches(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> Batches:
     """The batches of round ``number``: reconstructions of the round before, or what the method trains on instead.
 
-    With m_step.operators 'data' each comes as (x, operator), the operator of an observation that follows from
-    (seed, round, update, slot), independently of whose x it is.
+    With m_step.operators 'data' each has the operator of an observation that follows from (seed, round, update, slot),
+    independently of whose x it is.
     """
     seed, size = problem.setup.config.seed, problem.setup.config.m_step.batch_size
     count, read = training_rows(problem, model, store, number)
     batches = row_batches(seed, number, count, size, read)
-    if not model.takes_operators:
+    if "operator" not in model.takes:
         return batches
     count, operator = problem.num_examples, problem.observations.operator
     operators = row_batches(seed, OPERATOR_STREAM + number, count, size, lambda indices: rows(operator, indices))
-    return lambda *where: zip(batches(*where), operators(*where), strict=True)
+    return lambda *where: (
+        example._replace(operator=other) for example, other in zip(batches(*where), operators(*where), strict=True)
+    )
 
 
 def training_rows(
     problem: Problem, model: Model, store: ReconstructionStore, number: int
 ) -> tuple[int, Callable[[np.ndarray], PyTree]]:
-    """How many rows round ``number`` trains on, and indices [n] -> n of them."""
+    """How many rows round ``number`` trains on, and indices [n] -> n of them: ``Example``s where the method takes any."""
+    observations, count = problem.observations, problem.num_examples
     if model.trains_on == "observations":
-        return problem.num_examples, lambda indices: rows(problem.observations, indices)
+        return count, lambda indices: rows(observations, indices)
     if model.trains_on == "truth":
-        return problem.num_examples, lambda indices: np.asarray(problem.truth[indices], np.float32)
-    reader = store.round(number - 1).open()
-    return len(reader), reader.__getitem__
+        length, read = count, lambda indices: np.asarray(problem.truth[indices], np.float32)
+    else:
+        reader = store.round(number - 1).open()
+        length, read = len(reader), reader.__getitem__
+    if not model.takes:
+        return length, read
+    if "own" not in model.takes:
+        return length, lambda indices: Example(read(indices))
+    return length, lambda indices: Example(read(indices), own=rows(observations.operator, indices % count))
 
 
 def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Callable[[np.ndarray], PyTree]) -> Batches:

@@ -19,6 +19,7 @@ from diffem_jax.config import AUTO, AUTOMATIC, FIELDS, differences, flatten, ove
 from diffem_jax.corruptions import CORRUPTIONS, PixelMask
 from diffem_jax.data import save_observations
 from diffem_jax.data.observations import array_shapes
+from diffem_jax.denoisers.losses import Example
 from diffem_jax.run.start import standard_normal
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.usage import load_config
@@ -202,7 +203,7 @@ def test_command_of_the_page_builds_what_fits_the_corruption(name, tmp_path, mon
     model = make_model(problem.setup, standard_normal(problem.setup.shape))
     observation, x = jax.tree.map(lambda leaf: leaf[0], problem.observations), jnp.zeros(problem.setup.shape)
     params, key = jax.eval_shape(model.denoiser.init, jax.random.key(0)), jax.random.key(0)
-    example = (x, observation.operator) if model.takes_operators else x
+    example = Example(x, **dict.fromkeys(model.takes, observation.operator)) if model.takes else x
     assert jax.eval_shape(model.loss, params, key, example).shape == ()
     x_hat = jax.eval_shape(lambda p: model.bind(p, observation)(x, jnp.float32(0.5)), params)
     assert x_hat.shape == x.shape

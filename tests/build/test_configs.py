@@ -16,6 +16,7 @@ from diffem_jax.build.methods import METHODS, make_model, make_setup, prior_mode
 from diffem_jax.build.parts import make_optimizer
 from diffem_jax.build.problem import load_problem
 from diffem_jax.config import FIELDS, default, validate
+from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian
@@ -89,11 +90,11 @@ def load(name: str, variant: str) -> ConfigDict:
 
 
 def examples(setup, model) -> object:
-    """One update's batch of two: x, and an operator beside each where the M-step takes those of the data; or observations."""
+    """One update's batch of two: x, and the operators beside each that the loss takes; or observations."""
     key = jax.random.key(0)
-    operator = jax.eval_shape(setup.corruption.draw_operator, key) if model.takes_operators else None
+    operator = jax.eval_shape(setup.corruption.draw_operator, key)
     one = jax.ShapeDtypeStruct(setup.shape, jnp.float32)
-    tree = one if operator is None else (one, operator)
+    tree = Example(one, **dict.fromkeys(model.takes, operator)) if model.takes else one
     if model.trains_on == "observations":
         tree = jax.eval_shape(setup.corruption.sample, key, one)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, 2, *a.shape), a.dtype), tree)
