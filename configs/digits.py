@@ -42,8 +42,11 @@ def get_config(variant: str = "mask50") -> ConfigDict:
         c.denoiser.preconditioning = "edm" if variant in ("jpeg", "phase") else "posterior"
         c.e_step.consistency = 16 if variant == "phase" else 0
         c.start.rank = 24
-        c.e_step.update(steps=16, batch_size=904)  # two batches of the 1,797 digits
+        c.e_step.update(steps=16, batch_size=904, draws=2)  # two batches of the 1,797 digits
+        c.m_step.hidden_weight = 0.2
         if variant in ("jpeg", "phase"):
+            c.m_step.hidden_weight = 1.0
+            c.e_step.draws = 1
             # No closed form says how x scatters given y.
             c.e_step.update(sampler="dpmpp_2m_sde", time_grid="log_uniform", steps=32)
         c.m_step.update(steps=1000, batch_size=256, updates_per_dispatch=200)  # about a second
@@ -65,6 +68,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.start.rank = 24
             c.schedule.update(sigma_min=1e-3, sigma_max=100.0)
             c.e_step.draws = 1
+            c.m_step.hidden_weight = 1.0
             c.denoiser.preconditioning = "edm"
             c.e_step.update(sampler="ddpm", time_grid="log_uniform", steps=256)
             c.prior.sampler = "ddim"

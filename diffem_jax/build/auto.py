@@ -83,8 +83,8 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
         "m_step.loss_weight": "snr",
         "m_step.time_law_beta": ((3.0, 3.0),),
         "m_step.updates_per_dispatch": 50,
-        # What a round made up counts little where operators differ: together they see all of x.
-        "m_step.hidden_weight": 0.1 if corruption.is_linear and corruption.random_operator else 1.0,
+        # Where operators differ, together they see all of x: what a round made up need not count for much.
+        "m_step.hidden_weight": 0.2 if corruption.is_linear and corruption.random_operator else 1.0,
     }
     if network == "mlp":
         found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}

@@ -110,7 +110,8 @@ def diffem(setup: Setup, start: Start) -> Model:
     """DiffEM: a conditional denoiser, trained on its own draws and on fresh observations of them."""
     config, corruption = setup.config, setup.corruption
     denoiser, m = conditional_denoiser(setup, start), config.m_step
-    if m.hidden_weight < 1 and (moved := {"flip", "shift"} & set(m.augment)):
+    moved = {"flip", "shift"} & set(m.augment)
+    if m.hidden_weight < 1 and require_linear(setup) and moved:
         raise UserError(
             f"config.m_step.hidden_weight: {m.hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its "
             "observation saw; expected 1; set it, or leave those augmentations out"

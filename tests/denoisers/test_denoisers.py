@@ -9,7 +9,7 @@ import pytest
 from diffem_jax.corruptions import GaussianBlur, PixelMask
 from diffem_jax.denoisers.denoiser import Denoiser, bind
 from diffem_jax.denoisers.edm import edm_denoiser, gaussian_denoiser, mixture_denoiser
-from diffem_jax.denoisers.losses import Uniform, denoising_loss, snr_weight
+from diffem_jax.denoisers.losses import Example, Uniform, denoising_loss, snr_weight
 from diffem_jax.denoisers.posterior import (
     isotropic_base,
     left_open,
@@ -199,6 +199,21 @@ def test_loss_is_zero_at_the_truth_and_weighted_away_from_it():
     assert value >= 4 * (1 / 20.0**2 + 1) * 0.99
     plain = denoising_loss(denoiser, schedule, CORRUPTION, Uniform(), lambda sigma, data_std: jnp.ones(()))
     np.testing.assert_allclose(plain(x + 2.0, jax.random.key(0), x), 4.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
+def test_what_an_own_observation_left_open_counts_by_the_hidden_weight(weight):
+    """Reconstructions that are 1 where they were measured and 0 where not: the loss is least at p / (p + h (1 - p))."""
+    own, noise = jnp.array([1.0, 1.0, 0.0]), CORRUPTION.noise_std
+    denoiser = stub(lambda params, *rest: jnp.broadcast_to(params, (D,)))
+    flat = lambda sigma, data_std: jnp.ones(())  # noqa: E731
+    loss = denoising_loss(denoiser, schedule_of(), CORRUPTION, Uniform(), flat, hidden_weight=weight)
+    example = Example(own, own=own) if weight < 1 else own
+    best = 2 / (2 + weight)
+    assert abs(float(jax.grad(loss)(jnp.float32(best), jax.random.key(0), example))) < 3 * noise**2
+    counted = weight + (1 - weight) / (1 + noise**2)
+    expected = (2 * 0.5**2 * counted + weight * 1.5**2) / 3
+    np.testing.assert_allclose(loss(jnp.float32(1.5), jax.random.key(0), example), expected, rtol=1e-5)
 
 
 def test_loss_draws_everything_afresh_and_augments_first():
