@@ -122,11 +122,11 @@ def little_seen() -> dict[str, Any]:
     b = back_projections(observations)
     centred = starts.BackProjection(b.mean(0), b - b.mean(0)[None], jnp.ones(()))
     mixture = starts.initial_gaussian(centred, config.start.rank)
-    iterate = factor_analysis.make_em_iteration(corruption, config.start.variance_floor, problem.num_examples)  # type: ignore[arg-type]
-    sums, present = factor_analysis.zero_sums(mixture), jnp.ones(problem.num_examples)
+    given = observations, indices, jnp.ones(problem.num_examples)
+    fixed: Any = {"variance_floor": config.start.variance_floor, "batch_size": problem.num_examples}
     for i in range(config.start.iterations):
         key = stream_key(config.seed, "plain", i)
-        mixture, sums, _ = iterate(key, mixture, sums, jnp.ones(()), observations, indices, present)
+        mixture, _ = factor_analysis.em_iteration(key, mixture, *given, corruption=corruption, **fixed)
     shipped = fit_start(problem.setup, problem.observations, lambda line: None, quiet=True)
     return {"as shipped": judged(shipped), "plain": judged(mixture)}
 

@@ -113,48 +113,11 @@ def config(**sections):
     return c
 
 
-def estimated(c, seconds_an_update, updates, dispatch=10):
-    said, now = [], [0.0]
-    estimate = announce.Estimate(c, num_examples=500, say=said.append, clock=lambda: now[0])
-    now[0] += 60.0  # compilation is no part of a rate
-    for done in range(dispatch, updates + 1, dispatch):
-        estimate.updates(1, done, dispatch)
-        now[0] += seconds_an_update * dispatch
-    return estimate, said
-
-
-def test_first_estimate_follows_the_measured_rate():
-    # One second an update: 300 updates less the 30 done, and 3 rounds of 500 draws in 6 steps at a third of an update's
-    # work an example: 300 more.
-    _, said = estimated(config(), 1.0, 40)
-    assert len(said) == 1
-    first = said[0]
-    assert "about 9 min 40 s" in first and "1 updates/s" in first and "guess" in first
-    _, said = estimated(config(prior=600), 1.0, 40)
-    assert "about 19 min 40 s" in said[0]
-    _, said = estimated(config(), 0.01, 100)
-    assert said == []  # too short to be worth a guess
-
-
-def test_estimate_after_a_round_is_what_rounds_took():
-    estimate, said = estimated(config(prior=50), 0.0, 20)
-    estimate.round(0, {"e_step_seconds": 9.0})
-    assert said == []
-    estimate.round(1, {"m_step_seconds": 100.0, "e_step_seconds": 20.0})
-    assert said == ["estimate: about 4 min 50 s left"]
-    last, said = estimated(config(), 0.0, 20)
-    last.round(3, {"m_step_seconds": 100.0, "e_step_seconds": 20.0})
-    assert said == []
-
-
-def test_resumed_round_gives_no_estimate():
-    said = []
-    estimate = announce.Estimate(config(), 500, said.append, clock=lambda: 0.0)
-    estimate.updates(1, 60, 10)
-    estimate.round(1, {"m_step_seconds": 4.0, "e_step_seconds": 20.0})
-    assert said == []
-    estimate.round(2, {"m_step_seconds": 10.0, "e_step_seconds": 20.0})
-    assert said == ["estimate: about 30 s left"]
+def test_estimate_after_a_round_is_what_rounds_take():
+    record = {"m_step_seconds": 100.0, "e_step_seconds": 20.0}
+    assert announce.time_left(config(prior=50), 0, {"e_step_seconds": 9.0}) == []
+    assert announce.time_left(config(prior=50), 1, record) == ["estimate: about 4 min 50 s left at this round's pace"]
+    assert announce.time_left(config(), 3, record) == []
 
 
 def test_logged_rate_leaves_compilation_out(monkeypatch, capsys):

@@ -141,17 +141,14 @@ def oracle(setup: Setup, start: Start) -> Model:
 
 def em_mmps(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and moment matching: Rozet et al. 2024, arXiv 2405.13712."""
-    options, linear = setup.config.mmps, require_linear(setup)
-    given = f"config.mmps.covariance: {options.covariance!r}"
-    if options.covariance == "zeros" and linear.noise_std == 0:
-        raise UserError(f"{given} with corruption.noise_std 0: nothing to solve; expected noise_std > 0; change one")
-    moments = None
-    if options.covariance.startswith("cov"):
+    require_linear(setup)
+    iterations, moments = setup.config.mmps.iterations, None
+    if setup.config.mmps.covariance == "cov_x":
         if not isinstance(start, Mixture):
-            cure = "use start.name 'gaussian' or mmps.covariance 'jacobian'"
+            given, cure = "config.mmps.covariance: 'cov_x'", "use start.name 'gaussian' or mmps.covariance 'jacobian'"
             raise UserError(f"{given} with start {setup.config.start.name!r}; expected a start of low rank; {cure}")
         moments = guidance.single_gaussian(start)
-    return guided(setup, partial(guidance.mmps, **options, moments=moments))
+    return guided(setup, partial(guidance.mmps, iterations=iterations, moments=moments))
 
 
 def em_pigdm(setup: Setup, start: Start) -> Model:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffem_jax.corruptions import CORRUPTIONS
-from diffem_jax.denoisers.guidance import COVARIANCES, POSTERIORS
+from diffem_jax.denoisers.guidance import POSTERIORS
 from diffem_jax.denoisers.losses import LOSS_WEIGHTS, TIME_LAWS
 from diffem_jax.gaussians.starts import STARTS
 from diffem_jax.networks import NETWORKS
@@ -78,7 +78,6 @@ TABLE = (
     Field("start.iterations", 40, (1, 100_000), "EM iterations at most"),
     Field("start.tolerance", 1e-4, (0, 1e6), "gain of log-likelihood per coordinate below which a fit ends"),
     Field("start.variance_floor", 1e-4, (1e-12, 1e3), "least variance of a coordinate beyond the low-rank part"),
-    Field("start.minibatch", 0, (0, 2**32), "observations per M-step of the fit; 0 takes all, fewer is stepwise EM"),
     Field("start.num_examples", 0, COUNT, "observations used for the fit; 0 takes all"),
     Field("start.checkpoint", "", str, "an earlier run's work directory to begin from (a warm start)"),
     Field("start.take", "reconstructions", ("reconstructions", "parameters", "both"), "what is taken from that run"),
@@ -121,7 +120,7 @@ TABLE = (
     Field("prior.sampler", "analytic_2m", (*SAMPLERS, OWN), "the sampler of the prior's draws"),
     Field("prior.sampler_steps", 64, (1, 100_000), "steps of that sampler"),
     Field("mmps.iterations", 1, (1, 1000), "conjugate-gradient iterations of em_mmps"),
-    Field("mmps.covariance", "jacobian", tuple(COVARIANCES), "covariance of x given x_t in em_mmps"),
+    Field("mmps.covariance", "jacobian", ("jacobian", "cov_x"), "of x given x_t in em_mmps: by the network's Jacobian or the start's covariance"),
     Field("dps.step", 1.0, (0, 1e6), "strength of the guidance of em_dps and of ambient's 'dps'"),
     Field("ambient.further", 0.1, (0, 0.99), "probability that a seen entry is hidden from the network in training"),
     Field("ambient.reconstruction", "restoration", ("dps", "restoration"), "posterior draws, or one call: E[x | y], not a draw"),
@@ -158,6 +157,7 @@ CLASSES: dict[str, dict[str, Any]] = {
 """Sections whose ``name`` chooses a class or function, which brings fields of its own; no data_corruption is that of ``corruption``."""
 RETIRED: dict[str, Any] = {
     "recover": 0, "e_step.steps_added": 0, "e_step.parts": 1, "e_step.burn_in": 0, "e_step.picard": 0, "m_step.noise_levels": 1,
+    "start.minibatch": 0, "network.fourier": 0, "network.residual": False,
 }  # fmt: skip
 """Fields of earlier versions, with the value under which they changed nothing: a stored run may still have that one."""
 FREE_FIELDS = (

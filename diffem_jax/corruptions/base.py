@@ -18,10 +18,8 @@ from diffem_jax.errors import UserError
 from diffem_jax.gaussians.linalg import cholesky, conjugate_gradient, full_precision, quadratic_log
 from diffem_jax.types import Key, Observation, PyTree
 
-DENSE = 1024
-"""Measurements up to which a log-determinant is that of the dense matrix."""
-PROBES, LANCZOS_STEPS = 4, 24
-"""Random vectors, and Lanczos steps from each, of the estimate above that."""
+DENSE = 1024  # measurements up to which a log-determinant is that of the dense matrix
+PROBES, LANCZOS_STEPS = 4, 24  # random vectors, and Lanczos steps from each, of the estimate above that
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,8 @@ class AdditiveNoise:
     shape: tuple[int, ...]
     noise_std: float = 0.01
     names: ClassVar[tuple[str, ...]] = ()
+    is_linear: ClassVar[bool] = False  # y = A x + n with a linear A, so that the closed forms of ``Linear`` are there
+    hides_entries: ClassVar[bool] = False  # y is x with some entries hidden, beside the noise
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Matrix products of every corruption, a user's own included, are in full float32."""
@@ -65,11 +65,6 @@ class AdditiveNoise:
         return self.shape[:-1] if len(self.shape) > 1 else self.shape
 
     @property
-    def is_linear(self) -> bool:
-        """Whether y = A x + n with a linear A, so that ``adjoint``, ``solve_gram`` and the other closed forms are there."""
-        return False
-
-    @property
     def random_operator(self) -> bool:
         """Whether different keys draw different operators."""
         return True
@@ -77,11 +72,6 @@ class AdditiveNoise:
     @property
     def has_diagonal_gram(self) -> bool:
         """Whether A diag(v) A^T is diagonal, and ``gram_diagonal`` yields its diagonal."""
-        return False
-
-    @property
-    def hides_entries(self) -> bool:
-        """Whether y is x with some entries hidden, beside the noise."""
         return False
 
     @property
@@ -211,13 +201,15 @@ class Linear(AdditiveNoise):
         """
         y_shape = self._y_shape(operator)
         size = math.prod(y_shape)
+
+        def gram(u: Array) -> Array:
+            return self.gram(u, operator, v)
+
         if size > DENSE:
             signs = jax.random.rademacher(jax.random.key(0), (PROBES, *y_shape), jnp.float32)
             signs = self.keep_observed(signs, operator)
-            each = jax.vmap(lambda z: quadratic_log(lambda u: self.gram(u, operator, v), z, LANCZOS_STEPS))
-            return jnp.mean(each(signs))
-        basis = jnp.eye(size).reshape(size, *y_shape)
-        dense = jax.vmap(lambda e: self.gram(e, operator, v).reshape(-1))(basis)
+            return jnp.mean(jax.vmap(lambda z: quadratic_log(gram, z, LANCZOS_STEPS))(signs))
+        dense = jax.vmap(gram)(jnp.eye(size).reshape(size, *y_shape)).reshape(size, size)
         seen = self.observed(operator)
         if seen is not True:
             flat = jnp.broadcast_to(jnp.asarray(seen), y_shape).reshape(-1)
@@ -243,10 +235,7 @@ class Linear(AdditiveNoise):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiagonalGram(Linear):
-    """Base of the linear corruptions with a diagonal A diag(v) A^T: every solve is a division.
-
-    A subclass writes ``gram_diagonal``.
-    """
+    """Base of the linear corruptions with a diagonal A diag(v) A^T, ``gram_diagonal``: every solve is a division."""
 
     has_diagonal_gram = True
     needs_noise = False
@@ -257,11 +246,9 @@ class DiagonalGram(Linear):
         return total if seen is True else jnp.where(seen, total, 1.0)
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """Returns r / (diag(A diag(v) A^T) + noise_std^2), and 0 where nothing is observed."""
         return self.keep_observed(r / self._total(operator, v), operator)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """The sum of the logarithms of the diagonal."""
         return jnp.sum(jnp.log(self._total(operator, v)))
 
 
@@ -269,9 +256,8 @@ class DiagonalGram(Linear):
 class Spectral(Linear):
     """Base of the linear corruptions for which powers of v A A^T + noise_std^2 I are cheap when v is a scalar.
 
-    A subclass writes ``gram_power`` and ``scalar_log_det``. For a v of ``shape`` conjugate gradients are preconditioned by
-    the same matrix with the geometric mean of v, so that their speed depends on the spread of v alone, however small the
-    noise.
+    A subclass writes ``gram_power`` and ``scalar_log_det``. For a v of ``shape`` conjugate gradients are preconditioned by the
+    same matrix with the geometric mean of v: their speed depends on the spread of v alone, however small the noise.
     """
 
     def gram_power(self, r: Array, operator: PyTree, v: Array, power: float) -> Array:
@@ -283,15 +269,12 @@ class Spectral(Linear):
         raise NotImplementedError
 
     def precondition(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """The closed form with the geometric mean of v."""
         return self.gram_power(r, operator, jnp.exp(jnp.mean(jnp.log(v))), -1.0)
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
-        """The closed form for a scalar v, preconditioned conjugate gradients for a v of ``shape``."""
         return self.gram_power(r, operator, v, -1.0) if jnp.ndim(v) == 0 else super().solve_gram(r, operator, v)
 
     def log_det_gram(self, operator: PyTree, v: Array) -> Array:
-        """The closed form for a scalar v; dense or estimated for a v of ``shape``."""
         return self.scalar_log_det(operator, v) if jnp.ndim(v) == 0 else super().log_det_gram(operator, v)
 
 

@@ -50,10 +50,7 @@ class GaussianBlur(Separable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CircularConvolution(Spectral):
-    """Base of the circular convolutions with a kernel: diagonal after a Fourier transform.
-
-    A subclass gives the kernel from the operator; its origin is the entry n // 2 of every axis.
-    """
+    """Base of the circular convolutions with a kernel, whose origin is the entry n // 2 of every axis."""
 
     condition = AdditiveNoise.condition
 
@@ -83,7 +80,6 @@ class CircularConvolution(Spectral):
         return self._filter(x, self._transfer(operator))
 
     def adjoint(self, y: Array, operator: PyTree) -> Array:
-        """The correlation with k."""
         return self._filter(y, jnp.conj(self._transfer(operator)))
 
     def _total(self, operator: PyTree, v: Array) -> Array:
@@ -135,7 +131,6 @@ class MotionBlur(CircularConvolution):
         self._expect("length", self.length >= 1, "a number >= 1 ('denoising' does not blur)")
 
     def draw_operator(self, key: Key) -> Array:
-        """One kernel [K, K]."""
         angle, reach = jax.random.uniform(key, (), maxval=jnp.pi), math.ceil(self.length / 2)
         rows, columns = np.indices((2 * reach + 1,) * 2).astype(np.float32) - reach
         along = jnp.cos(angle) * columns - jnp.sin(angle) * rows

@@ -15,8 +15,7 @@ from diffem_jax.corruptions.masks import Mask
 from diffem_jax.errors import UserError, lookup
 from diffem_jax.types import Key, Observation, PyTree
 
-CORRUPTIONS: dict[str, Any] = {}
-"""The classes by name, for configs and for corruptions that are made of others; ``diffem_jax.corruptions`` fills it."""
+CORRUPTIONS: dict[str, Any] = {}  # the classes by name, which ``diffem_jax.corruptions`` fills
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,11 +66,9 @@ class Poisson(AdditiveNoise):
         return jnp.maximum(self.of.forward(x, operator), -2.0)
 
     def noise_variance(self, x: Array, operator: PyTree) -> Array:
-        """4 (A x + 2) / peak + noise_std^2."""
         return 4.0 * (self.forward(x, operator) + 2.0) / self.peak + self.noise_std**2
 
     def observe(self, key: Key, x: Array, operator: PyTree) -> Array:
-        """Draws the counts and the read-out noise."""
         count_key, noise_key = jax.random.split(key)
         rate = self.peak * (self.forward(x, operator) + 2.0) / 4.0
         counts = jax.random.poisson(count_key, rate).astype(x.dtype)
@@ -83,8 +80,7 @@ class Poisson(AdditiveNoise):
 class VaryingNoise(Linear):
     """y = A x + s n with a standard deviation s of each observation's own, drawn log-uniformly.
 
-    A is any linear corruption of one noise level, whose closed forms serve here too. The operator is (the operator of
-    A, s).
+    A is any linear corruption of one noise level, whose closed forms serve here too. The operator is (that of A, s).
 
     Attributes:
         noise_std: the smallest s, > 0.
@@ -97,8 +93,8 @@ class VaryingNoise(Linear):
     of: Any = "denoising"
 
     def __post_init__(self) -> None:
-        inside = 0 < self.noise_std <= self.noise_std_max
-        self._expect("noise_std", inside, f"0 < noise_std <= noise_std_max, which is {self.noise_std_max}")
+        expected = f"0 < noise_std <= noise_std_max, which is {self.noise_std_max}"
+        self._expect("noise_std", 0 < self.noise_std <= self.noise_std_max, expected)
         object.__setattr__(self, "of", build_linear("corruption.of", self.of, self.shape))
 
     @property
@@ -115,7 +111,6 @@ class VaryingNoise(Linear):
         return dataclasses.replace(self.of, noise_std=1.0)
 
     def draw_operator(self, key: Key) -> tuple[PyTree, Array]:
-        """(the operator of A, s)."""
         operator_key, noise_key = jax.random.split(key)
         low, high = math.log(self.noise_std), math.log(self.noise_std_max)
         std = jnp.exp(low + (high - low) * jax.random.uniform(noise_key, ()))
@@ -125,7 +120,6 @@ class VaryingNoise(Linear):
         return [*self.of.operator_names(), "noise_std"]
 
     def noise_level(self, operator: tuple[PyTree, Array]) -> Array:
-        """The observation's s."""
         return operator[1]
 
     def observed(self, operator: tuple[PyTree, Array]) -> Array | bool:
@@ -151,7 +145,6 @@ class VaryingNoise(Linear):
         return self._count(operator) * jnp.log(variance) + self._unit.log_det_gram(operator[0], v / variance)
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """What A holds back; s stays."""
         operator, std = observation.operator
         left, held = self.of.hold_out(key, Observation(observation.y, operator), share)
         return Observation(left.y, (left.operator, std)), held
@@ -170,7 +163,6 @@ class _Product(Separable):
     stages: tuple[Any, ...] = ()
 
     def matrices(self) -> tuple[np.ndarray, ...]:
-        """The product of the stages' matrices along each axis."""
         along = zip(*(stage.matrices() for stage in self.stages), strict=True)
         return tuple(functools.reduce(lambda product, matrix: matrix @ product, axis) for axis in along)
 
@@ -226,7 +218,6 @@ class Composition(Linear):
         return self.stages[-1].can_hold_out
 
     def draw_operator(self, key: Key) -> tuple[PyTree, ...]:
-        """One operator per stage, each from its own key."""
         return tuple(stage.draw_operator(jax.random.fold_in(key, i)) for i, stage in enumerate(self.stages))
 
     def operator_names(self) -> list[str]:
@@ -234,23 +225,19 @@ class Composition(Linear):
         return [f"{name}_{i}" for i, stage in enumerate(self.stages) for name in stage.operator_names()]
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """What the last stage holds back."""
         *before, last = observation.operator
         left, held = self.stages[-1].hold_out(key, Observation(observation.y, last), share)
         return Observation(left.y, (*before, left.operator)), held
 
     def observed(self, operator: tuple[PyTree, ...]) -> Array | bool:
-        """What the last stage observes."""
         return self.stages[-1].observed(operator[-1])
 
     def forward(self, x: Array, operator: tuple[PyTree, ...]) -> Array:
-        """A_k ... A_1 x."""
         for stage, part in zip(self.stages, operator, strict=True):
             x = stage.forward(x, part)
         return x
 
     def adjoint(self, y: Array, operator: tuple[PyTree, ...]) -> Array:
-        """A_1^T ... A_k^T y."""
         for stage, part in zip(self.stages[::-1], operator[::-1], strict=True):
             y = stage.adjoint(y, part)
         return y
@@ -271,7 +258,6 @@ class Composition(Linear):
         return closed.solve_gram(r, operator, v) if closed else super().solve_gram(r, operator, v)
 
     def log_det_gram(self, operator: tuple[PyTree, ...], v: Array) -> Array:
-        """Likewise; dense where there is no closed form."""
         closed = self._separable
         return closed.log_det_gram(operator, v) if closed else super().log_det_gram(operator, v)
 

@@ -121,7 +121,6 @@ class FourierMask(_CartesianFourier, Spectral):
         return self._hide(observation, self._hide_lines(key, observation.operator, share))
 
     def forward(self, x: Array, operator: Array) -> Array:
-        """The measured m * F x."""
         return self.keep_observed(to_real(self._spectrum(self._image(x))), operator)
 
     def adjoint(self, y: Array, operator: Array) -> Array:
@@ -149,7 +148,6 @@ class FourierMask(_CartesianFourier, Spectral):
         return jnp.where(self._mirror(seen), jnp.where(seen, pair, 0.0), (v / 2 + noise) ** power * r)
 
     def scalar_log_det(self, operator: Array, v: Array) -> Array:
-        """The sum over the measured frequencies."""
         seen, noise = self.observed(operator), self.noise_level(operator) ** 2
         if self.complex_image:
             return jnp.sum(jnp.where(seen, jnp.log(v + noise), 0.0))
@@ -198,7 +196,6 @@ class MulticoilFourier(_CartesianFourier):
         return jnp.broadcast_to(operator[0][..., None], (*self.spatial, self.coils, self._channels)) > 0
 
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
-        """The measured m * F (s_j x) for every coil."""
         z = to_complex(operator[1]) * self._image(x)[..., None, :]
         return self.keep_observed(to_real(self._spectrum(z)), operator)
 
@@ -208,7 +205,6 @@ class MulticoilFourier(_CartesianFourier):
         return self._unimage(jnp.sum(jnp.conj(to_complex(operator[1])) * z, -2))
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
-        """As for one coil, the same lines of all coils."""
         mask, maps = observation.operator
         return self._hide(observation, (self._hide_lines(key, mask, share), maps))
 

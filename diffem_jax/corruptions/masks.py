@@ -44,7 +44,6 @@ class Mask(DiagonalGram):
         return (*self.shape[:-1], 1) if len(self.shape) > 1 else self.shape
 
     def observed(self, operator: Array) -> Array:
-        """Where the mask is positive, of the shape of x."""
         return jnp.broadcast_to(operator, self.shape) > 0
 
     def forward(self, x: Array, operator: Array) -> Array:
@@ -192,7 +191,6 @@ class BoxMask(Mask):
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The box's sides."""
         return self.box or tuple(max(1, n // 2) for n in self.spatial)
 
     def __post_init__(self) -> None:
@@ -213,7 +211,6 @@ class BoxMask(Mask):
         return inside.astype(jnp.float32)
 
     def draw_operator(self, key: Key) -> Array:
-        """One mask: 0 inside the box."""
         return 1.0 - self._inside(key)
 
 
@@ -222,7 +219,6 @@ class Outpainting(BoxMask):
     """Only a box of pixels is seen, at the centre or at a place drawn for every example; fields as for ``BoxMask``."""
 
     def draw_operator(self, key: Key) -> Array:
-        """One mask: 1 inside the box."""
         return self._inside(key)
 
 
@@ -239,7 +235,6 @@ class BlockMask(BoxMask):
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The square's side, once per axis."""
         return self.box or (self.block or max(1, min(self.spatial) // 2),) * len(self.spatial)
 
 
@@ -261,10 +256,8 @@ class FixedMask(Mask):
             try:
                 mask = np.load(self.mask, allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise UserError(
-                    f"corruption.mask: {self.mask}; expected a .npy file of zeros and ones ({error}); "
-                    "write it with numpy.save"
-                ) from error
+                expected = f"expected a .npy file of zeros and ones ({error}); write it with numpy.save"
+                raise UserError(f"corruption.mask: {self.mask}; {expected}") from error
         else:
             mask = sum(np.indices(self.spatial)) % 2 if self.mask == () else np.asarray(self.mask)
         if mask.shape == self.spatial and len(self.shape) > 1:

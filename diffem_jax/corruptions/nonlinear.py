@@ -90,7 +90,6 @@ class JPEG(AdditiveNoise):
         return wide[:height, :width]
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The decoded image in [-2, 2]."""
         levels = jnp.clip(round_through((x + 2.0) * (255 / 4)), 0.0, 255.0)
         luminance, chrominance = (quantisation_table(t, self.quality) for t in (LUMINANCE, CHROMINANCE))
         if self.shape[-1] == 1:
@@ -160,7 +159,6 @@ class Phase(AdditiveNoise):
         self._expect("oversampling", self.oversampling >= 1, "an integer >= 1")
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The magnitudes, of ``oversampling`` times the spatial shape."""
         axes = tuple(range(len(self.spatial)))
         padding = [(0, (self.oversampling - 1) * n) for n in self.spatial] + [(0, 0)] * (x.ndim - len(axes))
         spectrum = jnp.fft.fftn(jnp.pad(x + self.offset, padding), axes=axes, norm="ortho")

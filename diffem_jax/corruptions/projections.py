@@ -26,7 +26,6 @@ class Projection(Linear):
     can_hold_out = True
 
     def draw_operator(self, key: Key) -> Array:
-        """A [M, D] with unit rows."""
         rows = jax.random.normal(key, (self.measurements, self.size))
         return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
@@ -94,7 +93,6 @@ class CompressedSensing(Spectral):
 
     @property
     def measurements(self) -> int:
-        """M."""
         return max(1, round(self.ratio * self.size))
 
     def draw_operator(self, key: Key) -> tuple[Array, Array]:
@@ -104,7 +102,6 @@ class CompressedSensing(Spectral):
         return signs, indices
 
     def observed(self, operator: tuple[Array, Array]) -> Array:
-        """The measurements that were made, [M]."""
         return operator[1] < self.size
 
     def forward(self, x: Array, operator: tuple[Array, Array]) -> Array:
@@ -117,11 +114,9 @@ class CompressedSensing(Spectral):
         return signs * jax.scipy.fft.idctn(spread.reshape(self.shape), norm="ortho")
 
     def gram_power(self, r: Array, operator: tuple[Array, Array], v: Array, power: float) -> Array:
-        """(v + noise_std^2)^power r, as the rows are orthonormal."""
         return self.keep_observed((v + self.noise_level(operator) ** 2) ** power * r, operator)
 
     def scalar_log_det(self, operator: tuple[Array, Array], v: Array) -> Array:
-        """M log(v + noise_std^2)."""
         return jnp.sum(self.observed(operator), dtype=v.dtype) * jnp.log(v + self.noise_level(operator) ** 2)
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:

@@ -31,7 +31,6 @@ class BoxDownsampling(DiagonalGram):
         return self.factor ** len(self.spatial)
 
     def forward(self, x: Array, operator: PyTree) -> Array:
-        """The block means."""
         for axis in range(len(self.spatial)):
             cut = (*x.shape[:axis], x.shape[axis] // self.factor, self.factor, *x.shape[axis + 1 :])
             x = x.reshape(cut).mean(axis + 1)
@@ -52,7 +51,6 @@ class BoxDownsampling(DiagonalGram):
         return tuple(np.kron(np.eye(n // self.factor), means) for n in self.spatial)
 
     def condition(self, observation: Observation) -> Array:
-        """The image y repeated to the size of x."""
         return self._cell * self.adjoint(observation.y, observation.operator)
 
 
@@ -118,5 +116,4 @@ class Grayscale(DiagonalGram):
         return self._weights() * y
 
     def gram_diagonal(self, operator: PyTree, v: Array) -> Array:
-        """The sum of w^2 v over the channels."""
         return jnp.sum(self._weights() ** 2 * v, -1, keepdims=True)

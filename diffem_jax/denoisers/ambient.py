@@ -75,8 +75,8 @@ def ambient_loss(
 ) -> Callable[[PyTree, Key, Observation], Array]:
     """The loss of one observation: the mean over the seen entries of weight |h(A~, A~ x_t, t) - y|^2.
 
-    ``further`` is the probability that a seen entry is hidden from the network; ``weight`` is (sigma / alpha, data_std) ->
-    weight of the entries that stay seen, None for 1 / ``denoiser.variance``.
+    ``further`` is the probability that a seen entry is hidden from the network; ``weight`` is that of the entries that stay
+    seen, (sigma / alpha, data_std) -> weight, None for 1 / ``denoiser.variance``.
     """
 
     def loss(params: PyTree, key: Key, observation: Observation) -> Array:

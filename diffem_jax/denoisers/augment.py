@@ -48,10 +48,7 @@ AUGMENTATIONS: dict[str, Callable[..., Array]] = {"flip": flip, "shift": shift, 
 
 
 def make(names: tuple[str, ...], shape: tuple[int, ...], **strengths: Any) -> Callable[[Key, Array], Array] | None:
-    """The augmentations of these names, one after another, their third arguments in ``strengths``; None for none.
-
-    An unknown name, or one that does not fit the shape of x, is a ``UserError``.
-    """
+    """These augmentations in a row, third arguments in ``strengths``; None for none, UserError for misfits."""
     for name in names:
         if name not in AUGMENTATIONS:
             raise UserError(f"config.m_step.augment: {name!r}; expected any of {', '.join(AUGMENTATIONS)}")

@@ -3,12 +3,10 @@
     x-hat = mean + std P F(x, noise, condition)
 
 The base gives mean, std and what the network sees, once for E[x | x_t] and once for E[x | x_t, y]; P is the identity,
-or takes out of F what y determines. Bases compute in full float32, networks as their ``dtype`` and the backend say. Every
-denoiser of this package has this form, and its file says which base:
+or takes out of F what y determines. Bases compute in full float32, networks as their ``dtype`` and the backend say.
 
     ``edm``        mean = c_skip x_t, std = c_out
     ``posterior``  mean = E[x | x_t, y] of a fitted prior, std^2 the variance of x given x_t, or given y too
-                   under ``start_moments``
     ``ambient``    mean = c_skip x_t where the mask shows x
 """
 
@@ -68,11 +66,10 @@ def precondition(
     prepare: Callable[[Observation], PyTree] = lambda observation: observation,
     project: Callable[[PyTree, Array, Array], Array] = lambda context, t, out: out,
 ) -> Denoiser:
-    """The denoiser mean + std P F(x, noise, condition) of a base and a batched network F (see ``diffem_jax.networks``).
+    """The denoiser mean + std P F(x, noise, condition) of a base and a batched network F, for x of ``shape``.
 
-    ``prior`` is (x_t, t) -> base and ``posterior`` (context, x_t, t) -> base, for x of ``shape``; ``blank`` is an array of
-    the condition's shape, or None; ``project`` is (context, t, r [*X]) -> P r, of posteriors alone; ``variance`` and
-    ``prepare`` are as in ``Denoiser``.
+    ``prior`` is (x_t, t) -> base, ``posterior`` (context, x_t, t) -> base, ``blank`` an array of the condition's shape or None,
+    ``project`` (context, t, r [*X]) -> P r, of posteriors alone; ``variance`` and ``prepare`` are as in ``Denoiser``.
     """
 
     def init(key: Key) -> PyTree:
@@ -104,9 +101,7 @@ def precondition(
     return Denoiser(init, denoise_prior, denoise_posterior, denoise_either, prepare, variance)
 
 
-def bind(
-    denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1.0
-) -> DenoiseFn:
+def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1) -> DenoiseFn:
     """(x_t, t) -> x-hat for given parameters and observation; without an observation that of the prior.
 
     ``guidance`` is w in prior + w (posterior - prior), for networks trained with condition dropout; 1 is the posterior.

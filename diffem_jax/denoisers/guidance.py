@@ -23,24 +23,6 @@ from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
 
 MatVec = Callable[[Array], Array]
-COVARIANCES = ("jacobian", "cov_x", "cov_t", "zeros")
-"""The covariance heuristics of Rozet et al. 2024 under the names of its authors' code."""
-
-
-def guess_covariance(name: str, pull: MatVec, alpha: Array, sigma: Array, moments: Gaussian | None) -> MatVec:
-    """The product u -> V u with V a guess of Cov[x | x_t], where ``pull`` is u -> (sigma^2 / alpha) J^T u.
-
-    'jacobian' is ``pull``, which is Cov[x | x_t] itself where the denoiser is exact; 'cov_x' is
-    (cov_x^-1 + (alpha / sigma)^2 I)^-1, what it would be, were x Gaussian with the covariance of ``moments``; 'cov_t' is
-    (sigma / alpha)^2 I, the limit of that for data that are spread much wider than the noise; with 'zeros' y is taken to
-    depend on x-hat and the noise alone, of which there must be some.
-    """
-    if name == "cov_x":
-        assert moments is not None
-        given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
-        return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
-    variance = (sigma / alpha) ** 2
-    return {"jacobian": pull, "cov_t": lambda u: variance * u, "zeros": jnp.zeros_like}[name]
 
 
 def mmps(
@@ -50,19 +32,17 @@ def mmps(
     observation: Observation,
     *,
     iterations: int = 1,
-    covariance: str = "jacobian",
     moments: Gaussian | None = None,
 ) -> DenoiseFn:
-    """Moment matching: q(y | x_t) = N(A x-hat, A V A^T + noise_std^2 I) with V a guess of Cov[x | x_t].
+    """Moment matching: q(y | x_t) = N(A x-hat, A V A^T + noise_std^2 I) with V = Cov[x | x_t] = (sigma^2 / alpha) J^T.
 
-    The denoiser is evaluated and linearised once per call; conjugate gradients solve the linear system of this one
-    example, with one vector-Jacobian product per iteration for 'jacobian' and none for the others, and one more product
-    carries the solution back to x_t. For 'jacobian' and an exact denoiser the result is
-    x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is only nearly
-    a covariance; for 'jacobian' a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
+    The denoiser is evaluated and linearised once per call; conjugate gradients solve the linear system of this one example
+    with one vector-Jacobian product per iteration, and one more carries the solution back to x_t. For an exact denoiser the
+    result is x-hat + V A^T (A V A^T + noise_std^2 I)^-1 (y - A x-hat), exact where x is Gaussian. A network's Jacobian is
+    only nearly a covariance: a step that takes A x-hat further than 2 |y - A x-hat| is shortened to that.
 
-    ``iterations`` of conjugate gradients are done at most, at least 1 (published: 1 to 5); ``covariance`` names V in
-    ``COVARIANCES``; ``moments`` is the Gaussian with the data's covariance, which 'cov_x' needs.
+    ``iterations`` of conjugate gradients are done at most, at least 1 (published: 1 to 5). With the ``moments`` of the data
+    the system has V = (Cov[x]^-1 + (alpha / sigma)^2 I)^-1 instead, as if x were Gaussian, and no step is shortened.
 
     Source: Rozet et al. 2024, arXiv 2405.13712, section 4.2.
     """
@@ -70,14 +50,20 @@ def mmps(
     noise = corruption.noise_level(operator) ** 2
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
-        apply = guess_covariance(covariance, pull, alpha, sigma, moments)
+        covariance = pull if moments is None else gaussian_covariance(moments, alpha, sigma)
 
         def matvec(u: Array) -> Array:
-            return corruption.forward(apply(corruption.adjoint(u, operator)), operator) + noise * u
+            return corruption.forward(covariance(corruption.adjoint(u, operator)), operator) + noise * u
 
         return conjugate_gradient(matvec, r, iterations)
 
-    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve, bounded=covariance == "jacobian")
+    return _gaussian_likelihood(denoise, schedule, corruption, observation, solve, bounded=moments is None)
+
+
+def gaussian_covariance(moments: Gaussian, alpha: Array, sigma: Array) -> MatVec:
+    """The product u -> (Cov[x]^-1 + (alpha / sigma)^2 I)^-1 u, with Cov[x | x_t] where x is Gaussian."""
+    given_x_t, _ = condition_on_noisy(moments, jnp.zeros_like(moments.mean), alpha, sigma)
+    return lambda u: given_x_t.variance * u + expand(contract(given_x_t.factor, u), given_x_t.factor)
 
 
 def pigdm(
@@ -108,9 +94,8 @@ def dps(
 ) -> DenoiseFn:
     """Diffusion posterior sampling: grad log q(y | x_t) = -step grad |y - A(x-hat)|, step >= 0, for any differentiable A.
 
-    The published algorithm moves x by that after every sampling step, whatever its length; here the same gradient enters
-    as a score, so that any sampler can be used, and published steps do not carry over. For a linear A x-hat moves by
-    step Cov[x | x_t] A^T r / |r|, r = y - A x-hat: the same length for few and for many observed entries.
+    The published algorithm moves x by that after every sampling step; here it enters as a score, so that any sampler can be
+    used, and published steps do not carry over. For a linear A x-hat moves by step Cov[x | x_t] A^T r / |r|, r = y - A x-hat.
 
     Source: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
     """
@@ -138,8 +123,7 @@ def consistent(
 
     The weight w = max(0, 1 - sum_i v_i / |r|^2), with v_i the noise's variance of each measured entry given x-hat, lets the
     steps end where the misfit is the noise's. It is made for a denoiser that has seen y already, and for an A that has a
-    derivative where x-hat is and does not stretch, as phase retrieval: clipping has none where it clips, and the steps need
-    not converge through JPEG's rounding.
+    derivative where x-hat is and does not stretch, as phase retrieval; not for clipping or JPEG.
 
     Source: the error-reduction steps of Fienup 1982; the weight is that of James and Stein 1961.
     """
@@ -209,6 +193,6 @@ def _gaussian_likelihood(
 
 
 def misfit(corruption: Corruption, observation: Observation, x_hat: Array) -> Array:
-    """Y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
+    """The residual y - A(x-hat), exactly 0 where nothing is observed, whatever y holds there."""
     y, operator = observation
     return corruption.keep_observed(y - corruption.forward(x_hat, operator), operator)

@@ -33,23 +33,21 @@ class Uniform:
 class BetaMixture:
     """t ~ an even mixture of Beta(a, b) distributions.
 
-    Attributes:
-        components: the pairs (a, b). Published: ((3, 3),) for images, ((2, 5), (5, 2)) for the manifold
-            (arXiv 2510.12691; its text says Beta(3.5, 1.5), its runs used the mixture).
+    ``components`` are the pairs (a, b). Published (arXiv 2510.12691): ((3, 3),) for images, ((2, 5), (5, 2)) for the manifold,
+    where the text says Beta(3.5, 1.5) and the runs used the mixture.
     """
 
     components: tuple[tuple[float, float], ...] = ((3.0, 3.0),)
 
     def sample(self, key: Key) -> Array:
         """One t."""
-        from scipy import stats  # a dependency of jax itself
+        from scipy import stats  # here, since it takes long to import
 
         choice_key, beta_key = jax.random.split(key)
         levels = np.linspace(0.0, 1.0, 1025)
         table = jnp.asarray(np.stack([stats.beta.ppf(levels, a, b) for a, b in self.components]), jnp.float32)
         row = jax.random.randint(choice_key, (), 0, len(self.components))
-        # Inverse of a tabulated distribution function: jax.random.beta rejects in a loop, which costs more than a
-        # small network's update.
+        # A tabulated inverse distribution function: jax.random.beta's loop costs more than a small network's update.
         u = jax.random.uniform(beta_key) * (table.shape[1] - 1)
         floor = jnp.floor(u)
         low, frac = floor.astype(jnp.int32), u - floor
@@ -78,23 +76,14 @@ TIME_LAWS: dict[str, Callable[..., TimeLaw]] = {"uniform": Uniform, "beta": Beta
 def snr_weight(sigma: Array, data_std: float) -> Array:
     """1 / sigma^2 + 1 / data_std^2 for sigma = sigma_t / alpha_t: the published weight (data_std = 1).
 
-    It is also the inverse variance of x given x_t under N(mu, data_std^2 I), hence the natural weight of the
-    'posterior' preconditioning.
+    It is also the inverse variance of x given x_t under N(mu, data_std^2 I).
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691; Karras et al. 2022, arXiv 2206.00364, equation 8.
     """
     return 1 / sigma**2 + 1 / data_std**2
 
 
-def min_snr_weight(sigma: Array, data_std: float, gamma: float = 5.0) -> Array:
-    """min(1 / sigma^2, gamma) + 1 / data_std^2: low noise levels no longer dominate.
-
-    Source: Hang et al. 2023, arXiv 2303.09556.
-    """
-    return jnp.minimum(1 / sigma**2, gamma) + 1 / data_std**2
-
-
-LOSS_WEIGHTS: dict[str, Callable[..., Array]] = {"snr": snr_weight, "min_snr": min_snr_weight}
+LOSS_WEIGHTS: dict[str, Callable[..., Array]] = {"snr": snr_weight}
 
 
 class Example(NamedTuple):

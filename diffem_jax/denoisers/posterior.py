@@ -24,14 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, precondition
-from diffem_jax.gaussians.gaussians import (
-    Mixture,
-    Start,
-    has_exact_diagonal,
-    mixture_posterior_mean,
-    overall_moments,
-    posterior_moments,
-)
+from diffem_jax.gaussians import gaussians
+from diffem_jax.gaussians.gaussians import Mixture, Start, mixture_posterior_mean, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
 from diffem_jax.gaussians.stationary import Stationary
 from diffem_jax.samplers.schedules import noise_ratio
@@ -44,26 +38,20 @@ class Moments(NamedTuple):
     observation: Observation
     condition: Array
     mean: Array  # E[x | y], [*X]
-    variance: (
-        Array  # Var[x | y] by coordinate [*X], or its average [] where the corruption has closed forms for that alone
-    )
+    variance: Array  # Var[x | y], [*X], or its average [] where the corruption has closed forms for that alone
 
 
 def observation_moments(corruption: LinearCorruption, prior: Start, observation: Observation) -> Moments:
     """The moments of x given y under a prior."""
-    mean, variance = posterior_moments(corruption, prior, observation)
-    variance = variance if has_exact_diagonal(corruption) else jnp.mean(variance)
+    mean, variance = gaussians.posterior_moments(corruption, prior, observation)
+    variance = variance if gaussians.has_exact_diagonal(corruption) else jnp.mean(variance)
     return Moments(observation, corruption.condition(observation), mean, variance)
 
 
 def posterior_denoiser(
     network: nn.Module, schedule: Schedule, corruption: LinearCorruption, shape: tuple[int, ...], base: Start
 ) -> Denoiser:
-    """The equations above: the prior's exact E[x | x_t, y] at every noise level, and the network for the rest.
-
-    The prior ``base`` is an isotropic Gaussian (``isotropic_base``) or any mixture; the batched network sees m beside the
-    condition.
-    """
+    """The equations above with the prior ``base``: its exact E[x | x_t, y]; the network sees m as well."""
     blank = blank_condition(corruption, shape)
     _, spread = overall_moments(base)
 
@@ -93,15 +81,13 @@ def moments_denoiser(
 ) -> Denoiser:
     """A preconditioning that solves with the fitted start once per draw, not at every sampler step.
 
-    With the mean m_y and the variances d of the start's exact posterior given y (by coordinate, or their average where
-    the corruption has closed forms for that alone) and v = 1 / (1/d + 1/sigma^2),
+    With the mean m_y and the variances d (``Moments``) of the start's exact posterior given y, and v = 1 / (1/d + 1/sigma^2),
 
         m = v (m_y / d + x_t / sigma^2),  x-hat = m + sqrt(v) F(c_in x_t, m, m_y, log sigma, condition)
 
-    At large noise the network corrects the start's posterior mean, at small noise x_t itself, by as much as the start
-    leaves open: an observed pixel's d is the noise's variance. Where A A^T is not diagonal (blurs, projections) the d of
-    single coordinates do not say which directions are seen; there m takes in y once more and the network's output is
-    projected by P. Without an observation m is the start's own E[x | x_t] and v what that leaves open on average.
+    At large noise the network corrects the start's posterior mean, at small noise x_t itself. Where A A^T is not diagonal
+    (blurs, projections) the d of single coordinates do not say which directions are seen; there m takes in y once more and
+    the network's output is projected by P. Without an observation m is the start's own E[x | x_t].
     """
     blank = blank_condition(corruption, shape)
     prior_mean, spread = overall_moments(start)
@@ -154,10 +140,10 @@ def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...
         m = mean_given_noisy(start, x, ratio)
         return Base(m, jnp.sqrt(left(ratio)), x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), m)
 
-    def posterior(context: PyTree, x_t: Array, t: Array) -> Base:
-        return prior(x_t, t)
+    def variance(t: Array, context: PyTree | None) -> Array:
+        return left(noise_ratio(schedule, t))
 
-    return precondition(network, shape, jnp.zeros(shape), prior, posterior, lambda t, _: left(noise_ratio(schedule, t)))
+    return precondition(network, shape, jnp.zeros(shape), prior, lambda _, x_t, t: prior(x_t, t), variance)
 
 
 def mean_given_noisy(prior: Start, x: Array, ratio: Array) -> Array:

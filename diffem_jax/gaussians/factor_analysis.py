@@ -8,7 +8,7 @@ mixtures of factor analyzers"; the missing-data form follows from conditioning o
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,9 +31,7 @@ class Sums(NamedTuple):
 
 
 @full_precision
-def _batch_sums(
-    corruption: LinearCorruption, mixture: Mixture, keys: Key, observations: Observation, present: Array
-) -> Sums:
+def _e_step(corruption: LinearCorruption, mixture: Mixture, keys: Key, observed: Observation, present: Array) -> Sums:
     """The E-step of a batch: posterior moments of (z, e) under every component, weighted by responsibility, summed."""
     rank = mixture.components.factor.shape[1]
     shape, size = corruption.shape, math.prod(corruption.shape)
@@ -49,10 +47,8 @@ def _batch_sums(
         residual = post.residual.reshape(size)
         return z1, inverse_root.T @ inverse_root, hidden, residual, residual**2 + own, post.log_prob
 
-    by_component = jax.vmap(moments, (None, None, 0))
-    z1, z_cov, hidden, residual, square, log_probs = jax.vmap(by_component, (0, 0, None))(
-        keys, observations, mixture.components
-    )
+    each = jax.vmap(moments, (None, None, 0))
+    z1, z_cov, hidden, residual, square, log_probs = jax.vmap(each, (0, 0, None))(keys, observed, mixture.components)
     joint = mixture.log_weights[None] + log_probs
     weight = present[:, None] * jax.nn.softmax(joint)
     # Sums over the batch are matrix products: the loadings' terms of single examples, [R + 1, *X] each, never exist.
@@ -68,14 +64,11 @@ def _batch_sums(
 
 
 @full_precision
-def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixture, Sums]:
-    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised.
-
-    Yields the new mixture, and the same sums in its coordinates: with e and z of the new loading.
-    """
+def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
+    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised."""
     scalar_variance = mixture.components.variance.ndim == 1
 
-    def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> tuple[Gaussian, tuple[Array, ...]]:
+    def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> Gaussian:
         rank = component.factor.shape[0]
         # Pseudo-observations of weight 1e-3 that say 'as before' keep a component that lost its examples.
         ridge = zz + 1e-3 * jnp.eye(rank + 1)
@@ -85,79 +78,48 @@ def _maximize(mixture: Mixture, sums: Sums, variance_floor: float) -> tuple[Mixt
         rest = jnp.mean(rest) if scalar_variance else rest
         variance = jnp.maximum((rest + 1e-3 * component.variance) / (weight + 1e-3), variance_floor)
         mean, factor = loading[rank], loading[:rank]
-        moved = expand(zz, shift)
-        ee = ee + jnp.sum(shift * (moved - 2 * ez), axis=0)
-        ez = ez - moved
         if rank:
             # Parameter expansion (Liu, Rubin and Wu 1998): absorb the mean and covariance that z has acquired.
             z_mean = zz[rank, :rank] / (weight + 1e-3)
             z_cov = (zz[:rank, :rank] + 1e-3 * jnp.eye(rank)) / (weight + 1e-3) - jnp.outer(z_mean, z_mean)
-            z_cov = z_cov + 1e-6 * jnp.eye(rank)
             mean = mean + expand(z_mean, factor)
-            root = cholesky(z_cov)
+            root = cholesky(z_cov + 1e-6 * jnp.eye(rank))
             factor = (root.T @ factor.reshape(rank, -1)).reshape(factor.shape)
-            # z = z_mean + root z'.
-            back = solve_lower(root, jnp.concatenate([jnp.eye(rank), -z_mean[:, None]], axis=1))
-            back = jnp.pad(back, ((0, 1), (0, 0)))
-            back = back + jnp.diag(jnp.concatenate([jnp.zeros(rank), jnp.ones(1)]))
-            zz, ez = back @ zz @ back.T, expand(back.T, ez)
-        return Gaussian(mean, variance, factor), (zz, ez, ee)
+        return Gaussian(mean, variance, factor)
 
-    components, (zz, ez, ee) = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
+    components = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
     weights = (sums.weight + 1.0) / jnp.sum(sums.weight + 1.0)
-    return Mixture(jnp.log(weights), components), Sums(sums.weight, zz, ez, ee, sums.log_prob)
+    return Mixture(jnp.log(weights), components)
 
 
-def zero_sums(mixture: Mixture) -> Sums:
-    """Sums over no example."""
+@partial(jax.jit, static_argnames=("corruption", "variance_floor", "batch_size"))
+def em_iteration(
+    key: Key,
+    mixture: Mixture,
+    observations: Observation,
+    indices: Array,
+    present: Array,
+    *,
+    corruption: LinearCorruption,
+    variance_floor: float,
+    batch_size: int,
+) -> tuple[Mixture, Array]:
+    """One EM iteration over observations [N, ...] of the given indices [N]: the new mixture, and the old one's log-likelihood.
+
+    The log-likelihood is a mean over examples. ``batch_size`` examples are in memory at once; N is a multiple of it (padding has
+    ``present`` 0, other examples 1). ``variance_floor`` is the least variance of a coordinate, which keeps float32
+    factorisations sound.
+    """
+    whole = (example_keys(key, indices), observations, present)
+    batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), whole)
+
+    def body(total: Sums, batch: tuple[Key, Observation, Array]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, total, _e_step(corruption, mixture, *batch)), None
+
     k, r, *shape = mixture.components.factor.shape
     shapes = (k,), (k, r + 1, r + 1), (k, r + 1, *shape), (k, *shape), ()
-    return Sums(*map(jnp.zeros, shapes))
-
-
-def make_em_iteration(
-    corruption: LinearCorruption, variance_floor: float, batch_size: int
-) -> Callable[[Key, Mixture, Sums, Array, Observation, Array, Array], tuple[Mixture, Sums, Array]]:
-    """One EM iteration over some observations, the whole set or a minibatch of it.
-
-        (key, mixture, sums, step_size, observations [N, ...], indices [N], present [N])
-            -> (mixture, sums, log-likelihood)
-
-    The M-step takes (1 - step_size) sums + step_size (the sums of these observations): step_size 1 is EM over them,
-    smaller ones are stepwise EM, which moves many times in a pass over the data. The log-likelihood is that of the mixture
-    that came in, a mean over examples. The function is jitted.
-
-    Args:
-        corruption: the linear corruption.
-        variance_floor: the least variance of a coordinate, which keeps float32 factorisations sound.
-        batch_size: examples in memory at once; N must be a multiple of it (pad, and give the padding present = 0).
-            ``present`` may hold a common weight other than 1, by which a minibatch stands for the set.
-
-    Source: Cappe and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
-    """
-
-    def iteration(
-        key: Key,
-        mixture: Mixture,
-        sums: Sums,
-        step_size: Array,
-        observations: Observation,
-        indices: Array,
-        present: Array,
-    ) -> tuple[Mixture, Sums, Array]:
-        whole = (example_keys(key, indices), observations, present)
-        batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), whole)
-
-        def body(total: Sums, batch: tuple[Key, Observation, Array]) -> tuple[Sums, None]:
-            return jax.tree.map(jnp.add, total, _batch_sums(corruption, mixture, *batch)), None
-
-        new, _ = jax.lax.scan(body, zero_sums(mixture), batches)
-        log_likelihood = new.log_prob / jnp.sum(present)
-        # EM itself takes nothing of the sums before: those of a step that was too long may not be finite.
-        mixed = jax.tree.map(lambda a, b: jnp.where(step_size < 1, a + step_size * (b - a), b), sums, new)
-        return *_maximize(mixture, mixed, variance_floor), log_likelihood
-
-    return jax.jit(iteration)
+    sums, _ = jax.lax.scan(body, Sums(*map(jnp.zeros, shapes)), batches)
+    return _m_step(mixture, sums, variance_floor), sums.log_prob / jnp.sum(present)
 
 
 @jax.jit

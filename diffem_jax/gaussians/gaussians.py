@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffem_jax.gaussians import stationary
 from diffem_jax.gaussians.linalg import (
     Gaussian,
     cholesky,
@@ -21,17 +22,10 @@ from diffem_jax.gaussians.linalg import (
     solve_lower,
     solve_psd_factored,
 )
-from diffem_jax.gaussians.stationary import (
-    Stationary,
-    given_noisy,
-    stationary_draw,
-    stationary_moments,
-    stationary_posterior_mean,
-)
+from diffem_jax.gaussians.stationary import Stationary
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree
 
-# Coordinates up to which the diagonal of A^T G^-1 A is exact; above it one random sign vector an example estimates it.
-EXACT_DIAGONAL = 32
+EXACT_DIAGONAL = 32  # coordinates up to which diag(A^T G^-1 A) is exact; above it one random sign vector estimates it
 
 
 class Mixture(NamedTuple):
@@ -41,8 +35,7 @@ class Mixture(NamedTuple):
     components: Gaussian  # its arrays carry a leading axis K
 
 
-Start = Mixture | Stationary
-"""What is fitted to the observations before round 1."""
+Start = Mixture | Stationary  # what is fitted to the observations before round 1
 
 
 class Posterior(NamedTuple):
@@ -141,10 +134,10 @@ def mixture_posterior_mean(
 ) -> Array:
     """E[x | x_t, y] [*X] under a start and x_t = alpha x + sigma e; without an observation E[x | x_t]."""
     if isinstance(mixture, Stationary):
-        left = given_noisy(mixture, x_t / alpha, sigma / alpha)
+        left = stationary.given_noisy(mixture, x_t / alpha, sigma / alpha)
         if observation is None or corruption is None:
             return left.mean
-        return stationary_posterior_mean(corruption, left, observation)
+        return stationary.posterior_mean(corruption, left, observation)
 
     def one(component: Gaussian) -> tuple[Array, Array]:
         if observation is None or corruption is None:
@@ -182,11 +175,10 @@ def gram_diagonal(corruption: LinearCorruption, operator: PyTree, v: Array, key:
 def posterior_moments(corruption: LinearCorruption, mixture: Start, observation: Observation) -> tuple[Array, Array]:
     """E[x | y] and Var[x | y] by coordinate under a start, both [*X].
 
-    The variance is exact where the corruption's Gram matrix is diagonal or x is small; elsewhere (blurs, Fourier
-    sampling) every coordinate of a component gets the average variance, estimated by one sign vector.
+    Where the variance has no closed form (``has_exact_diagonal``), every coordinate of a component gets an estimated average.
     """
     if isinstance(mixture, Stationary):
-        return stationary_moments(corruption, mixture, observation)
+        return stationary.moments(corruption, mixture, observation)
 
     def one(component: Gaussian) -> tuple[Array, Array, Array]:
         post = condition_on_observation(corruption, component, observation)
@@ -224,7 +216,7 @@ def sample_posterior(key: Key, corruption: LinearCorruption, mixture: Start, obs
     Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
     """
     if isinstance(mixture, Stationary):
-        return stationary_draw(key, corruption, mixture, observation)
+        return stationary.draw(key, corruption, mixture, observation)
     choice_key, prior_key, noise_key = jax.random.split(key, 3)
     evidence = jax.vmap(lambda c: condition_on_observation(corruption, c, observation).log_prob)(mixture.components)
     choice = jax.random.categorical(choice_key, mixture.log_weights + evidence)

@@ -1,7 +1,4 @@
-"""Linear algebra for one example: conjugate gradients, small solves, Gaussians with diagonal plus low-rank covariance.
-
-Everything is in full float32, whatever an accelerator does by default (``full_precision``).
-"""
+"""Linear algebra for one example, in full float32 on any backend (``full_precision``): solves, low-rank Gaussians."""
 
 import functools
 from collections.abc import Callable
@@ -14,20 +11,16 @@ from jax import Array
 Function = TypeVar("Function", bound=Callable[..., Any])
 Carry = tuple[Array, Array, Array, Array, Array]
 
-# Up to this size a Cholesky factor is written out entry by entry: under vmap that is elementwise arithmetic, where
-# a batch of LAPACK calls costs about a microsecond a matrix.
+# Up to this size a Cholesky factor is written out entry by entry: under vmap a batch of LAPACK calls costs a microsecond a matrix.
 UNROLL = 8
-TOLERANCE = 1e-14
-"""Of conjugate gradients, on the squared residual: about the square of float32's precision."""
-ITERATIONS = 1024
-"""Of conjugate gradients, at most."""
+TOLERANCE = 1e-14  # of conjugate gradients, on the squared residual: about the square of float32's precision
+ITERATIONS = 1024  # of conjugate gradients, at most
 
 
 def full_precision(function: Function) -> Function:
-    """The same function with its matrix products in full float32.
+    """The same function with its matrix products in full float32, where accelerators by default round factors to bfloat16 or TF32.
 
-    Accelerators round the factors of a float32 product to bfloat16 or TF32 by default. Networks do not mind; a closed form
-    at noise 1e-3 does: its draws then miss y by seven times the noise.
+    Networks do not mind; a closed form at noise 1e-3 does: its draws then miss y by seven times the noise.
     """
 
     @functools.wraps(function)
@@ -51,13 +44,10 @@ def conjugate_gradient(
 ) -> Array:
     """Solves A x = b for a symmetric positive definite A by preconditioned conjugate gradients.
 
-    The iterations end where r^T M r <= tolerance b^T M b with r = b - A x and the preconditioner M, or at the given
-    number. Everything belongs to this one example: under ``vmap`` an example that has converged stays where it is while
-    others go on. The derivative is that of the solution, A dx = db - dA x, by one more solve
-    (``jax.lax.custom_linear_solve``), not that of the iterations, whose derivative is not finite once they have converged.
-
     ``matvec`` is x -> A x for arrays of b's shape, which may be any; ``precondition`` is r -> M r with a symmetric positive
-    definite M near A^-1.
+    definite M near A^-1. Iterations end where r^T M r <= tolerance b^T M b with r = b - A x, or at the given number; under
+    ``vmap`` an example that has converged stays where it is. The derivative is that of the solution, A dx = db - dA x, by one
+    more solve: that of the iterations is not finite once they have converged.
 
     Source: Hestenes and Stiefel 1952; Concus, Golub and O'Leary 1976 for the preconditioned form.
     """
@@ -91,8 +81,7 @@ def conjugate_gradient(
 def quadratic_log(matvec: Callable[[Array], Array], z: Array, steps: int) -> Array:
     """z^T log(A) z for a symmetric positive definite A, by Gauss quadrature of so many Lanczos steps from z.
 
-    For a z of random signs its mean is log det A. ``matvec`` is x -> A x for arrays of z's shape; z is not 0, and the steps
-    are at most as many as its entries.
+    For a z of random signs its mean is log det A. ``matvec`` is x -> A x for arrays of z's shape; at most z.size steps.
 
     Source: Golub and Meurant 1994; Ubaru, Chen and Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature".
     """
@@ -167,17 +156,11 @@ def solve_psd_factored(factor: Array, b: Array) -> Array:
 
 
 class Gaussian(NamedTuple):
-    """N(mean, diag(variance) + factor factor^T) over arrays of shape [*X].
+    """N(mean, diag(variance) + factor^T factor) over arrays of shape [*X]."""
 
-    Attributes:
-        mean: [*X].
-        variance: [*X], positive, or a scalar.
-        factor: [R, *X], the transpose of the usual loading matrix; R = 0 leaves a diagonal covariance.
-    """
-
-    mean: Array
-    variance: Array
-    factor: Array
+    mean: Array  # [*X]
+    variance: Array  # [*X], positive, or a scalar
+    factor: Array  # [R, *X], the transpose of the usual loading matrix; R = 0 leaves a diagonal covariance
 
 
 @full_precision
@@ -196,11 +179,9 @@ def expand(z: Array, factor: Array) -> Array:
 def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) -> tuple[Gaussian, Array]:
     """The distribution of x given x_t = alpha x + sigma e for a Gaussian prior, which is again diagonal plus low rank.
 
-    With x = mean + factor^T z + e', z ~ N(0, I): given z the coordinates are independent, and z itself has the
-    precision I + factor (variance + (sigma / alpha)^2)^-1 factor^T given x_t.
-
-    ``alpha`` >= 0 (0 leaves the prior) and ``sigma`` > 0 are scalars. The second result is
-    log N(x_t; alpha mean, alpha^2 cov + sigma^2 I) up to a constant.
+    With x = mean + factor^T z + e', z ~ N(0, I), the coordinates are independent given z, and z has the precision
+    I + factor (variance + (sigma / alpha)^2)^-1 factor^T given x_t. ``alpha`` >= 0 (0 leaves the prior) and ``sigma`` > 0 are
+    scalars; the second result is log N(x_t; alpha mean, alpha^2 cov + sigma^2 I) up to a constant.
     """
     total = alpha**2 * prior.variance + sigma**2
     residual = x_t - alpha * prior.mean

@@ -5,8 +5,6 @@ channels, S = T^T diag(power) T with an orthonormal T. Cosines mirror an image a
 rank: a fit, a solve and a draw cost a few transforms, each a small matrix product per axis.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -15,44 +13,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax import Array
 
 from diffem_jax.gaussians.linalg import conjugate_gradient, full_precision
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree, example_keys
 
-TOLERANCE, MASK_TOLERANCE = 1e-5, 1e-4
-"""Of a solve, on its squared error in units of what is open: draws are off by a percent or two of the spread given y."""
-ITERATIONS = 64
-"""Of a solve, at most; random masks take four or five."""
-REACH = 0.35
-"""Reach of the weights that interpolate between seen entries, in units of their mean distance."""
-FEW, MANY = 512, 2048
-"""Observations of the early iterations of a fit, which have far to go, and of the others."""
-BATCH = 64
-"""Observations in memory at once while fitting."""
-LEVELS = 16
-"""Levels of visibility at which the variances are tabulated."""
+TOLERANCE, MASK_TOLERANCE = 1e-5, 1e-4  # of a solve's squared error: draws are off by a percent or two of their spread
+ITERATIONS = 64  # of a solve, at most; random masks take four or five
+REACH = 0.35  # reach of the weights that interpolate between seen entries, in units of their mean distance
+FEW, MANY = 512, 2048  # observations of the early iterations of a fit, which have far to go, and of the others
+BATCH = 64  # observations in memory at once while fitting
+LEVELS = 16  # levels of visibility at which the variances are tabulated
 
 
 class Stationary(NamedTuple):
-    """The distribution of x, and a table of the variances of x given y.
+    """The distribution of x, and a table of the variances of x given y."""
 
-    Attributes:
-        mean: [*X].
-        basis: orthonormal matrices between channels and components at each frequency, [C, C, *spatial].
-        power: the variance of each component, [C, *spatial].
-        visibility: increasing levels of how much is seen near an entry, [L].
-        hidden: the variance given y of an entry that is not seen itself, at each level, [L].
-        seen: the same of one that is, [].
-    """
-
-    mean: Array
-    basis: Array
-    power: Array
-    visibility: Array
-    hidden: Array
-    seen: Array
+    mean: Array  # [*X]
+    basis: Array  # orthonormal matrices between channels and components at each frequency, [C, C, *spatial]
+    power: Array  # the variance of each component, [C, *spatial]
+    visibility: Array  # increasing levels of how much is seen near an entry, [L]
+    hidden: Array  # the variance given y of an entry that is not seen itself, at each level, [L]
+    seen: Array  # the same of one that is, []
 
 
 @functools.lru_cache(maxsize=32)
@@ -96,7 +78,7 @@ def scale(model: Stationary, weights: Array, x: Array) -> Array:
     return from_components(model, weights * components(model, x))
 
 
-def sample_stationary(key: Key, model: Stationary) -> Array:
+def sample(key: Key, model: Stationary) -> Array:
     """One draw of x, [*X]."""
     z = jnp.sqrt(model.power) * jax.random.normal(key, model.power.shape)
     return model.mean + from_components(model, z)
@@ -110,15 +92,10 @@ def given_noisy(model: Stationary, x: Array, ratio: Array) -> Stationary:
 
 
 class Solved(NamedTuple):
-    """What r = A (x - mean) + n says of x.
+    """What r = A (x - mean) + n says of x: x = S score."""
 
-    Attributes:
-        x: E[x - mean | r], [*X].
-        score: A^T (A S A^T + noise_std^2 I)^-1 r, [*X]; x = S score.
-    """
-
-    x: Array
-    score: Array
+    x: Array  # E[x - mean | r], [*X]
+    score: Array  # A^T (A S A^T + noise_std^2 I)^-1 r, [*X]
 
 
 @full_precision
@@ -127,9 +104,8 @@ def solve(corruption: LinearCorruption, model: Stationary, r: Array, operator: P
 
     Under a mask s = x - mean + n is known where something is seen, and its other entries make s^T Q s least, with
     Q = (S + noise_std^2 I)^-1. J replaces them by local averages of the seen ones; the preconditioner is the covariance of J's
-    errors, (1 - J) (S + noise_std^2 I) (1 - J)^T, nearly that of s given y. Other corruptions solve
-    (A S A^T + noise_std^2 I) w = r, preconditioned by R (A v^2 Q A^T + noise_std^2 I) R with R = (v A A^T + noise_std^2 I)^-1
-    and v the average of ``power``: exact for S = v I.
+    errors, (1 - J) (S + noise_std^2 I) (1 - J)^T. Other corruptions solve (A S A^T + noise_std^2 I) w = r, preconditioned by
+    R (A v^2 Q A^T + noise_std^2 I) R with R = (v A A^T + noise_std^2 I)^-1 and v the average of ``power``: exact for S = v I.
     """
     variance = corruption.noise_level(operator) ** 2
     q = 1 / (model.power + variance)
@@ -176,28 +152,26 @@ def _smoothing(kept: Array) -> Callable[[Array], Array]:
     return lambda u: _places(response[None] * _frequencies(u), kept.shape)
 
 
-def stationary_posterior_mean(corruption: LinearCorruption, model: Stationary, observation: Observation) -> Array:
+def posterior_mean(corruption: LinearCorruption, model: Stationary, observation: Observation) -> Array:
     """E[x | y], [*X]."""
     y, operator = observation
     return model.mean + solve(corruption, model, y - corruption.forward(model.mean, operator), operator).x
 
 
-def stationary_draw(key: Key, corruption: LinearCorruption, model: Stationary, observation: Observation) -> Array:
+def draw(key: Key, corruption: LinearCorruption, model: Stationary, observation: Observation) -> Array:
     """One draw of p(x | y): x' + E[x - mean | y - A x' - n'] with x' a draw of the prior and n' of the noise, [*X].
 
     Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
     """
     prior_key, noise_key = jax.random.split(key)
-    start = model._replace(mean=sample_stationary(prior_key, model))
+    start = model._replace(mean=sample(prior_key, model))
     noise = corruption.noise_level(observation.operator) * jax.random.normal(noise_key, observation.y.shape)
-    return stationary_posterior_mean(corruption, start, observation._replace(y=observation.y - noise))
+    return posterior_mean(corruption, start, observation._replace(y=observation.y - noise))
 
 
-def stationary_moments(
-    corruption: LinearCorruption, model: Stationary, observation: Observation
-) -> tuple[Array, Array]:
+def moments(corruption: LinearCorruption, model: Stationary, observation: Observation) -> tuple[Array, Array]:
     """E[x | y] and Var[x | y] by entry, both [*X]; the variance by the table, of masks by how much is seen nearby."""
-    mean = stationary_posterior_mean(corruption, model, observation)
+    mean = posterior_mean(corruption, model, observation)
     if not corruption.hides_entries:
         return mean, jnp.full(mean.shape, jnp.mean(model.hidden))
     kept = jnp.broadcast_to(corruption.observed(observation.operator), mean.shape)
@@ -210,33 +184,7 @@ def _visibility(kept: Array) -> Array:
     return _smoothing(share)(share)
 
 
-def log_evidence(corruption: LinearCorruption, model: Stationary, observations: Observation) -> np.ndarray:
-    """Log p(y) of each observation up to a constant that depends on its operator alone, [N].
-
-    -(r^T C^-1 r + log det C) / 2 with C = A S A^T + noise_std^2 I, by dense matrices in double precision.
-    """
-    size = model.mean.size
-    basis = jnp.eye(size).reshape(size, *model.mean.shape)
-    columns = jax.lax.map(lambda e: scale(model, model.power, e), basis, batch_size=256)
-    s = np.asarray(columns, np.float64).reshape(size, size)
-    found = []
-    for i in range(len(observations.y)):
-        y, operator = jax.tree.map(lambda a: a[i], observations)  # noqa: B023
-        r = np.asarray(y - corruption.forward(model.mean, operator), np.float64).reshape(-1)
-        kept = np.broadcast_to(np.asarray(corruption.observed(operator)), np.shape(y)).reshape(-1)
-        if corruption.hides_entries:
-            gram = s[np.ix_(kept, kept)]
-        else:
-            rows = np.asarray(jax.vmap(corruption.forward, (0, None))(basis, operator), np.float64)
-            a = rows.reshape(size, -1)[:, kept]
-            gram = a.T @ s @ a
-        root = np.linalg.cholesky(gram + float(corruption.noise_level(operator)) ** 2 * np.eye(len(gram)))
-        half = scipy.linalg.solve_triangular(root, r[kept], lower=True)
-        found.append(-0.5 * np.sum(half**2) - np.sum(np.log(np.diagonal(root))))
-    return np.array(found)
-
-
-def first_stationary(mean: Array, variance: float) -> Stationary:
+def first_guess(mean: Array, variance: float) -> Stationary:
     """A first guess: a constant, and a spectrum that falls with the power of the frequency that natural images have."""
     spatial, channels = (mean.shape[:-1], mean.shape[-1]) if mean.ndim > 1 else (mean.shape, 1)
     waves = sum(np.square(f) for f in np.meshgrid(*(np.arange(n) / n for n in spatial), indexing="ij"))
@@ -253,7 +201,7 @@ def first_stationary(mean: Array, variance: float) -> Stationary:
     )
 
 
-def fit_stationary(
+def fit(
     key: Key,
     corruption: LinearCorruption,
     observations: Observation,
@@ -272,13 +220,8 @@ def fit_stationary(
 
     which maximises a lower bound of the likelihood and, other than a step of EM, is no shorter where little is seen.
 
-    Args:
-        key: randomness of the model's own observations.
-        corruption: a linear corruption.
-        observations: arrays with a leading axis N; ``FEW`` of them serve all but the last third of the iterations, then ``MANY``.
-        guess: where to begin.
-        iterations: steps.
-        report: called with the number of steps done.
+    ``FEW`` of the observations [N, ...] serve all but the last third of the iterations, which begin at ``guess``, then ``MANY``;
+    ``key`` gives the model's own observations, and ``report`` takes the number of steps done.
 
     Source: Sun, Babu and Palomar 2016, arXiv 1506.07094 (the bound for structured covariances); Sawada et al. 2013,
     "Multichannel extensions of non-negative matrix factorization with complex-valued data" (its matrix form).
@@ -286,7 +229,7 @@ def fit_stationary(
     total = len(observations.y)
     chosen = np.linspace(0, total - 1, min(total, MANY)).astype(int)
     order = np.random.Generator(np.random.Philox(total)).permutation(chosen)
-    model, statistics = guess, _kept_statistics(corruption)  # type: ignore[arg-type]
+    model = guess
 
     def take(number: int, most: int) -> tuple[Array, Observation]:
         size = min(most, len(order)) // BATCH * BATCH or len(order)
@@ -297,37 +240,36 @@ def fit_stationary(
     for i in range(iterations):
         early = i < iterations - max(1, iterations // 3)
         keys, batch = take(i, FEW if early else MANY)
-        model = _step(model, *statistics(keys, model, batch)[:3], len(keys), 2.0 if early else 1.0)
+        model = _step(model, *_statistics(corruption, keys, model, batch)[:3], len(keys), 2.0 if early else 1.0)
         report(i + 1)
     keys, batch = take(iterations, FEW)
-    return _tabulated(corruption, model, batch.operator, np.asarray(statistics(keys, model, batch)[3]))
+    return _tabulated(corruption, model, batch.operator, np.asarray(_statistics(corruption, keys, model, batch)[3]))
 
 
-@functools.lru_cache(maxsize=8)
-def _kept_statistics(corruption: LinearCorruption) -> Callable[..., tuple[Array, Array, Array, Array]]:
-    """(keys [N], model, observations [N, ...]) -> averages of b, b b^T and h h^T in units where K = I, squared errors [N, *X]."""
+@functools.partial(jax.jit, static_argnums=0)
+def _statistics(
+    corruption: LinearCorruption, keys: Array, model: Stationary, observations: Observation
+) -> tuple[Array, Array, Array, Array]:
+    """Averages over [N] of b, b b^T and h h^T in units where K = I, and squared errors [N, *X]."""
 
     def one(key: Key, model: Stationary, observation: Observation) -> tuple[Array, Array, Array, Array]:
         prior_key, noise_key = jax.random.split(key)
         y, operator = observation
-        x = sample_stationary(prior_key, model)
+        x = sample(prior_key, model)
         made = corruption.observe(noise_key, x, operator)
         residuals = jnp.stack([y, made]) - corruption.forward(model.mean, operator)[None]
         solved = jax.vmap(lambda r: solve(corruption, model, r, operator))(residuals)
         b, h = jax.vmap(lambda score: jnp.sqrt(model.power) * components(model, score))(solved.score)
         return b, b[:, None] * b[None], h[:, None] * h[None], (x - model.mean - solved.x[1]) ** 2
 
-    def run(keys: Array, model: Stationary, observations: Observation) -> tuple[Array, Array, Array, Array]:
-        def add(sums: tuple, batch: tuple[Array, Observation]) -> tuple[tuple, Array]:
-            *new, square = jax.vmap(one, (0, None, 0))(batch[0], model, batch[1])
-            return jax.tree.map(lambda a, b: a + jnp.sum(b, axis=0) / len(keys), sums, tuple(new)), square
+    def add(sums: tuple, batch: tuple[Array, Observation]) -> tuple[tuple, Array]:
+        *new, square = jax.vmap(one, (0, None, 0))(batch[0], model, batch[1])
+        return jax.tree.map(lambda a, b: a + jnp.sum(b, axis=0) / len(keys), sums, tuple(new)), square
 
-        batches = jax.tree.map(lambda a: a.reshape(-1, min(BATCH, len(a)), *a.shape[1:]), (keys, observations))
-        zero = jnp.zeros_like(model.power), jnp.zeros_like(model.basis), jnp.zeros_like(model.basis)
-        sums, square = jax.lax.scan(add, zero, batches)
-        return *sums, square.reshape(-1, *model.mean.shape)
-
-    return jax.jit(run)
+    batches = jax.tree.map(lambda a: a.reshape(-1, min(BATCH, len(a)), *a.shape[1:]), (keys, observations))
+    zero = jnp.zeros_like(model.power), jnp.zeros_like(model.basis), jnp.zeros_like(model.basis)
+    sums, square = jax.lax.scan(add, zero, batches)
+    return *sums, square.reshape(-1, *model.mean.shape)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -341,18 +283,14 @@ def _step(model: Stationary, first: Array, data: Array, own: Array, count: int, 
     h_root, h_inverse = _matrix_power(h, 0.5), _matrix_power(h, -0.5)
     ratio = _matrix_power(h_inverse @ _matrix_power(h_root @ b @ h_root, 0.5) @ h_inverse, stride)
     root = jnp.moveaxis(model.basis * jnp.sqrt(model.power)[None], (0, 1), (-2, -1))
-    power, basis = jnp.linalg.eigh(_symmetric(root @ ratio @ jnp.swapaxes(root, -1, -2)))
+    power, basis = jnp.linalg.eigh(root @ ratio @ jnp.swapaxes(root, -1, -2))
     power = jnp.maximum(jnp.moveaxis(power, -1, 0), 1e-7 * jnp.mean(power))
     return model._replace(mean=mean, basis=jnp.moveaxis(basis, (-2, -1), (0, 1)), power=power)
 
 
-def _symmetric(matrix: Array) -> Array:
-    return 0.5 * (matrix + jnp.swapaxes(matrix, -1, -2))
-
-
 def _matrix_power(matrix: Array, exponent: float) -> Array:
     """A power of symmetric positive matrices [..., C, C]."""
-    value, vector = jnp.linalg.eigh(_symmetric(matrix))
+    value, vector = jnp.linalg.eigh(matrix)
     return (vector * jnp.maximum(value, 1e-12)[..., None, :] ** exponent) @ jnp.swapaxes(vector, -1, -2)
 
 
@@ -369,8 +307,5 @@ def _tabulated(corruption: LinearCorruption, model: Stationary, operators: PyTre
     order = np.argsort(near)
     visibility, hidden = (np.array([part.mean() for part in np.array_split(a[order], LEVELS)]) for a in (near, own))
     increasing = visibility + 1e-6 * np.arange(LEVELS)
-    return model._replace(
-        visibility=jnp.asarray(increasing, jnp.float32),
-        hidden=jnp.asarray(hidden),
-        seen=jnp.float32(square[kept].mean()),
-    )
+    seen = jnp.float32(square[kept].mean())
+    return model._replace(visibility=jnp.asarray(increasing, jnp.float32), hidden=jnp.asarray(hidden), seen=seen)

@@ -1,12 +1,7 @@
-"""Numbers: how good reconstructions, posteriors and priors are, each with its standard error where it has one.
+"""Numbers from arrays: how good reconstructions, posteriors and priors are, each with its standard error where it has one.
 
-* ``paired``: each reconstruction against its own truth (PSNR, SSIM), 8-bit conversion, a classifier's accuracy;
-* ``transport``: sets of points against each other (Sinkhorn divergence, sliced Wasserstein), also in observation
-  space, where no clean data are needed;
-* ``features``: sets of feature vectors against each other (Frechet distance, KID, precision, recall, ...);
-* ``scores``: how well reconstructions predict observations, a proper score without clean data;
-* ``perceptual``: LPIPS, FID, Inception score, FD-DINOv2, by packages that are extras;
-* ``posterior``: several draws per observation (coverage, TARP, CRPS, spread).
+``paired`` compares each reconstruction with its own truth, ``transport`` and ``features`` compare sets, ``scores`` needs no clean
+data, ``perceptual`` needs networks of others, ``posterior`` takes several draws per observation.
 """
 
 from diffem_jax.metrics.base import Estimate, mean_estimate

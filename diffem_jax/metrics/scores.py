@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 from diffem_jax.errors import UserError
 from diffem_jax.types import Key, Observation
 
-POOL = 64
-CHUNK = 64
+POOL = CHUNK = 64
 
 
 @functools.partial(jax.jit, static_argnames="observe")
@@ -37,12 +36,11 @@ def observation_scores(
 
         s_i = E_j |y'_ij - y_i| - E_jk |y'_ij - y'_ik| / 2,    y'_ij ~ p(y | x_j, operator_i), j and k not i.
 
-    Averaged over observations this is a strictly proper score of the distribution of x through what is observed of it: with
-    enough rows it is least where p(y | operator) is that of the data, for every operator. It is unbiased for any number of
-    rows, and with the same key the scores of two rounds share their randomness and can be compared row by row.
+    The mean over observations is strictly proper: with enough rows it is least where p(y | operator) is that of the data, for
+    every operator. With the same key the scores of two rounds share their randomness and can be compared row by row.
 
-    ``observe`` is (key, x, operator) -> y, ``observed`` holds N observations and x [N, ...] their reconstructions; the result
-    is [N]. ``pool`` of them, an even number, are used for each observation; fewer where there are fewer rows.
+    ``observe`` is (key, x, operator) -> y; of N observations and reconstructions x [N, ...] come N scores, each by ``pool`` of
+    the reconstructions, an even number, or fewer where there are fewer.
 
     Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
     """
@@ -50,9 +48,8 @@ def observation_scores(
     count = len(x)
     pool = min(pool, (count - 1) // 2 * 2)
     if pool < 2 or len(observed.y) != count:
-        raise UserError(
-            f"observation_scores: {len(observed.y)} observations, {count} reconstructions; expected equally many, at least 3"
-        )
+        found = f"{len(observed.y)} observations, {count} reconstructions"
+        raise UserError(f"observation_scores: {found}; expected equally many, at least 3")
     pick, noise = jax.random.split(key)
     # Distances that differ from 0 and from each other: no observation meets its own reconstruction.
     shifts = 1 + np.asarray(jax.random.permutation(pick, count - 1))[:pool]

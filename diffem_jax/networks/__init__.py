@@ -6,11 +6,8 @@ A network of your own is any Linen module with that call; add it to ``NETWORKS``
 
 import flax.linen as nn
 
-from diffem_jax.networks.convolution import Conv, convolve
-from diffem_jax.networks.embedding import NETWORK_VERSION, parameter_count, sinusoidal_embedding
+from diffem_jax.networks.embedding import NETWORK_VERSION, sinusoidal_embedding
 from diffem_jax.networks.mlp import MLP
 from diffem_jax.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet}
-
-__all__ = ["MLP", "NETWORKS", "NETWORK_VERSION", "Conv", "UNet", "convolve", "parameter_count", "sinusoidal_embedding"]

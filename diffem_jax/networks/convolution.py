@@ -1,7 +1,5 @@
 """Convolutions in one, two and three dimensions, with a gradient that is fast inside loops on the CPU."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,10 +18,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     XLA's CPU backend runs the kernel gradient of a native convolution inside a loop (the M-step's scan) some 25 times
     slower than outside it; one matrix product per entry of the window has no such trap (docs/performance.md).
 
-    Args:
-        x: channels last, one to three spatial axes.
-        kernel: the window, then input and output channels.
-        strides: one per spatial axis.
+    There are one to three spatial axes, and one stride for each.
     """
     axes = "DHW"[-len(strides) :]
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")

@@ -3,8 +3,6 @@
 h_0 = (x, embedding of log sigma, condition),  h_i = norm(silu(W_i h_{i-1} + b_i)),  output = W h_n, with W = 0 at first
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -22,8 +20,6 @@ class MLP(nn.Module):
         features: widths of the hidden layers. Published for the manifold: (256, 256, 256).
         embedding: size of the sinusoidal embedding.
         normalize: layer norm after each hidden layer, as published.
-        residual: add each hidden layer's input where the widths agree.
-        fourier: octaves k of sines and cosines of 2^k pi x / 4 that are shown beside x; 0 shows x alone.
         dtype: what the hidden layers compute in, float32 or bfloat16; parameters and output stay float32.
 
     Source: Rozet et al. 2024, arXiv 2405.13712, appendix; Hosseintabar et al. 2025, arXiv 2510.12691, appendix.
@@ -32,8 +28,6 @@ class MLP(nn.Module):
     features: Sequence[int] = (256, 256, 256)
     embedding: int = 64
     normalize: bool = True
-    residual: bool = False
-    fourier: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -41,11 +35,7 @@ class MLP(nn.Module):
         """[B, *X], [B], [B, *C] -> [B, *X]."""
         del train
         shape = x.shape
-        inputs = [x.reshape(shape[0], -1)]
-        for octave in range(self.fourier):
-            angles = inputs[0] * (math.pi / 4 * 2.0**octave)
-            inputs += [jnp.sin(angles), jnp.cos(angles)]
-        inputs.append(sinusoidal_embedding(noise, self.embedding))
+        inputs = [x.reshape(shape[0], -1), sinusoidal_embedding(noise, self.embedding)]
         if condition is not None:
             inputs.append(condition.reshape(shape[0], -1))
         h = jnp.concatenate(inputs, axis=-1).astype(self.dtype)
@@ -53,10 +43,7 @@ class MLP(nn.Module):
         # every activation in another layout for the kernels' gradients, which doubles the time of an update on the CPU.
         h = h[0] if shape[0] == 1 else h
         for width in self.features:
-            out = nn.silu(nn.Dense(width, dtype=self.dtype)(h))
-            if self.normalize:
-                out = nn.LayerNorm(dtype=self.dtype)(out)
-            h = h + out if self.residual and h.shape == out.shape else out
-        size = math.prod(shape[1:])
-        last = nn.Dense(size, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+            h = nn.silu(nn.Dense(width, dtype=self.dtype)(h))
+            h = nn.LayerNorm(dtype=self.dtype)(h) if self.normalize else h
+        last = nn.Dense(math.prod(shape[1:]), kernel_init=nn.initializers.zeros, dtype=self.dtype)
         return last(h).astype(jnp.float32).reshape(shape)

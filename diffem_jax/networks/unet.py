@@ -5,8 +5,6 @@ x, condition ─► blocks ─────────── skip ────�
                        └► ...                 ... ┘                                  ...
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -73,8 +71,6 @@ class Attention(nn.Module):
 
 def space_to_depth(x: Array, patch: int) -> Array:
     """Patches as channels, [B, *S, C] -> [B, *ceil(S / patch), patch^d C]; sizes that do not divide are padded with zeros."""
-    if patch == 1:
-        return x
     spatial = x.shape[1:-1]
     x = jnp.pad(x, ((0, 0), *((0, -n % patch) for n in spatial), (0, 0)))
     tiles = [side for n in spatial for side in (-(-n // patch), patch)]
@@ -85,8 +81,6 @@ def space_to_depth(x: Array, patch: int) -> Array:
 
 def depth_to_space(x: Array, patch: int, spatial: Sequence[int]) -> Array:
     """The inverse of ``space_to_depth``, cut to the sizes ``spatial``: [B, *S, patch^d C] -> [B, *spatial, C]."""
-    if patch == 1:
-        return x
     d, coarse = len(spatial), x.shape[1:-1]
     x = x.reshape(x.shape[0], *coarse, *(patch,) * d, -1)
     x = x.transpose(0, *(axis for i in range(1, d + 1) for axis in (i, d + i)), 2 * d + 1)
@@ -103,16 +97,16 @@ class UNet(nn.Module):
     Attributes:
         channels: one width per level.
         blocks: residual blocks per level, on the way down and again on the way up.
-        patch: side of the patches that become channels before the first level and pixels again after the last; 2 leaves a
-            quarter of an image's positions, for denoisers whose closed-form mean carries the finest detail.
-        skips: how the way up takes in the way down: 'concat' joins channels, as published; 'add' adds them and widens
-            after the convolution between levels, in about two thirds of the operations.
         heads: level -> attention heads, as pairs (level, heads).
         embedding: size of the noise embedding.
         dropout: dropout rate inside the blocks during training.
         dtype: what it computes in, float32 or bfloat16; parameters, normalisations, softmax and output stay float32.
         remat: recompute the blocks' activations in the backward pass.
         native_gradient: XLA's own kernel gradient of convolutions; the config's runs set it on accelerators (see ``Conv``).
+        patch: side of the patches that become channels before the first level and pixels again after the last; 2 leaves a
+            quarter of an image's positions, for denoisers whose closed-form mean carries the finest detail.
+        skips: how the way up takes in the way down: 'concat' joins channels, as published; 'add' adds them and widens
+            after the convolution between levels, in about two thirds of the operations.
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 2006.11239; settings of Rozet et al. 2024
     and Hosseintabar et al. 2025, arXiv 2510.12691, appendix.
@@ -145,14 +139,8 @@ class UNet(nn.Module):
 
         def blocks(h: Array, level: int) -> Array:
             for _ in range(self.blocks):
-                block = residual(
-                    self.channels[level],
-                    dropout=self.dropout,
-                    spatial=spatial,
-                    dtype=self.dtype,
-                    native_gradient=self.native_gradient,
-                    name=next(names),
-                )
+                options = {"dropout": self.dropout, "dtype": self.dtype, "native_gradient": self.native_gradient}
+                block = residual(self.channels[level], spatial=spatial, name=next(names), **options)
                 h = block(h, embedding, train)
                 h = Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
             return h

@@ -25,15 +25,12 @@ LOW, HIGH = -2.0, 2.0  # the range of the data
 
 def new_figure(width: float, height: float) -> Figure:
     """A white figure of this size in inches; matplotlib is imported here."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
-def set_title(figure: Figure, title: str | None, inches: float = 0.06) -> None:
+def set_title(figure: Figure, title: str, inches: float = 0.06) -> None:
     """A line above the axes, whose area ends at 0.88 of the height, by a distance that does not grow with the figure."""
     if title:
         height = figure.get_size_inches()[1]

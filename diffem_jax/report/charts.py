@@ -16,12 +16,11 @@ from diffem_jax.report.canvas import ACCENT, FOURTH, INK, SECOND, THIRD, Arrays,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LARGEST_CORNER = 8
-BINS, PANELS = 60, 6
+LARGEST_CORNER, BINS, PANELS = 8, 60, 6
 BAND = (0.1, 0.5, 0.9)  # quantiles of the draws: the ends of the 80% band, and the line between them
 
 
-def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None) -> Path:
+def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes a corner plot of vectors [N, D], D from 1 to 8: densities of pairs of coordinates below the diagonal, of single ones on it.
 
     ``truth`` [M, D], where it is known, is outlined on the diagonal; its pairs stand above the diagonal.
@@ -71,16 +70,14 @@ def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str | 
     return canvas.save(figure, path)
 
 
-def series(
-    path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str | None = None
-) -> Path:
+def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes one panel per long vector or channel of a series, six at most: what was observed, the draws, the truth.
 
     Of several draws [S, N, T] or [S, N, T, C] their median and the band that holds 80% of them are shown, of a single one the
     line itself. ``observations`` and ``truth`` are [N, T] or [N, T, C], NaN where hidden; not shown where T is another.
     """
     vectors = np.ndim(draws) == 3
-    if not vectors and np.ndim(draws) != 4:
+    if np.ndim(draws) not in (3, 4):
         raise UserError(f"series: draws {np.shape(draws)}; expected [S, N, T] or [S, N, T, C]")
 
     def with_channels(x: ArrayLike) -> np.ndarray:

@@ -3,22 +3,19 @@
 data        1,797 observations of digits, x of shape 8x8x1          beginning
 ...
 M-step 1: 400/1000 updates, 310 updates/s, 2 s left, loss 0.4       Progress, every ten seconds or as a bar
-estimate: about 40 s (...)                                          Estimate
 round 1: loss 0.38, ..., psnr 16.9                                  round_line
+estimate: about 40 s left at this round's pace                       time_left
 done: 8 rounds in 38 s of computing; PSNR, dB 17.4 (start 14.9)     ending
 90% intervals hold 88% of held-back measurements
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from diffem_jax.build.problem import Problem
@@ -27,15 +24,14 @@ from diffem_jax.report.facts import is_measure
 from diffem_jax.report.numbers import duration, metric_name, number, shown
 from diffem_jax.storage.workdir import Record, Workdir
 
-FEWEST_SECONDS = 2.0  # updates are timed at least so long before the first estimate
 TOLERATED = 0.05  # how far coverage may be off before a run warns of it
 
 
 def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
-    """The first lines: data, corruption, method, network (its parameters, or their shapes), work, devices, and where results go."""
+    """The first lines: data, corruption, method, network (its parameters, or their shapes), work, devices, place of the results."""
     setup, c = problem.setup, problem.setup.config
     shape, devices = "x".join(map(str, setup.shape)), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
+    size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     work = f"{c.m_step.steps:,} updates of batch {c.m_step.batch_size:,}, then {c.e_step.sampler} in {c.e_step.steps} steps"
     draws = f", {c.e_step.draws} draws per observation" if c.e_step.draws > 1 else ""
     lines = {
@@ -103,51 +99,17 @@ def round_line(number: int, record: Record) -> str:
     return f"round {number}: " + ", ".join(f"{name} {record[name]:.4g}" for name in names)
 
 
-class Estimate:
-    """How long a run of ``num_examples`` draws per round will take, said once its updates are timed and after each round."""
-
-    def __init__(
-        self, config: Any, num_examples: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ):
-        self.config, self.num_examples, self.say, self.clock = config, num_examples, say, clock
-        self.begun: float | None = None
-        self.counted, self.said, self.resumed = 0, False, False
-
-    def updates(self, number: int, done: int, count: int) -> None:
-        """``count`` updates of round ``number`` have ended, ``done`` of it in all; the first ones hold compilation."""
-        if self.begun is None:
-            self.begun, self.resumed = self.clock(), done > count
-            return
-        self.counted += count
-        passed = self.clock() - self.begun
-        if self.said or passed < FEWEST_SECONDS:
-            return
-        self.said = True
-        c, each, rounds = self.config, passed / self.counted, self.config.rounds - number + 1
-        left = rounds * c.m_step.steps - done + c.prior.steps
-        # Nothing has drawn with the network yet: a draw's evaluation is taken as a third of an update of its example.
-        draws = rounds * self.num_examples * c.e_step.steps / (3 * c.m_step.batch_size)
-        self.say(
-            f"estimate: about {duration((left + draws) * each)} ({1 / each:.3g} updates/s over {self.counted} updates; the "
-            f"draws' part, {100 * draws / max(left + draws, 1):.0f}%, is a guess until one E-step has been timed)"
-        )
-
-    def round(self, number: int, record: Mapping[str, Any]) -> None:
-        """Round ``number`` has ended; its record tells how long it took. One that was resumed tells too little."""
-        c, m_seconds, resumed = self.config, record.get("m_step_seconds"), self.resumed
-        self.resumed = False
-        if m_seconds is None or resumed or not (number < c.rounds or c.prior.steps):
-            return
-        self.said = True
-        rounds = (c.rounds - number) * (m_seconds + record["e_step_seconds"])
-        self.say(f"estimate: about {duration(rounds + c.prior.steps * m_seconds / c.m_step.steps)} left")
+def time_left(config: Any, number: int, record: Record) -> list[str]:
+    """A line on the time that is left after round ``number``; none for the start, which has no M-step, and at the end."""
+    m_seconds, rounds = record.get("m_step_seconds"), config.rounds - number
+    if m_seconds is None or not (rounds or config.prior.steps):
+        return []
+    seconds = rounds * (m_seconds + record["e_step_seconds"]) + config.prior.steps * m_seconds / config.m_step.steps
+    return [f"estimate: about {duration(seconds)} left at this round's pace"]
 
 
 class Progress:
-    """Counts units of work towards a total, of which ``done`` were done before: a bar on a terminal, else a line every few seconds.
-
-    A context manager; all but the first process are quiet.
-    """
+    """Counts units of work towards a total, of which ``done`` were done before: a bar on a terminal, else a line every few seconds."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False, every: float = 10.0):
         self.label, self.total, self.unit, self.quiet, self.every = label, total, unit, quiet, every
@@ -157,7 +119,7 @@ class Progress:
         live = sys.stderr.isatty() and not quiet
         self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, leave=False) if live else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,5 @@
 """What a work directory holds, as the page of a run needs it; a missing or damaged file costs its part only."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import platform
@@ -20,6 +18,7 @@ from diffem_jax.report.template import Point
 from diffem_jax.storage.files import write_json
 from diffem_jax.storage.workdir import Workdir
 
+ENVIRONMENT = "environment.json"
 PACKAGES = ("diffem-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 CALIBRATION = {  # the start of a field's name -> what it says; the rest of the name is the level in per cent
     "held_out_coverage": "held-back measurements, intervals",
@@ -45,6 +44,7 @@ class Facts(NamedTuple):
     config: dict[str, Any]  # flattened; empty where it cannot be read
     records: list[dict[str, Any]]  # of metrics.jsonl, those that name their round
     metrics: dict[str, list[Point]]  # values over the rounds
+    seconds: float  # of computing in all rounds
     samples: dict[str, int]  # how many examples the last value is of; 0 where that is not known
     last: int | None  # the last round; None before the first
     calibration: Calibration | None  # of the last round that was measured so
@@ -66,13 +66,13 @@ def read_facts(workdir: Workdir) -> Facts:
             value = number(record[name])
             if value is not None:
                 error = max(number(record.get(f"{name}_se")) or 0.0, 0.0)
-                metrics.setdefault(name, []).append(Point(record["round"], seconds, value, error))
+                metrics.setdefault(name, []).append(Point(record["round"], value, error))
                 samples[name] = int(number(record.get(f"{name}_samples")) or 0)
     # The loss is the means, not the end: it stands last.
     metrics = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
-    config, environment = _read_json(workdir.config), _read_json(_environment_file(workdir))
+    config, environment = _read_json(workdir.config), _read_json(workdir.root / ENVIRONMENT)
     last = rounds[-1]["round"] if rounds else None
-    return Facts(workdir, config, records, metrics, samples, last, read_calibration(records), environment)
+    return Facts(workdir, config, records, metrics, seconds, samples, last, read_calibration(records), environment)
 
 
 def is_measure(name: str) -> bool:
@@ -115,16 +115,10 @@ def note_environment(workdir: Workdir) -> None:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     found: dict[str, Any] = {"command": _command(), "versions": versions}
-    with contextlib.suppress(RuntimeError, IndexError):
-        devices = jax.devices()
-        found |= {"device": devices[0].device_kind, "platform": devices[0].platform, "devices": len(devices)}
-        found |= {"processes": process_count()}
+    devices = jax.devices()
+    found |= {"device": devices[0].device_kind, "platform": devices[0].platform, "devices": len(devices)}
     with contextlib.suppress(OSError):
-        write_json(_environment_file(workdir), found, indent=1)
-
-
-def _environment_file(workdir: Workdir) -> Path:
-    return workdir.root / "environment.json"
+        write_json(workdir.root / ENVIRONMENT, found | {"processes": process_count()}, indent=1)
 
 
 def _command() -> str:

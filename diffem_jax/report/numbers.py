@@ -1,7 +1,5 @@
 """Numbers as people read them: names of metrics, values with their errors, durations."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

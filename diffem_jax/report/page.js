@@ -79,16 +79,11 @@
         svg.addEventListener("click", (e) => { if (figures.length) show(closest(nearest(svg, e)), true); });
       }
       if (now === null) {
-        const points = all(".by-rounds circle[data-round]", card);
+        const points = all("circle[data-round]", card);
         if (points.length) mark(card, Number(points[points.length - 1].dataset.round));
       }
     }
 
-    const axes = document.getElementById("axes");
-    if (axes) {
-      axes.hidden = false;
-      axes.addEventListener("change", (e) => { document.body.dataset.axis = e.target.value; });
-    }
     root.dataset.ready = "1";
   }
 

@@ -1,9 +1,4 @@
-"""The page of a run: report.html, one file that opens without a network, written again after each round.
-
-It is made of what lies in the work directory and never stops a run: a missing or damaged file costs its section only.
-"""
-
-from __future__ import annotations
+"""The page of a run: report.html, one file, written again after each round; a damaged file costs its section only."""
 
 import json
 import warnings
@@ -25,7 +20,7 @@ PAPER = "DiffEM: arXiv 2510.12691, https://arxiv.org/abs/2510.12691"
 
 
 def write(workdir: Workdir) -> None:
-    """Notes the environment of the run of this process and writes its page; one that cannot be written is a warning."""
+    """Notes the environment of this process's run and writes its page; one that cannot be written is a warning."""
     note_environment(workdir)
     try:
         rebuild(workdir)
@@ -34,18 +29,12 @@ def write(workdir: Workdir) -> None:
 
 
 def rebuild(workdir: Workdir) -> None:
-    """Writes the page of a run of another process.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Writes the page of a run of another process; UserError where it cannot be written."""
     try:
         write_atomically(workdir.report, build(workdir))
     except OSError as error:
-        raise UserError(
-            f"{workdir.report}: cannot be written ({error}); expected free space and write permission; correct that, then "
-            "run --mode=report"
-        ) from error
+        cure = "expected free space and write permission; correct that, then run --mode=report"
+        raise UserError(f"{workdir.report}: cannot be written ({error}); {cure}") from error
 
 
 def build(workdir: Workdir) -> str:
@@ -89,17 +78,15 @@ def _head(facts: Facts) -> str:
         stopped = any(r.get("kind") == "stop" for r in facts.records)
         of = f" of {total:g}" if total is not None else ""
         parts = [f"{'The run stopped after' if stopped else 'Done so far:'} round {last}{of}."]
-    seconds = max((points[-1].seconds for points in facts.metrics.values()), default=0.0)
-    if seconds:
-        parts.append(f"{duration(seconds)} of computing in M-steps and E-steps.")
+    if facts.seconds:
+        parts.append(f"{duration(facts.seconds)} of computing in M-steps and E-steps.")
     if facts.config:
         method, start, updates = (_field(facts, name) for name in ("method", "start.name", "m_step.steps"))
         parts.append(f"Method {method}, start {start}, {updates} updates per round.")
     made = soft("The command that made it was not noted.")
     if command := facts.environment.get("command"):
-        made = (
-            "<pre><code>" + " ".join(f"<span>{escape(w)}</span>" for w in _text(command).split(" ")) + "</code></pre>"
-        )
+        words = " ".join(f"<span>{escape(word)}</span>" for word in _text(command).split(" "))
+        made = f"<pre><code>{words}</code></pre>"
     return (
         f'<header><p class="eyebrow">diffem_jax &middot; {escape(facts.workdir.root.absolute().name)}</p>\n'
         f'<h1>{escape(_title(facts))}</h1>\n<p class="lead">{escape(" ".join(parts))}</p>\n{made}</header>'
@@ -110,19 +97,14 @@ def _curves(facts: Facts) -> str:
     if not facts.metrics:
         return section("Measures", soft("There are no numbers yet."))
     cards = "".join(template.card(name, p, facts.samples[name]) for name, p in facts.metrics.items())
-    toggle = (
-        '<fieldset id="axes" hidden><label><input type="radio" name="axis" value="rounds" checked> over rounds</label>'
-        '<label><input type="radio" name="axis" value="seconds"> over time</label></fieldset>'
-    )
     note = soft("Bands are one standard error to each side.") if 'class="band"' in cards else ""
-    return section("Measures", f'<div class="cards">{cards}</div>{note}', toggle)
+    return section("Measures", f'<div class="cards">{cards}</div>{note}')
 
 
 def _pictures(facts: Facts) -> str:
     numbered = {int(p.stem[6:]): p for p in facts.workdir.samples.glob("round_*.png") if p.stem[6:].isdecimal()}
     kept = set(template.thinned([numbered[i] for i in sorted(numbered)]))
-    read = {i: template.read_png(numbered[i]) for i in sorted(numbered) if numbered[i] in kept}
-    found = {i: png for i, png in read.items() if png}
+    found = {i: png for i in sorted(numbered) if numbered[i] in kept and (png := template.read_png(numbered[i]))}
     if not found:
         return section("Rounds", soft("There are no pictures yet."))
     figures = ""
@@ -132,9 +114,8 @@ def _pictures(facts: Facts) -> str:
         caption = " · ".join([name.capitalize(), *(f"{metric_name(n)} {shown(p.value, p.error)}" for n, p in points)])
         alt = f"Picture of {name}: what was observed, what was reconstructed, and the truth where it is known"
         figures += figure(png, alt, caption, f' data-round="{index}" data-name="{name}"')
-    note = ""
-    if len(found) < len(numbered):
-        note = soft(f"{len(found)} of {len(numbered)} pictures are in this page; samples/ holds all.")
+    few = len(found) < len(numbered)
+    note = soft(f"{len(found)} of {len(numbered)} pictures are in this page; samples/ holds all.") if few else ""
     last = len(found) - 1
     slider = (
         '<div class="slider" id="slider" hidden><label for="round">Round</label>'
@@ -149,10 +130,7 @@ def _spread(facts: Facts) -> str:
     if not png:
         return ""
     alt = "Several draws per observation: the observation, draws, their mean, their standard deviation, and the truth"
-    caption = (
-        "Each column is one observation. Where the draws differ, the observation leaves the answer open; the standard "
-        "deviation shows where."
-    )
+    caption = "Each column is one observation. Where the draws differ, it leaves the answer open."
     return section("Several draws per observation", figure(png, alt, caption))
 
 
@@ -163,8 +141,8 @@ def _calibration(facts: Facts) -> str:
     path = plots.calibration(facts.workdir.samples / "calibration.png", levels, values)
     alt = "Share of values inside intervals of the draws, against the intervals' nominal level, with the diagonal"
     caption = (
-        f"How often intervals of the draws of {round_name(index)} hold what they should: on the diagonal a posterior is as "
-        "wide as it says, below it too narrow, above it too wide. Jointly: regions of all entries together (TARP)."
+        f"How often intervals of the draws of {round_name(index)} hold what they should: below the diagonal they are too narrow, "
+        "above it too wide. Jointly: regions of all entries together (TARP)."
     )
     rows = [[name, *(f"{100 * v:.1f}%" if v == v else "" for v in row)] for name, row in values.items()]
     head = ["intervals of", *(f"{100 * level:.0f}%" for level in levels)]

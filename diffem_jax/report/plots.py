@@ -1,7 +1,4 @@
-"""Pictures: grids of images and spreads of posterior draws; ``picture`` and ``spread`` choose by shape.
-
-Matplotlib is imported inside the functions; every file is a PNG that is there whole or not at all.
-"""
+"""Pictures, each a PNG that is there whole or not at all; ``picture`` and ``spread`` choose by the shape of x."""
 
 from __future__ import annotations
 
@@ -21,19 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["calibration", "corner", "image_grid", "is_point", "picture", "series", "spread", "spread_grid"]
-COLUMNS = 10
-SPREAD_COLUMNS, SPREAD_DRAWS = 8, 5
-MOST_CHANNELS = 4
+COLUMNS, SPREAD_COLUMNS, SPREAD_DRAWS, MOST_CHANNELS = 10, 8, 5, 4
 _HIDDEN_RGB = np.array([int(canvas.HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
-Row = tuple[str, Sequence[ArrayLike], dict[str, Any]]
-"""A label, images, and the arguments of ``_show``."""
+Row = tuple[str, Sequence[ArrayLike], dict[str, Any]]  # a label, images, and the arguments of ``_show``
 
 
 def as_image(x: ArrayLike) -> np.ndarray:
-    """One example [H, W], [H, W, C] or [D, H, W, C] as an image [H, W] or [H, W, 3].
-
-    Of a volume the middle slice is shown, of channels other than 3 the first, of complex values the modulus.
-    """
+    """One example as an image: of [D, H, W, C] the middle slice, one or three channels, moduli."""
     image = canvas.real(x)
     if image.ndim == 4:
         image = image[image.shape[0] // 2]
@@ -58,7 +49,7 @@ def _show(axes: Axes, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: 
     axes.imshow(np.where(hidden[..., None], _HIDDEN_RGB, image), interpolation="nearest")
 
 
-def _grid(path: PathLike, rows: Sequence[Row], title: str | None) -> Path:
+def _grid(path: PathLike, rows: Sequence[Row], title: str) -> Path:
     columns = max(len(images) for _, images, _ in rows)
     height, width = as_image(rows[0][1][0]).shape[:2]
     side, aspect = 0.85, min(max(height / width, 0.3), 3.0)
@@ -92,7 +83,7 @@ def image_grid(
     observations: Arrays,
     reconstructions: ArrayLike,
     truth: Arrays = None,
-    title: str | None = None,
+    title: str = "",
     labels: Sequence[str] = ("observed", "reconstruction", "truth"),
 ) -> Path:
     """Writes rows of images, at most ten examples: observed, reconstruction and, where it is known, truth.
@@ -109,7 +100,7 @@ def image_grid(
 
 
 def spread_grid(
-    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None
+    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = ""
 ) -> Path:
     """Writes one column for each of at most eight observations [N, ...]: the observation, draws, their mean and deviation, truth.
 
@@ -141,9 +132,7 @@ def _are_lines(shape: tuple[int, ...]) -> bool:
     return (len(shape) == 1 and not is_point(shape)) or (len(shape) == 2 and shape[1] <= MOST_CHANNELS < shape[0])
 
 
-def picture(
-    path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str | None = None
-) -> Path:
+def picture(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes what suits draws [N, *X]: a corner plot of short vectors, lines, or images; without observations, of the prior."""
     shape = np.shape(draws)[1:]
     if _are_lines(shape):
@@ -154,9 +143,7 @@ def picture(
     return image_grid(path, observations, draws, truth, title, labels)
 
 
-def spread(
-    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str | None = None
-) -> Path:
+def spread(path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes what suits several draws [S, N, *X] per observation: of short vectors the draws for the first one alone."""
     shape = np.shape(draws)[2:]
     if _are_lines(shape):

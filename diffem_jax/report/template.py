@@ -1,7 +1,5 @@
 """The pieces of the page of a run as HTML: its frame, sections, tables, charts, pictures. Texts are escaped here."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib
@@ -22,17 +20,16 @@ CROWDED = 60  # more points than this and only the marked one is drawn as a dot
 
 
 class Point(NamedTuple):
-    """One measured value: round, seconds of computing up to it, value, standard error (0 where there is none)."""
+    """One measured value: round, value, standard error (0 where there is none)."""
 
     round: int
-    seconds: float
     value: float
     error: float
 
 
-def section(title: str, content: str, beside: str = "") -> str:
-    """A part of the page; ``beside`` stands at the right of its title."""
-    return f'<section><div class="bar"><h2>{title}</h2>{beside}</div>{content}</section>'
+def section(title: str, content: str) -> str:
+    """A part of the page."""
+    return f"<section><h2>{title}</h2>{content}</section>"
 
 
 def soft(text: str) -> str:
@@ -46,16 +43,15 @@ def folded(title: str, note: str, content: str) -> str:
 
 
 def card(name: str, points: Sequence[Point], samples: int) -> str:
-    """A metric: its last value, large, where that came from, and its curves."""
+    """A metric: its last value, large, where that came from, and its curve."""
     first, last, title = points[0], points[-1], metric_name(name)
     notes = [f"from {shown(first.value, first.error).partition(' ± ')[0]} at {round_name(first.round)}"]
     notes += [NAMES[name][1]] if name in NAMES else []
     notes += [f"{samples:,} examples"] if samples else []
     value = f"{shown(last.value, last.error)} at {round_name(last.round)}"
-    curves = "".join(chart(points, title, by_seconds=by_seconds) for by_seconds in (False, True))
     return (
         f'<div class="card"><header><h3>{escape(title)}</h3><span class="readout">{value}</span>'
-        f'<p class="soft">{escape("; ".join(notes))}</p></header>{curves}</div>'
+        f'<p class="soft">{escape("; ".join(notes))}</p></header>{chart(points, title)}</div>'
     )
 
 
@@ -89,18 +85,10 @@ def ticks(low: float, high: float, most: int = 5, smallest: float = 0.0) -> list
     return [i * step for i in range(first, first + 2 * most + 2) if i * step <= high + 1e-9 * step]
 
 
-def _time_unit(seconds: float) -> tuple[float, str]:
-    if seconds < 180:
-        return 1.0, "seconds"
-    return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
-
-
-def chart(points: Sequence[Point], name: str, *, by_seconds: bool) -> str:
-    """One curve with its band of a standard error as an SVG element, over rounds or over seconds of computing."""
-    unit, axis = _time_unit(points[-1].seconds) if by_seconds else (1.0, "round")
-    across = [p.seconds / unit if by_seconds else float(p.round) for p in points]
-    left, right = 0.0 if by_seconds else across[0], across[-1]
-    right = right if right > left else left + 1.0
+def chart(points: Sequence[Point], name: str) -> str:
+    """One curve over the rounds with its band of a standard error, as an SVG element."""
+    left, right = points[0].round, points[-1].round
+    right = right if right > left else left + 1
     low, high = min(p.value - p.error for p in points), max(p.value + p.error for p in points)
     pad = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
     low, high = low - pad, high + pad
@@ -112,28 +100,27 @@ def chart(points: Sequence[Point], name: str, *, by_seconds: bool) -> str:
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def path(sign: int) -> list[str]:
-        return [f"{x(a):.1f},{y(p.value + sign * p.error):.1f}" for a, p in zip(across, points, strict=True)]
+        return [f"{x(p.round):.1f},{y(p.value + sign * p.error):.1f}" for p in points]
 
     parts = []
     for tick in ticks(low, high, 4):
         at = y(tick)
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6:g}" y="{at + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in ticks(left, right, 6, smallest=0.0 if by_seconds else 1.0):
+    for tick in ticks(left, right, 6, smallest=1.0):
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 15:g}" text-anchor="middle">{tick:.6g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" text-anchor="middle">{axis}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" text-anchor="middle">round</text>')
     if any(p.error for p in points) and len(points) > 1:
         parts.append(f'<polygon class="band" points="{" ".join(path(1) + path(-1)[::-1])}"/>')
     parts.append(f'<polyline class="line" points="{" ".join(path(0))}"/>')
     values = [f"{shown(p.value, p.error)} at {round_name(p.round)}" for p in points]
     parts.append(f'<g class="points{" dense" if len(points) > CROWDED else ""}">')
-    for a, p, value in zip(across, points, values, strict=True):
-        place = f'cx="{x(a):.1f}" cy="{y(p.value):.1f}"'
+    for p, value in zip(points, values, strict=True):
+        place = f'cx="{x(p.round):.1f}" cy="{y(p.value):.1f}"'
         parts.append(f'<circle {place} r="3" data-round="{p.round}" data-label="{value}"/>')
     parts.append("</g>")
-    label = f"{name} over {axis if by_seconds else 'rounds'}: from {values[0]} to {values[-1]}"
-    frame = f'class="by-{"seconds" if by_seconds else "rounds"}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img"'
-    return f'<svg {frame} aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    label = escape(f"{name} over rounds: from {values[0]} to {values[-1]}")
+    return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def read_png(path: Path) -> bytes:

@@ -1,12 +1,9 @@
 """Optional writers of a run's numbers and pictures besides its work directory: TensorBoard and Weights & Biases.
 
-``config.writers`` names them; () is the default. Each needs a package that is an extra, imported only when asked for. A
-writer of your own is a class made with (workdir, config, resumed) and named as 'module:name', with the methods of those below:
-``scalars`` takes numbers by name, ``image`` a PNG file, ``close`` leaves everything on disk; ``step`` and ``resumed`` count
-updates over all rounds.
+``config.writers`` names them. Each needs a package that is an extra. A writer of your own is a class made with (workdir, config,
+resumed) and named as 'module:name', with the methods of those below: ``scalars`` takes numbers by name, ``image`` a PNG file,
+``close`` leaves everything on disk; ``step`` and ``resumed`` count updates over all rounds.
 """
-
-from __future__ import annotations
 
 import importlib
 import json
@@ -46,10 +43,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of wandb in WORKDIR/wandb; WANDB_MODE, WANDB_PROJECT and the like are its own settings.
-
-    A run that goes on keeps its id, in WORKDIR/wandb_run.json.
-    """
+    """A run of wandb in WORKDIR/wandb under the id in WORKDIR/wandb_run.json; WANDB_MODE and the like are its own."""
 
     def __init__(self, workdir: Workdir, config: ConfigDict, resumed: int):
         del resumed
@@ -74,11 +68,7 @@ WRITERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBias
 
 
 def check(config: ConfigDict) -> None:
-    """Looks before any compute whether the config's writers are there.
-
-    Raises:
-        UserError: an unknown writer, or a package that is not installed.
-    """
+    """Looks before any compute for the config's writers; UserError for an unknown one, or a package that is not installed."""
     for name in config.writers:
         lookup("writers", name, WRITERS)
         if name in WRITERS:
@@ -90,10 +80,8 @@ def _package(extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f"config.writers: {extra!r} needs the package {module}, which is not installed; pip install 'diffem-jax[{extra}]', or "
-            "leave it out"
-        ) from None
+        cure = f"pip install 'diffem-jax[{extra}]', or leave it out"
+        raise UserError(f"config.writers: {extra!r} needs the package {module}, which is missing; {cure}") from None
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What the rounds of a run share: the objects of a run, and what a trace of it takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from diffem_jax.build.engine import Engine
 from diffem_jax.build.problem import Problem
 from diffem_jax.gaussians.gaussians import Start
 from diffem_jax.parallel import agree
-from diffem_jax.report.console import CompileClock, Estimate
+from diffem_jax.report.console import CompileClock
 from diffem_jax.report.writers import Writers
 from diffem_jax.run import stopping
 from diffem_jax.run.e_step import Drawing, make_drawing
@@ -24,19 +22,12 @@ from diffem_jax.types import EMState, PyTree
 
 
 class Profile:
-    """``--profile=N``: traces N updates of the first M-step, in whole calls, and one E-step batch, for XProf or Perfetto.
-
-    They go to the folders updates/ and e_step/. N = 0 traces nothing.
-    """
+    """``--profile=N`` traces N updates of the first M-step, in whole calls, and one E-step batch, for XProf."""
 
     def __init__(self, folder: Path, updates: int = 0, say: Say = lambda line: None):
         self.folder, self.say = folder, say
         self._left = {"updates": updates, "e_step": min(updates, 1)}
         self._tracing = ""
-
-    def note_updates(self, count: int) -> None:
-        """``count`` updates have ended."""
-        self._note("updates", count)
 
     def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The E-step, a batch of which is traced."""
@@ -47,13 +38,13 @@ class Profile:
             if self._tracing == "updates":  # an M-step of fewer updates than were asked for
                 self._stop()
             result = jax.block_until_ready(step(*args))
-            self._note("e_step", 1)
+            self.note("e_step", 1)
             return result
 
         return watched
 
-    def _note(self, name: str, count: int) -> None:
-        """The trace begins after the first call, which holds compilation, and ends once enough has followed."""
+    def note(self, name: str, count: int) -> None:
+        """So many updates, or batches of an E-step, have ended: the first ones hold compilation, those after them are traced."""
         if self._tracing:
             self._left[name] -= count
             if self._left[name] <= 0:
@@ -72,28 +63,19 @@ class Profile:
 
 
 class Run(NamedTuple):
-    """What the rounds of a run share.
-
-    Attributes:
-        start_draw: the start's mapped draw, the E-step of round 0.
-        params: what the first round begins with, or None for the network's own.
-        measure: (round, rows of the store) -> metrics.
-        predict: drawing -> predictions of held-back measurements; None where the stopping rule needs none.
-    """
+    """What the rounds of a run share."""
 
     problem: Problem
     workdir: Workdir
     store: ReconstructionStore
     engine: Engine
     start: Start
-    start_draw: Callable[..., Any]
-    params: PyTree | None
-    measure: Callable[..., Record]
-    predict: Callable[[Drawing], stopping.Predictions] | None
+    start_draw: Callable[..., Any]  # mapped, the E-step of round 0
+    params: PyTree | None  # what the first round begins with; None for the network's own
+    measure: Callable[..., Record]  # (round, rows of the store) -> metrics
     stop: StopRequest
     say: Say
     writers: Writers
-    estimate: Estimate
     clock: CompileClock
     profile: Profile
 

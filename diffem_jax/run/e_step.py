@@ -4,8 +4,6 @@ Batches are padded to one shape, and draws that are not finite are drawn again a
 overflow where the prior is steep. Those of a round go to the store shard by shard, resumable, shared among processes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,12 +18,10 @@ from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage.reconstructions import ReconstructionStore, Round
 from diffem_jax.types import Key, Observation, PyTree, stream_key
 
-ATTEMPTS = 4
-"""How often a draw that is not finite is drawn again."""
+ATTEMPTS = 4  # at drawing again what is not finite
 Keys = Callable[[int], Key]
 """Attempt -> key; attempt 0 is the first. Row i has the key (key, i), so batches and devices do not change a draw."""
-Read = Callable[[np.ndarray], PyTree]
-"""Indices [n] -> the observations of these rows, a tree of arrays [n, ...]."""
+Read = Callable[[np.ndarray], PyTree]  # indices [n] -> the observations of these rows, a tree of arrays [n, ...]
 
 
 class Drawing(NamedTuple):
@@ -125,8 +121,8 @@ def draw_samples(
 ) -> np.ndarray:
     """num_samples draws for each of N observations, [num_samples, N, *X]; of the prior, which sees none, N = 1.
 
-    More samples never change the earlier ones. ``pad`` keeps the batch's size where there are fewer draws, for a step
-    compiled for it. Draws that are not finite are refused.
+    More samples never change the earlier ones; draws that are not finite are refused. ``pad`` keeps the batch's size where
+    there are fewer draws, for a step compiled for it.
     """
     # The empty tree stands for no observation.
     count, read = (1, lambda indices: ()) if observations is None else (len(observations.y), reader(observations))
@@ -148,10 +144,8 @@ def check_draws(x: np.ndarray) -> None:
     """Refuses draws that are still not finite."""
     bad = not_finite(x)
     if len(bad):
-        raise UserError(
-            f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn; expected finite numbers; choose another "
-            "round, or train with more e_step.steps"
-        )
+        what = f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
+        raise UserError(f"{what}; expected finite numbers; choose another round, or train with more e_step.steps")
 
 
 def run_e_step(
@@ -159,8 +153,7 @@ def run_e_step(
 ) -> dict[str, float]:
     """Draws what is left of the reconstructions of round ``number``; returns its seconds and how many were drawn again.
 
-    Row s N + i of the store is draw s of observation i, so the first N rows are one draw of each, however many
-    ``e_step.draws`` there are.
+    Row s N + i of the store is draw s of observation i, so the first N rows are one draw of each.
 
     Raises:
         NonFinite: draws that are not finite, however often drawn.
@@ -217,11 +210,8 @@ def _keep(problem: Problem, stored: Round, shard: int, x: np.ndarray) -> NonFini
     """Writes a shard; what went wrong is returned, so that all processes can stop."""
     bad = np.asarray(stored.indices(shard))[not_finite(x)]
     if len(bad):
-        return NonFinite(
-            f"E-step {stored.round}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn; the first is that "
-            f"of example {bad[0] % problem.num_examples}",
-            stored.round,
-        )
+        what = f"E-step {stored.round}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
+        return NonFinite(f"{what}; the first is that of example {bad[0] % problem.num_examples}", stored.round)
     try:
         stored.write_shard(shard, x, process_index())
     except UserError as error:

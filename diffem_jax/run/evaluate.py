@@ -1,8 +1,5 @@
 """``--mode=evaluate``: measures of a round of a finished run, and of its posterior by several draws of each observation."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from diffem_jax.data import npz
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run import identifiability, stopping
-from diffem_jax.run.e_step import Drawing, attempt_keys, check_draws, draw_rows, draw_samples, reader
+from diffem_jax.run.e_step import Drawing, Read, attempt_keys, check_draws, draw_rows, draw_samples, reader
 from diffem_jax.run.identity import check_data
 from diffem_jax.run.measures import METRICS, fields_of, make_measures
 from diffem_jax.run.sample import chosen_round, round_drawing
@@ -23,8 +20,7 @@ from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import stream_key
 
-ON_REQUEST = {"fid", "inception_score", "fd_dinov2", "lpips"}
-"""Measures that need packages and weights of their own: they are taken where config.eval.metrics names them."""
+ON_REQUEST = {"fid", "inception_score", "fd_dinov2", "lpips"}  # they need packages and weights of their own
 
 
 def evaluate_run(
@@ -36,21 +32,16 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 
-    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only, in the place of a source's hidden truth;
-    ``path`` is where the run's observations lie now, and ``warn`` takes lines on what they cannot show.
-
-    Raises:
-        UserError: no such round, or a reference that does not fit.
+    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``path`` is where the run's observations lie
+    now, and ``warn`` takes lines on what they cannot show. A ``UserError`` where there is no such round, or nothing fits.
     """
     config = stored_config(workdir)
     if path is not None:
         with config.unlocked():
             config.data.path = path
     elif config.data.path and not Path(config.data.path).expanduser().exists():
-        raise UserError(
-            f"{config.data.path}: no such file or folder, the run's data; expected it where it was, or "
-            "--config.data.path=FILE where it lies now; give that flag"
-        )
+        cure = "give --config.data.path=FILE where it lies now"
+        raise UserError(f"{config.data.path}: no such file or folder, the run's data; expected it where it was; {cure}")
     problem = load_problem(config)
     check_data(workdir, problem)
     number = chosen_round(workdir, round)
@@ -87,9 +78,7 @@ def _read_reference(path: str, problem: Problem) -> np.ndarray:
     return truth if scale == 1 else np.asarray(truth, np.float32) * np.float32(scale)
 
 
-def _reconstructions(
-    workdir: Workdir, problem: Problem, number: int, drawing: Drawing
-) -> Callable[[np.ndarray], np.ndarray]:
+def _reconstructions(workdir: Workdir, problem: Problem, number: int, drawing: Drawing) -> Read:
     """The round's stored draws; where they are not kept any more, the same draws once more."""
     store = ReconstructionStore(workdir.reconstructions)
     if store.holds(number) and store.round(number).is_complete():
@@ -107,9 +96,8 @@ def _reconstructions(
 def posterior_measures(problem: Problem, number: int, drawing: Drawing) -> dict[str, float]:
     """Measures of ``config.eval.posterior_draws`` draws for each of the first ``eval.posterior_examples`` observations.
 
-    ``posterior_spread`` needs no truth; ``coverage_<p>`` and ``tarp_<p>`` are p / 100 for a calibrated posterior, and
-    ``crps`` is least for the exact one. TARP's reference point of an observation is another example's draw, so it does
-    not look at the truth.
+    ``posterior_spread`` needs no truth; ``coverage_<p>`` and ``tarp_<p>`` are p / 100 for a calibrated posterior, and ``crps`` is
+    least for the exact one. TARP's reference point of an observation is another example's draw.
     """
     config = problem.setup.config
     count = min(config.eval.posterior_examples, problem.num_examples)
@@ -119,7 +107,7 @@ def posterior_measures(problem: Problem, number: int, drawing: Drawing) -> dict[
     record: dict[str, float] = {}
     if problem.setup.corruption.can_hold_out:
         for measure, size in ((stopping.score, stopping.SCORED), (stopping.calibration, stopping.CALIBRATED)):
-            record |= measure(stopping.make_predictor(problem, *size)(drawing))
+            record |= measure(stopping.predict(problem, drawing, *size))
     if problem.truth is not None:
         truth, levels = np.asarray(problem.truth[:count]), metrics.LEVELS
         references = np.roll(x[0], 1, axis=0) if count > 1 else None

@@ -5,13 +5,10 @@ distribution of y depends on directions with M u = 0; what a run yields there is
 are also called unseen where all N observations together say less than one of them with unit noise would of a direction of unit
 prior variance: N <u, M u> < noise_std^2.
 
-* masks: M is diagonal, counted over all observations; also pairs of coordinates that are never seen together.
-* up to ``DENSE`` coordinates: the matrix itself, by A^T A on the basis.
-* above: Lanczos on M from random vectors. The share of unseen directions is the weight that the vectors' spectral
-  measures put below the threshold (stochastic Lanczos quadrature: Ubaru, Chen and Saad 2017).
+Masks are counted, and pairs of coordinates that are never seen together; of other corruptions M is a matrix up to ``DENSE``
+coordinates, and above that Lanczos from random vectors tells the share of the directions below the threshold (stochastic
+Lanczos quadrature: Ubaru, Chen and Saad 2017).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -25,10 +22,7 @@ from diffem_jax.build.problem import Problem, rows
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.types import PyTree
 
-DENSE = 1024
-PAIRS = 2048
-KEPT = 64
-RELATIVE = 1e-5
+DENSE, PAIRS, KEPT, RELATIVE = 1024, 2048, 64, 1e-5
 _BUDGET = 2**19
 _PROBES, _STEPS, _CHUNK = 8, 48, 64
 LOST = {
@@ -44,32 +38,20 @@ LOST = {
 
 
 class Report(NamedTuple):
-    """What the operators leave open.
+    """What the operators leave open."""
 
-    Attributes:
-        method: 'counts', 'matrix' or 'lanczos'.
-        examples: operators looked at.
-        dimensions: coordinates of x.
-        unseen: directions that none of them sees; an estimate for 'lanczos'.
-        least: the least part seen of any direction, as a share of the best seen one's; for 'lanczos' of those found.
-        pairs: for masks, pairs of coordinates that are seen, but never together; None where they were not counted.
-        seen: for masks the share of examples that see a coordinate, [*X]; else eigenvalues of M, least first.
-        directions: unit vectors that nothing sees, [K, *X], at most ``KEPT``.
-    """
-
-    method: str
-    examples: int
-    dimensions: int
-    unseen: int
-    least: float
-    pairs: int | None
-    seen: np.ndarray
-    directions: np.ndarray
+    method: str  # 'counts', 'matrix' or 'lanczos'
+    examples: int  # operators looked at
+    dimensions: int  # coordinates of x
+    unseen: int  # directions that none of them sees; an estimate for 'lanczos'
+    least: float  # the least part seen of any direction that was found, as a share of the best seen one's
+    pairs: int | None  # for masks, pairs of coordinates that are seen, but never together; None where not counted
+    seen: np.ndarray  # for masks the share of examples that see a coordinate, [*X]; else eigenvalues of M, least first
+    directions: np.ndarray  # unit vectors that nothing sees, [K, *X], at most ``KEPT``
 
     def record(self) -> dict[str, Any]:
         """Fields for metrics.jsonl."""
-        fields = ("method", "examples", "dimensions", "unseen", "least", "pairs")
-        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        return {k: v for k, v in self._asdict().items() if k not in ("seen", "directions") and v is not None}
 
     def warnings(self) -> list[str]:
         """Plain sentences for the person at the keyboard; none where everything is seen."""
@@ -81,10 +63,8 @@ class Report(NamedTuple):
                 "observations; what the draws hold there comes from the start and the network, not from data"
             )
         if self.pairs:
-            lines.append(
-                f"warning, {self.pairs} pairs of coordinates are never seen in the same observation; their correlation "
-                "cannot be learnt"
-            )
+            what = f"{self.pairs} pairs of coordinates are never seen together"
+            lines.append(f"warning, {what}; their correlation cannot be learnt")
         return lines
 
 
@@ -109,10 +89,7 @@ def look(problem: Problem) -> Report | None:
 
 
 def fixed_null_space(problem: Problem) -> list[str]:
-    """What cannot be learnt because all observations share an operator with a null space, said before training.
-
-    Operators that differ, by a few rows, are not looked at here; ``look`` does that after training, since it reads them all.
-    """
+    """What cannot be learnt as all observations share an operator with a null space; said before training."""
     index = np.unique(np.linspace(0, problem.num_examples - 1, _CHUNK).astype(np.int64))
     leaves = [np.asarray(leaf[index]) for leaf in jax.tree.leaves(problem.observations.operator)]
     same = all((leaf == leaf[:1]).all() for leaf in leaves)
@@ -149,8 +126,7 @@ def _mean_gram(corruption: Any, operators: PyTree, count: int, shape: tuple[int,
             operator, weight = part
 
             def gram(v: jax.Array) -> jax.Array:
-                seen, observed = corruption.forward(v.reshape(shape), operator), corruption.observed(operator)
-                seen = seen if observed is True else jnp.where(observed, seen, 0.0)
+                seen = corruption.keep_observed(corruption.forward(v.reshape(shape), operator), operator)
                 return corruption.adjoint(seen, operator).reshape(-1)
 
             return total + weight * jax.vmap(gram)(vectors), None

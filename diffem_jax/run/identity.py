@@ -1,7 +1,5 @@
 """A run knows its data: a fingerprint of a user's observations beside config.json, so that a changed file is refused."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any
@@ -30,11 +28,7 @@ def fingerprint(observations: Observation) -> str:
 
 
 def check_data(workdir: Workdir, problem: Problem) -> str:
-    """Compares a user's observations with those that the run began with; returns their fingerprint, '' for other data.
-
-    Raises:
-        UserError: they differ.
-    """
+    """The fingerprint of a user's observations, '' for other data; UserError where they are not those that the run began with."""
     config = problem.setup.config
     if config.data.name != OWN:
         return ""

@@ -1,7 +1,5 @@
 """The M-step on the host: which rows it trains on, and the one training loop, by which the prior trains too."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math
@@ -18,16 +16,15 @@ from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import NonFinite
 from diffem_jax.parallel import Parallel, no_transfers, on_host, process_count, process_index, snapshot
 from diffem_jax.report.console import Progress
+from diffem_jax.run.e_step import Read
 from diffem_jax.run.termination import Say, StopRequest
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.background import Background, read_ahead
 from diffem_jax.storage.reconstructions import ReconstructionStore, index_stream
 from diffem_jax.types import EMState, Key, PyTree
 
-ROLLING = "round_*_update_*"
-"""The names of checkpoints inside a training."""
-OPERATOR_STREAM = 2**30
-"""Added to the round, so that examples and operators are drawn in orders of their own."""
+ROLLING = "round_*_update_*"  # the names of checkpoints inside a training
+OPERATOR_STREAM = 2**30  # added to the round, so that examples and operators are drawn in orders of their own
 Batches = Callable[[int, int, slice], Iterator[PyTree]]
 """(first update, updates S in one call, this process's part of a batch) -> trees of arrays [S, B, ...], without end."""
 
@@ -50,9 +47,7 @@ def round_batches(problem: Problem, model: Model, store: ReconstructionStore, nu
     )
 
 
-def training_rows(
-    problem: Problem, model: Model, store: ReconstructionStore, number: int
-) -> tuple[int, Callable[[np.ndarray], PyTree]]:
+def training_rows(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> tuple[int, Read]:
     """How many rows round ``number`` trains on, and indices [n] -> n of them: ``Example``s where the method takes any."""
     observations, count = problem.observations, problem.num_examples
     if model.trains_on == "observations":
@@ -69,7 +64,7 @@ def training_rows(
     return length, lambda indices: Example(read(indices), own=rows(observations.operator, indices % count))
 
 
-def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Callable[[np.ndarray], PyTree]) -> Batches:
+def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Read) -> Batches:
     """Batches of ``count`` rows in the order of a stream; ``read`` is indices [n] -> rows, a tree of arrays [n, ...]."""
 
     def batches(first: int, updates: int, own: slice) -> Iterator[PyTree]:
@@ -91,30 +86,20 @@ class Course(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What a training needs besides its state.
-
-    Attributes:
-        number: the round, for errors and the names of checkpoints.
-        first_step: updates of the run before this training, for errors.
-        dispatch: updates in one call, a divisor of ``steps``.
-        batch_size: examples in one update, over all devices of all processes.
-        every: updates between two rolling checkpoints.
-        record: what identifies its checkpoints in ``folder``: a checkpoint with other values is ignored.
-        note: takes (updates done, losses) once the losses of a call are read.
-    """
+    """What a training needs besides its state."""
 
     label: str
-    number: int
-    first_step: int
+    number: int  # the round, for errors and the names of checkpoints
+    first_step: int  # updates of the run before this training, for errors
     steps: int
-    dispatch: int
-    batch_size: int
-    every: int
+    dispatch: int  # updates in one call, a divisor of ``steps``
+    batch_size: int  # examples in one update, over all devices of all processes
+    every: int  # updates between two rolling checkpoints
     m_step: Callable[..., Any]
     batches: Batches
     folder: Path
-    record: dict[str, Any]
-    note: Callable[[int, np.ndarray], None] = lambda done, losses: None
+    record: dict[str, Any]  # what identifies its checkpoints in ``folder``: one with other values is ignored
+    note: Callable[[int, np.ndarray], None] = lambda done, losses: None  # takes (updates done, losses of a call)
 
 
 def train(
@@ -122,8 +107,8 @@ def train(
 ) -> tuple[EMState, float]:
     """Does what is left of a training, from its rolling checkpoint or ``begin``; returns the state and the mean loss.
 
-    Each process reads and places its own part of every batch. While a call runs, one thread reads and places the next one's
-    rows, and (of a single process) another writes the last rolling checkpoint; its failure ends the training at the next call.
+    Each process places its own part of every batch. While a call runs, one thread reads and places the next one's rows, and (of
+    a single process) another writes the last rolling checkpoint, whose failure ends the training at the next call.
 
     Raises:
         NonFinite: a loss, a gradient or a parameter, with its update and step.
@@ -209,5 +194,5 @@ def _read_losses(training: Training, course: Course, info: Any, progress: Progre
 def _check_state(training: Training, state: EMState, done: int) -> None:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params))):
         where = f"update {done}, step {training.first_step + done} of the run"
-        message = f"{training.label}: parameters are NaN or infinite after {where}"
-        raise NonFinite(message, training.number, folder=training.folder)
+        what = f"{training.label}: parameters are NaN or infinite after {where}"
+        raise NonFinite(what, training.number, folder=training.folder)

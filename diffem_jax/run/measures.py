@@ -1,10 +1,4 @@
-"""Numbers of a round: its draws against the hidden truth, where there is one, and against the observations.
-
-A set of draws is compared with the truths of the same examples, so that both have the same sampling error; names that end in '_unpaired' compare
-the first half of the draws with the truths of the second half, which no draw comes from.
-"""
-
-from __future__ import annotations
+"""Numbers of a round: its draws against the truths of the same examples ('..._unpaired': of others), and against y."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,12 +14,9 @@ from diffem_jax.errors import UserError
 from diffem_jax.run.stopping import HELD_OUT
 from diffem_jax.types import example_keys, stream_key
 
-Measure = Callable[[int, np.ndarray], metrics.Estimate]
-"""(round, draws [N, *X] of the first N observations) -> estimate."""
+Measure = Callable[[int, np.ndarray], metrics.Estimate]  # (round, draws [N, *X] of the first N observations) -> value
 Maker = Callable[[Problem], Measure]
-NEIGHBOURS = 5
-NEIGHBOUR_ROWS = SINKHORN_ROWS = 2048
-FEWEST_EXAMPLES = 16
+NEIGHBOURS, NEIGHBOUR_ROWS, SINKHORN_ROWS, FEWEST_EXAMPLES = 5, 2048, 2048, 16
 
 
 def against_truth(compare: Callable[..., metrics.Estimate], unpaired: bool = False) -> Maker:
@@ -58,9 +49,7 @@ def _features(problem: Problem) -> Callable[[np.ndarray], np.ndarray]:
     def checked(x: np.ndarray) -> np.ndarray:
         found = np.asarray(function(x))
         if found.ndim != 2 or len(found) != len(x):
-            raise UserError(
-                f"config.eval.features: {name!r} returned {found.shape} for {x.shape}; expected [N, D], a vector an example"
-            )
+            raise UserError(f"config.eval.features: {name!r} returned {found.shape} for {x.shape}; expected [N, D]")
         return found
 
     return checked
@@ -170,21 +159,14 @@ OF_TRUTH: dict[str, Maker] = {
     "fd_dinov2": fidelity("dinov2", "frechet"),
 }
 """Measures that need the truth -> makers of their functions."""
-METRICS: dict[str, Maker] = {
-    **OF_TRUTH,
-    "observation_distance": observation_distance,
-    "observation_score": observation_score,
-}
+METRICS: dict[str, Maker] = OF_TRUTH | {f.__name__: f for f in (observation_distance, observation_score)}
 """What config.eval.metrics may name -> maker; it also takes 'module:name' of a maker."""
 
 
 def make_measures(problem: Problem, optional: Iterable[str] = ()) -> Callable[[int, Any], dict[str, float]]:
     """(round, rows of the store) -> record fields, for the config's metrics and the measure that its stopping rule reads.
 
-    Those of ``optional`` are left out where the data lack what they need.
-
-    Raises:
-        UserError: an unknown metric, or one that the data cannot give.
+    UserError for an unknown metric, or one that the data cannot give; those of ``optional`` are then left out.
     """
     config = problem.setup.config
     rule, asked = config.stop.rule, list(config.eval.metrics)

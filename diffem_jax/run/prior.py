@@ -1,7 +1,5 @@
 """The prior p(x): an unconditional denoiser trained on the last reconstructions, as published."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -20,18 +18,13 @@ from diffem_jax.run.stopping import picked_round
 from diffem_jax.storage import checkpoints
 from diffem_jax.types import EMState, stream_key
 
-STREAM = 2**31
-"""In the place of a round's number: the order of the reconstructions is none of a round's."""
+STREAM = 2**31  # in the place of a round's number: the order of the reconstructions is none of a round's
 
 
 def train_prior(run: Run) -> None:
     """Trains the unconditional denoiser on the run's last reconstructions, from its own rolling checkpoint if there is one.
 
-    Nothing is done where ``prior/final`` was trained on that round by the same settings.
-
-    Raises:
-        NonFinite: a loss or a parameter.
-        Preempted: the run was asked to end; the same call goes on from there.
+    Nothing is done where ``prior/final`` was trained on that round by the same settings. Raises what ``train`` does.
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, section 3 (the last step of the algorithm).
     """

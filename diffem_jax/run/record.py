@@ -1,7 +1,5 @@
 """What a round leaves for people: its record, its line, the page of the run, and pictures of observations, draws and truth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from diffem_jax.data.observations import seen_anywhere
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import agree, process_count, process_index
 from diffem_jax.report import page, plots
-from diffem_jax.report.console import round_line
+from diffem_jax.report.console import round_line, time_left
 from diffem_jax.run import stopping
 from diffem_jax.run.context import Record, Run, drawing_of, picture_path
 from diffem_jax.run.e_step import attempt_keys, draw_samples
@@ -37,8 +35,8 @@ def record_round(run: Run, number: int, drawn: Record, state: EMState) -> None:
     timed = {**trained, **drawn, "compile_seconds": run.clock.lap()}
     entry = {"kind": "round", "round": number, **timed, **measured}
     workdir.log(entry)
-    run.say(round_line(number, entry))
-    run.estimate.round(number, entry)
+    for line in (round_line(number, entry), *time_left(config, number, entry)):
+        run.say(line)
     run.writers.round(entry, path)
     page.write(workdir)
 
@@ -64,17 +62,13 @@ def calibrate(run: Run, number: int, state: EMState) -> None:
     possible = number and problem.num_examples >= 16 and problem.setup.corruption.can_hold_out
     if not possible or agree(np.array(known)):
         return
-    predict = stopping.make_predictor(problem, *stopping.CALIBRATED)
-    record = stopping.calibration(predict(drawing_of(run, number, state)))
+    record = stopping.calibration(stopping.predict(problem, drawing_of(run, number, state), *stopping.CALIBRATED))
     if process_index() == 0:
         run.workdir.log({"kind": "calibration", "round": number, **record})
 
 
 def shown_observations(problem: Problem, observed: Observation) -> np.ndarray:
-    """Observations as a picture shows them: y with NaN where nothing was measured, or what the network sees.
-
-    The latter where y has another shape than x.
-    """
+    """Observations as pictures show them: y, NaN where not measured, or what the network sees where y is not like x."""
     corruption, shape = problem.setup.corruption, problem.setup.shape
     if observed.y.shape[1:] != shape:
         return np.asarray(jax.vmap(corruption.condition)(observed))[..., : shape[-1]]
@@ -100,10 +94,7 @@ def picture(problem: Problem, draws: Callable[[np.ndarray], np.ndarray], path: P
 
 
 def spread_picture(run: Run, number: int, state: EMState) -> None:
-    """The PNG of several draws per observation: one E-step batch in all, by one process alone.
-
-    Of six observations; of short vectors a corner plot of the draws for one.
-    """
+    """The PNG of several draws for each of six observations, or for one short vector: one E-step batch in all."""
     if process_count() > 1:
         return
     problem, batch = run.problem, run.problem.setup.config.e_step.batch_size

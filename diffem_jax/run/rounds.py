@@ -7,8 +7,6 @@ Round 0 has no M-step: the start draws. Keys are derived from (seed, stream, rou
 written whole or not at all, so a run that was killed anywhere goes on by the same command and, on a CPU, ends with the same bits.
 """
 
-from __future__ import annotations
-
 import time
 
 import jax
@@ -46,8 +44,8 @@ def finish_round(run: Run, number: int, state: EMState) -> None:
         drawing = drawing_of(run, number, state)
         drawing = drawing._replace(step=run.profile.watch(drawing.step)) if number else drawing
         record = run_e_step(run.problem, run.store, drawing, number, run.stop, run.say)
-        if run.predict is not None:
-            record |= stopping.score(run.predict(drawing))
+        if run.problem.setup.config.stop.rule == stopping.HELD_OUT:
+            record |= stopping.score(stopping.predict(run.problem, drawing, *stopping.SCORED))
         record_round(run, number, record, state)
         barrier("round finished")
     # Only now is the round known to be good: were its draws not finite, the run would go back to the one before.
@@ -93,10 +91,8 @@ def run_m_step(run: Run, number: int, state: EMState) -> tuple[EMState, Record]:
     m, first_step = config.m_step, (number - 1) * config.m_step.steps
 
     def note(done: int, losses: np.ndarray) -> None:
-        run.profile.note_updates(len(losses))
-        if process_index() == 0:
-            run.estimate.updates(number, done, len(losses))
-            run.writers.losses(first_step + done, float(losses.mean()))
+        run.profile.note("updates", len(losses))
+        run.writers.losses(first_step + done, float(losses.mean()))
 
     training = Training(
         label=f"M-step {number}",

@@ -1,7 +1,5 @@
 """Draws from a trained run: posteriors of new observations, or the prior."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +27,7 @@ from diffem_jax.types import PyTree
 def posterior_draws(
     workdir: Workdir, observations: str, num_samples: int, seed: int = 0, round: int | None = None
 ) -> tuple[Problem, np.ndarray]:
-    """num_samples draws of p(x | y) for every observation of a file, by ``chosen_round``: (problem, [num_samples, N, *X]).
-
-    Raises:
-        UserError: no trained run, or a file that does not fit it.
-    """
+    """num_samples draws of p(x | y) for each observation of a file: (problem, [num_samples, N, *X])."""
     config = stored_config(workdir)
     with config.unlocked():
         config.data.shape = stored_shape(workdir)
@@ -44,11 +38,7 @@ def posterior_draws(
 
 
 def chosen_round(workdir: Workdir, round: int | None = None) -> int:
-    """The round asked for, else the one that the stopping rule picked, else the last.
-
-    Raises:
-        UserError: no such round is kept.
-    """
+    """The round asked for, else the one that the stopping rule picked, else the last; UserError where it is not kept."""
     if round is None:
         picked = picked_round(workdir.records())
         round = checkpoints.metadata(workdir.last_round())["round"] if picked is None else picked
@@ -98,8 +88,7 @@ def draws_of_prior(
 def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: Workdir) -> Path:
     """Writes an .npz with ``x`` (for posteriors also ``mean`` and ``std``) and a picture beside it; returns the picture.
 
-    The numbers are in the user's units: ``data.scale`` of the run is undone. Of a table a .csv of each draw and of the means go
-    beside it, in the original columns.
+    The numbers are in the user's units, without ``data.scale``. Of a table a .csv of each draw and of the means go beside it.
     """
     scale = stored_config(workdir).data.scale
     arrays = {"x": x if scale == 1 else x / np.float32(scale)}

@@ -1,7 +1,5 @@
 """Round zero on the host: which start a config asks for, its fit, its checkpoint and its draws."""
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Callable
@@ -53,11 +51,7 @@ def stored_shape(workdir: Workdir) -> tuple[int, ...]:
 def fit_start(
     setup: Setup, observations: Observation, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
 ) -> Start:
-    """The start the config names; ``check`` is called after each iteration and may raise.
-
-    Raises:
-        UserError: the fit is not finite, or a start from outside gave no mixture.
-    """
+    """The start that the config names; ``check`` is called after each iteration. UserError if not finite."""
     config = setup.config.start
     plugged = config.name not in starts.STARTS
     if not plugged and not setup.corruption.is_linear:
@@ -83,7 +77,6 @@ def fit_start(
         found = fit(stream_key(setup.config.seed, "start"), setup.corruption, subset, **options)
     if plugged:
         return accept_start(config.name, found, setup.shape)
-    # Float32 may not have been enough for it.
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
         raise UserError(
             f"config.start.name: the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones; raise "

@@ -1,18 +1,16 @@
 """What is known of a round without clean data: how well its posterior predicts measurements, and which round to keep.
 
 Some of what an observation saw is held back (``Corruption.hold_out``), draws of the posterior given the rest predict it with
-its noise, y_s ~ p(. | x_s), x_s ~ q(x | what was left), and every held-back measurement y is compared with its predictions. The
-same measurements are held back with the same randomness in every round, so that rounds can be compared. Start and network
-were trained on the whole observations, so these are numbers of rounds of a run, not of runs: a start that overfits scores too well.
+its noise, y_s ~ p(. | x_s), x_s ~ q(x | what was left), and every held-back measurement y is compared with its predictions: the
+same ones with the same randomness in every round. Start and network were trained on the whole observations, so these numbers
+compare rounds of a run, not runs: a start that overfits scores too well.
 
 Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2; Lemos et al. 2023,
 arXiv 2302.03026.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,13 +22,11 @@ from diffem_jax.build.problem import Problem, rows
 from diffem_jax.parallel import most, process_count, process_index, total
 from diffem_jax.run.e_step import Drawing, draw_rows
 from diffem_jax.storage.workdir import Record
-from diffem_jax.types import Key, Observation, PyTree, example_keys, stream_key
+from diffem_jax.types import Corruption, Key, Observation, PyTree, example_keys, stream_key
 
 HELD_OUT = "held_out"
-SHARE = 0.1
-"""Of what was seen; so little that the rest is nearly as informative as the whole."""
-SCORED, CALIBRATED = (2048, 2), (256, 16)
-"""At most so many observations, and draws of each, for ``score`` and for ``calibration``."""
+SHARE = 0.1  # of what was seen; so little that the rest is nearly as informative as the whole
+SCORED, CALIBRATED = (2048, 2), (256, 16)  # observations at most, and draws of each, for ``score`` and ``calibration``
 
 
 class Predictions(NamedTuple):
@@ -41,8 +37,8 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
-def make_predictor(problem: Problem, examples: int, draws: int) -> Callable[[Drawing], Predictions]:
-    """Drawing -> predictions for at most ``examples`` observations by ``draws`` draws each; all processes call it together."""
+def predict(problem: Problem, drawing: Drawing, examples: int, draws: int) -> Predictions:
+    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together."""
     config, corruption = problem.setup.config, problem.setup.corruption
     count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
     processes = process_count()
@@ -53,30 +49,30 @@ def make_predictor(problem: Problem, examples: int, draws: int) -> Callable[[Dra
     def keys(place: int) -> Key:
         return jax.random.fold_in(stream_key(config.seed, HELD_OUT), place)
 
-    @jax.jit
-    def hold_out(indices: Array, observed: Observation) -> tuple[Observation, Array]:
-        return jax.vmap(lambda k, o: corruption.hold_out(k, o, SHARE))(example_keys(keys(0), indices), observed)
+    observed = rows(problem.observations, own)
+    left, held = jax.tree.map(np.asarray, _hold_out(corruption, keys(0), own, observed))
 
-    @jax.jit
-    def observe(indices: Array, observed: Observation, x: Array) -> Array:
-        def one(k: Key, operator: PyTree, x: Array) -> Array:
-            return jax.vmap(corruption.observe, (0, 0, None))(jax.random.split(k, draws), x, operator)
+    def read(indices: np.ndarray) -> Observation:
+        return rows(left, indices % count // processes % len(own))
 
-        return jax.vmap(one, (0, 0, 1), 1)(example_keys(keys(1), indices), observed.operator, x)
+    wanted = np.concatenate([own + draw * count for draw in range(draws)])
+    x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, size=most(len(wanted)))
+    x = x.reshape(draws, len(own), *x.shape[1:])
+    predicted = np.asarray(_observe(corruption, keys(1), own, observed.operator, x))
+    return Predictions(observed.y[counted], held[counted], predicted[:, counted])
 
-    def predict(drawing: Drawing) -> Predictions:
-        observed = rows(problem.observations, own)
-        left, held = jax.tree.map(np.asarray, hold_out(own, observed))
 
-        def read(indices: np.ndarray) -> Observation:
-            return rows(left, indices % count // processes % len(own))
+@partial(jax.jit, static_argnums=0)
+def _hold_out(corruption: Corruption, key: Key, indices: Array, observed: Observation) -> tuple[Observation, Array]:
+    return jax.vmap(lambda k, o: corruption.hold_out(k, o, SHARE))(example_keys(key, indices), observed)
 
-        wanted = np.concatenate([own + draw * count for draw in range(draws)])
-        x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, size=most(len(wanted)))
-        predicted = np.asarray(observe(own, observed, x.reshape(draws, len(own), *x.shape[1:])))
-        return Predictions(observed.y[counted], held[counted], predicted[:, counted])
 
-    return predict
+@partial(jax.jit, static_argnums=0)
+def _observe(corruption: Corruption, key: Key, indices: Array, operators: PyTree, x: Array) -> Array:
+    def one(k: Key, operator: PyTree, x: Array) -> Array:
+        return jax.vmap(corruption.observe, (0, 0, None))(jax.random.split(k, len(x)), x, operator)
+
+    return jax.vmap(one, (0, 0, 1), 1)(example_keys(key, indices), operators, x)
 
 
 def score(predictions: Predictions) -> dict[str, float]:
@@ -116,7 +112,7 @@ def calibration(predictions: Predictions) -> dict[str, float]:
 
 
 class Decision(NamedTuple):
-    """Attributes: ``picked``, the best round so far (None before the first), its value, and whether the run may end."""
+    """The best round so far (None before the first), its value, and whether the run may end."""
 
     picked: int | None
     value: float
@@ -124,12 +120,7 @@ class Decision(NamedTuple):
 
 
 def decide(records: list[Record], rule: str, patience: int) -> Decision:
-    """The round of least ``rule``, and whether ``patience`` rounds brought no better one.
-
-    EM lowers the distance between the distributions of observations and of corrupted draws as long as the network fits, and it
-    rises again where draws collapse or drift (arXiv 2510.12691). Round 0, the start's own draw, has no network to keep, and by
-    the rule 'none' no round is picked: no record has such a measure.
-    """
+    """The round of least ``rule`` after the start, and whether ``patience`` rounds brought no better one."""
     rounds = [r for r in records if r.get("kind") == "round" and r["round"] > 0 and rule in r]
     # A measure that is not finite recommends nothing, and would win every comparison.
     values = {r["round"]: r[rule] for r in rounds if math.isfinite(r[rule])}

@@ -1,18 +1,15 @@
 """Stopping on SIGTERM at the next safe point, and the type of what a run says."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from diffem_jax.errors import Preempted
 from diffem_jax.parallel import most
 
-Say = Callable[[str], None]
-"""Takes lines for the person watching."""
+Say = Callable[[str], None]  # takes lines for the person watching
 
 
 class StopRequest:
@@ -26,7 +23,7 @@ class StopRequest:
         self._signal, self._deferred = 0, False
         self._before: Any = None
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self

@@ -1,7 +1,5 @@
 """A whole run: problem, start, rounds, prior. This is where the objects of a run are made; ``run.rounds`` is its loop."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from diffem_jax.build.problem import Problem, load_problem
 from diffem_jax.errors import NonFinite, UserError, first_line
 from diffem_jax.parallel import accelerated, barrier, make_parallel, process_index
 from diffem_jax.report import console, writers
-from diffem_jax.run import identifiability, identity, stopping, warm
+from diffem_jax.run import identifiability, identity, warm
 from diffem_jax.run.context import Profile, Run
 from diffem_jax.run.measures import make_measures
 from diffem_jax.run.prior import train_prior
@@ -35,14 +33,10 @@ from diffem_jax.types import PyTree, stream_key
 def run_em(
     config: ConfigDict, workdir: str | Path, *, override: bool = False, say: Say = print, profile: int = 0
 ) -> Workdir:
-    """Runs, or goes on with, the EM rounds of a config in a work directory, which it returns.
+    """Runs, or goes on with, the EM rounds of a checked config in a work directory, which it returns.
 
-    Args:
-        config: a checked configuration.
-        workdir: where results go.
-        override: accept a config that differs from the work directory's.
-        say: takes lines for the person watching.
-        profile: updates to be traced into WORKDIR/profile; 0 for none.
+    ``override`` accepts a config that differs from the work directory's, ``say`` takes lines for the person watching, and
+    ``profile`` is how many updates are traced into WORKDIR/profile.
 
     Raises:
         UserError: a mistake in the config, the data or the folder.
@@ -66,10 +60,9 @@ def run_em(
             barrier("config")
             for line in [*console.beginning(problem, folder, parameters), *chosen, *_advice(config)]:
                 speak(line)
-            for line in identifiability.fixed_null_space(problem) if lead else []:
+            unseen = identifiability.fixed_null_space(problem) if lead else []
+            for line in [*unseen, *(f"{'note':<11} {note}" for note in problem.notes)]:
                 speak(line)
-            for note in problem.notes:
-                speak(f"{'note':<11} {note}")
             last = checkpoints.latest(folder.rounds)
             done = checkpoints.metadata(last)["step"] if last else 0
             try:
@@ -91,9 +84,7 @@ def preflight(problem: Problem, folder: Workdir) -> PyTree:
     make_sampler("prior.sampler", config.prior.sampler, setup.schedule, config.denoiser.sigma_data)
     engine = make_engine(setup, make_parallel(config.parallel), standard_normal(setup.shape))
     if engine.model.trains_on == "truth" and problem.truth is None:
-        raise UserError(
-            f"config.method: {config.method!r} trains on clean examples, and own observations have none; use 'diffem'"
-        )
+        raise UserError(f"config.method: {config.method!r} needs clean x, which own observations lack; use 'diffem'")
     try:
         parameters = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
@@ -144,7 +135,6 @@ def make_run(
     clock.lap()
     engine = make_engine(setup, parallel, start)
     shapes = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
-    held_out = config.stop.rule == stopping.HELD_OUT
     return Run(
         problem=problem,
         workdir=folder,
@@ -154,11 +144,9 @@ def make_run(
         start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))),
         params=warm.adopt(problem, folder, shapes, say),
         measure=measure,
-        predict=stopping.make_predictor(problem, *stopping.SCORED) if held_out else None,
         stop=stop,
         say=say,
         writers=opened or writers.Writers(folder, config, lead=False),
-        estimate=console.Estimate(config, problem.num_examples * config.e_step.draws, say),
         clock=clock,
         profile=Profile(folder.root / "profile"),
     )

@@ -4,8 +4,6 @@ The earlier reconstructions become round 0, and its parameters the network's fir
 Both are copied into the new work directory, so the earlier one may be deleted afterwards.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax
@@ -25,19 +23,14 @@ from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import PyTree
 
 SAME = ("seed", "data.name", "data.path", "data.split", "data.num_examples", "data.shape", "data.crop")
-"""Fields that decide which observation has which index."""
 FIELD = "config.start.checkpoint"
-COPIED = "warm/final"
-"""Where the earlier parameters go."""
+COPIED = "warm/final"  # where the earlier parameters go
 
 
 def check(problem: Problem, workdir: Workdir, params: PyTree) -> None:
-    """Looks before any compute whether the earlier run fits; what has been copied already is not looked for again.
+    """Looks before any compute for an earlier run that fits, unless it has been copied; ``params`` are shapes of parameters.
 
-    ``params`` are the shapes of the new network's parameters.
-
-    Raises:
-        UserError: there is no earlier run, or its observations or parameters are not this run's.
+    UserError where there is no earlier run, or its observations or parameters are not this run's.
     """
     start = problem.setup.config.start
     if start.checkpoint and start.take != "parameters" and not _complete_rounds(workdir):
@@ -47,10 +40,7 @@ def check(problem: Problem, workdir: Workdir, params: PyTree) -> None:
 
 
 def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Say) -> PyTree | None:
-    """Copies what is to be taken and not there yet; returns the parameters to begin with, or None.
-
-    Every process calls it: the first one copies the reconstructions, all write the checkpoint together.
-    """
+    """Copies what is to be taken and not there yet, all processes together; returns the parameters to begin with, or None."""
     start = problem.setup.config.start
     if not start.checkpoint:
         return None
@@ -60,7 +50,7 @@ def adopt(problem: Problem, workdir: Workdir, params: PyTree, say: Say) -> PyTre
         count = problem.num_examples * problem.setup.config.e_step.draws
         copy = store.create(0, count, stored.shape, stored.shard_size)
         for shard in range(copy.num_shards):
-            # Of several draws an observation those that are there, in turn.
+            # Of several draws per observation those that are there, in turn.
             copy.write_shard(shard, reader[np.asarray(copy.indices(shard)) % len(reader)])
         say(f"warm start: the reconstructions of {stored.folder}")
     barrier("warm start")
@@ -97,15 +87,11 @@ def _earlier_reconstructions(problem: Problem) -> Round:
     here, there = flatten(problem.setup.config), flatten(config)
     for fields in (here, there):
         fields["data.path"] = fields["data.path"] and str(Path(fields["data.path"]).resolve())
-    differing = [
-        f"config.{name}: {there[name]!r} there, {here[name]!r} here" for name in SAME if here[name] != there[name]
-    ]
+    differing = [f"config.{n}: {there[n]!r} there, {here[n]!r} here" for n in SAME if here[n] != there[n]]
     count = stored.num_examples // config.e_step.draws
     if (count, stored.shape) != (problem.num_examples, problem.setup.shape):
-        differing.append(
-            f"{count} reconstructions of shape {stored.shape} there, {problem.num_examples} observations of "
-            f"shape {problem.setup.shape} here"
-        )
+        here_is = f"{problem.num_examples} observations of shape {problem.setup.shape} here"
+        differing.append(f"{count} reconstructions of shape {stored.shape} there, {here_is}")
     elif make_setup(config, stored.shape).data_corruption != problem.setup.data_corruption:
         differing.append("another corruption made the observations there")
     if differing:

@@ -38,11 +38,6 @@ def initial_noise(schedule: Schedule, data_std: float, key: Key, t: Array, shape
     return jnp.sqrt((alpha * data_std) ** 2 + sigma**2) * jax.random.normal(key, shape)
 
 
-def _unscale(schedule: Schedule, x: Array, t: Array) -> Array:
-    alpha, _ = schedule(t)
-    return x / alpha
-
-
 class _State(NamedTuple):
     x: Array
     denoised: Array
@@ -84,7 +79,7 @@ def _exponential(schedule: Schedule, *, stochastic: bool, order: int, data_std: 
             x = (sigma_s / sigma_t) * state.x - alpha_s * jnp.expm1(-h) * target
         return _State(x, denoised, now), {"denoised": denoised}
 
-    return Sampler(init, step, lambda state, t: _unscale(schedule, state.x, t))
+    return Sampler(init, step, lambda state, t: state.x / schedule(t)[0])
 
 
 def ddpm(schedule: Schedule, data_std: float = 1.0) -> Sampler:
@@ -143,7 +138,7 @@ def observed_spread(corruption: LinearCorruption, observation: Observation) -> S
     return spread
 
 
-class _Ancestral(NamedTuple):
+class _Memory(NamedTuple):
     x: Array
     denoised: Array
     noise: Array
@@ -170,15 +165,13 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
     arXiv 2211.01095, equation 19 (the multistep correction); their combination is this project's.
     """
 
-    def init(key: Key, t: Array, shape: tuple[int, ...]) -> _Ancestral:
+    def init(key: Key, t: Array, shape: tuple[int, ...]) -> _Memory:
         alpha, _ = schedule(t)
         x = initial_noise(schedule, data_std, key, t, shape) / alpha
         # The first step has no past: an infinitely long step before it leaves the correction out.
-        return _Ancestral(x, jnp.zeros(shape), jnp.zeros(shape), jnp.full((), jnp.inf))
+        return _Memory(x, jnp.zeros(shape), jnp.zeros(shape), jnp.full((), jnp.inf))
 
-    def step(
-        key: Key, state: _Ancestral, t: Array, s: Array, denoise: DenoiseFn
-    ) -> tuple[_Ancestral, dict[str, Array]]:
+    def step(key: Key, state: _Memory, t: Array, s: Array, denoise: DenoiseFn) -> tuple[_Memory, dict[str, Array]]:
         spread_key, noise_key = jax.random.split(key)
         alpha, _ = schedule(t)
         now, next_ratio = noise_ratio(schedule, t), noise_ratio(schedule, s)
@@ -192,7 +185,7 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         scatter = scatter + weight * (denoised - state.denoised)
         noise = pull * scatter + then * jnp.sqrt(pull) * jax.random.normal(noise_key, state.x.shape)
         x = state.x + pull * (denoised - state.x) + noise
-        return _Ancestral(x, denoised, noise, h), {"denoised": denoised}
+        return _Memory(x, denoised, noise, h), {"denoised": denoised}
 
     return Sampler(init, step, lambda state, t: state.x)
 
@@ -214,7 +207,7 @@ def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         end = start + (ratio_s - ratio_t) * 0.5 * (slope + slope_end)
         return alpha_s * end, {"denoised": denoised}
 
-    return Sampler(partial(initial_noise, schedule, data_std), step, partial(_unscale, schedule))
+    return Sampler(partial(initial_noise, schedule, data_std), step, lambda x, t: x / schedule(t)[0])
 
 
 def predictor_corrector(
@@ -245,14 +238,7 @@ def predictor_corrector(
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "analytic_2m": analytic_2m,
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "heun": heun,
-    "pc": predictor_corrector,
-    "dpmpp_2m": dpmpp_2m,
+    "analytic_2m": analytic_2m, "ddpm": ddpm, "ddim": ddim, "heun": heun, "pc": predictor_corrector, "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
-}
-
-EVALUATIONS: dict[str, int] = {"heun": 2, "pc": 2}
-"""Network evaluations a step, where it is not 1."""
+}  # fmt: skip
+EVALUATIONS: dict[str, int] = {"heun": 2, "pc": 2}  # network evaluations a step, where it is not 1

@@ -1,7 +1,5 @@
 """What the checks share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """The contract of corruptions."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -22,17 +20,15 @@ DENSE_LIMIT = 1024  # entries of y; above, nothing is compared with dense matric
 def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 512) -> None:
     """Checks that a corruption keeps the contract of ``diffem_jax.types.Corruption``, or of ``LinearCorruption``.
 
-    Checked are: hashing and equality; shapes, ``jit`` and ``vmap``; determinism, and different operators for different
-    keys (unless ``corruption.random_operator`` is False); mean and variance of y over ``samples`` draws, and the
-    independence of the noise of neighbouring entries; what ``hold_out`` takes, where it can; that neither hidden entries
-    of x nor unmeasured entries of y, replaced by NaN, change anything; the condition's spatial shape. For linear ones:
-    adjointness, ``solve_gram``, its derivatives and ``log_det_gram`` against dense matrices. Use a small shape: the dense matrices have as many columns as x has entries.
-
-    Raises:
-        AssertionError: naming what does not hold.
+    Hashing, shapes, ``jit`` and ``vmap``; equal draws for equal keys and other operators for others (unless
+    ``random_operator`` is False); mean, variance and independence of the noise over ``samples`` draws; ``hold_out``, where it can;
+    that NaN in hidden entries of x or in unmeasured ones of y changes nothing; the condition's spatial shape; of linear ones
+    also adjoint, ``solve_gram``, its derivatives and ``log_det_gram`` against dense matrices: use a small shape. An
+    AssertionError names what does not hold.
     """
-    base = "inherit from diffem_jax.corruptions.AdditiveNoise, or from Linear where y = A x + n: what you do not write has its default there"
-    require(isinstance(corruption, AdditiveNoise), f"{type(corruption).__name__} must {base}")
+    base = "AdditiveNoise, or from Linear where y = A x + n: what you do not write has its default there"
+    what = f"{type(corruption).__name__} must inherit from diffem_jax.corruptions.{base}"
+    require(isinstance(corruption, AdditiveNoise), what)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(corruption.shape, np.float32).clip(-1.95, 1.95)
     observation = _check_draws(corruption, x, jax.random.key(seed), samples)

@@ -1,7 +1,5 @@
 """The contracts of schedules, samplers, posterior transforms and networks."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Callable
@@ -21,19 +19,14 @@ from diffem_jax.testing.base import require, require_finite
 from diffem_jax.types import DenoiseFn, Observation, Sampler, Schedule
 
 POINTS = 65
-BOTH_SCHEDULES = (VarianceExploding(1e-2, 40.0), VariancePreserving(1e-2, 40.0))
-"""One with alpha = 1, one with alpha < 1."""
+BOTH_SCHEDULES = (VarianceExploding(1e-2, 40.0), VariancePreserving(1e-2, 40.0))  # alpha = 1, alpha < 1
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Checks the contract of ``diffem_jax.types.Schedule``.
+    """Checks the contract of ``diffem_jax.types.Schedule``; an AssertionError names what does not hold.
 
-    Checked are: equal instances hash and compare equal; float32 scalars from a scalar, under ``jit`` and ``vmap`` too;
-    alpha > 0 and sigma > 0; sigma / alpha rises with t, from below 0.2 (data nearly seen) to above 2 (data of unit
-    variance nearly gone); where the schedule has ``sigma_min`` and ``sigma_max``, that these are the ratio at both ends.
-
-    Raises:
-        AssertionError: naming what does not hold.
+    Hashing; float32 scalars from a scalar, under ``jit`` and ``vmap`` too; alpha > 0 and sigma > 0; sigma / alpha rises with t
+    from below 0.2 to above 2, and from ``sigma_min`` to ``sigma_max`` where the schedule has these.
     """
     require(len({schedule, copy.copy(schedule)}) == 1, "equal instances must hash and compare equal")
     t = jnp.linspace(0.0, 1.0, POINTS)
@@ -55,15 +48,11 @@ def check_schedule(schedule: Schedule) -> None:
 def check_sampler(
     make: Callable[..., Sampler], *, steps: int = 128, samples: int = 2048, tolerance: float = 0.06, seed: int = 0
 ) -> None:
-    """Checks a sampler's maker ``(schedule, data_std) -> Sampler`` against a Gaussian, whose denoiser is exact.
+    """Checks a sampler's maker ``(schedule, data_std) -> Sampler`` against a Gaussian; an AssertionError names what does not hold.
 
-    Checked are: three functions; the first state's distribution, N(0, (alpha^2 data_std^2 + sigma^2) I); the draw's shape;
-    equal keys draw equal x and different keys different x; one key is never used twice; the mean and covariance of the
-    draws, within ``tolerance`` standard deviations and variances beyond five standard errors, for a schedule with alpha = 1
-    and for one with alpha < 1. A sampler that converges slowly needs more ``steps``.
-
-    Raises:
-        AssertionError: naming what does not hold.
+    The first state's distribution, N(0, (alpha^2 data_std^2 + sigma^2) I); the draw's shape; equal draws for equal keys and
+    others for others; no key used twice; mean and covariance of the draws of an exact denoiser, within ``tolerance`` standard
+    deviations and variances beyond five standard errors, for alpha = 1 and for alpha < 1. Slow samplers need more ``steps``.
     """
     mean, variance = np.array([-1.0, 0.0, 1.5], np.float32), np.array([0.1, 0.6, 2.0], np.float32)
     shape, std, keys = mean.shape, np.sqrt(variance), jax.random.split(jax.random.key(seed), samples)
@@ -97,22 +86,19 @@ def check_sampler(
         spread = first.std(axis=0) / np.hypot(alpha, sigma) * alpha
         require(np.abs(spread - 1).max() < 0.15, f"under {under} the first state's std is {spread} of the noise's")
         off = (np.abs(x.mean(axis=0) - mean) / std).max()
-        close = off < tolerance + 5 / np.sqrt(samples)
-        require(close, f"under {under} the draws' mean is off by {off:.3f} standard deviations")
+        what = f"under {under} the draws' mean is off by {off:.3f} standard deviations"
+        require(off < tolerance + 5 / np.sqrt(samples), what)
         off = (np.abs(np.cov(x.T) - np.diag(variance)) / np.outer(std, std)).max()
-        close = off < tolerance + 5 * np.sqrt(2 / samples)
-        require(close, f"under {under} the draws' covariance is off by {off:.3f} variances")
+        what = f"under {under} the draws' covariance is off by {off:.3f} variances"
+        require(off < tolerance + 5 * np.sqrt(2 / samples), what)
 
 
 def check_posterior(transform: Callable[..., DenoiseFn], *, exact: bool = False, seed: int = 0) -> None:
     """Checks a posterior transform ``(denoise, schedule, corruption, observation) -> denoise`` on N(0, I) seen through a mask.
 
-    Checked are: shape, ``jit`` and ``vmap``; where nothing is observed x-hat stays as it is; what hidden entries of y
-    hold does not matter; x-hat comes no further from y at any noise level, and closer at some; with ``exact``, for a
-    transform that is so for x ~ N(0, I), that the result is E[x | x_t, y].
-
-    Raises:
-        AssertionError: naming what does not hold.
+    Shape, ``jit`` and ``vmap``; where nothing is observed x-hat stays as it is; what hidden entries of y hold does not matter;
+    x-hat comes no further from y at any noise level, and closer at some; with ``exact``, for a transform that is so for
+    x ~ N(0, I), the result is E[x | x_t, y]. An AssertionError names what does not hold.
     """
     shape, t = (4, 4, 1), jnp.linspace(0.1, 0.9, 9)
     corruption: Any = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
@@ -154,13 +140,10 @@ def check_network(
 ) -> None:
     """Checks a network ``(x [B, *X], noise [B], condition [B, ..., channels] or None, train) -> [B, *X]`` for x of ``shape``.
 
-    Checked are: a Linen module with parameters alone; shape and dtype; an example's output depends on all its inputs and
-    on no other example; with ``train`` it asks for dropout keys only if it has a ``dropout`` > 0; it runs without
-    condition; finite outputs and gradients from the least to the greatest noise level. With ``starts_at_zero`` the fresh
-    network must yield 0, as the built-in ones do: with 'posterior' the first round then loses nothing of the start.
-
-    Raises:
-        AssertionError: naming what does not hold.
+    A Linen module with parameters alone; shape and dtype; an example's output depends on all its inputs and on no other
+    example; dropout keys only where it has a ``dropout`` > 0; it runs without condition; finite outputs and gradients. With
+    ``starts_at_zero`` the fresh network must yield 0, as the built-in ones do: with 'posterior' the first round then loses
+    nothing of the start. An AssertionError names what does not hold.
     """
     require(isinstance(network, nn.Module), f"expected a flax.linen.Module, not a {type(network).__name__}")
     require("train" in inspect.signature(type(network).__call__).parameters, "__call__ must take train")
@@ -197,8 +180,7 @@ def check_network(
     try:
         gradient = jax.jit(jax.grad(loss))(params, key)
     except Exception as error:
-        said = f"with train it fails; a network that drops out needs a field 'dropout': {error}"
-        raise AssertionError(said) from error
+        raise AssertionError(f"with train it fails; one that drops out needs a field 'dropout': {error}") from error
     require_finite("the gradient", *jax.tree.leaves(gradient))
     if starts_at_zero:
         fresh = jax.jit(lambda key: network.init_with_output(key, x, noise, condition, False)[0])(key)

@@ -20,7 +20,7 @@ from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Mixture
 from diffem_jax.gaussians.linalg import Gaussian
-from diffem_jax.gaussians.starts import make_em_iteration, make_start_draw, zero_sums
+from diffem_jax.gaussians.starts import em_iteration, make_start_draw
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run.start import standard_normal
 from diffem_jax.samplers.samplers import SAMPLERS
@@ -212,12 +212,12 @@ def test_steps_of_the_start_lower_for_accelerators():
     corruption = make_setup(load("digits", "mask50"), shape).corruption
     law = Gaussian(jnp.zeros((2, *shape)), jnp.ones((2, *shape)), jnp.ones((2, 3, *shape)))
     mixture = Mixture(jnp.log(jnp.full(2, 0.5)), law)
-    fit, draw = make_em_iteration(corruption, 1e-4, 2), em.map_examples(make_start_draw(corruption))
+    draw, options = em.map_examples(make_start_draw(corruption)), {"variance_floor": 1e-4, "batch_size": 2}
 
     def both(data, observations, indices):
         key = jax.random.wrap_key_data(data)
         weights = jnp.ones(len(indices))
-        after = fit(key, mixture, zero_sums(mixture), jnp.ones(()), observations, indices, weights)
+        after = em_iteration(key, mixture, observations, indices, weights, corruption=corruption, **options)
         return after, draw(key, mixture, observations, indices)
 
     observation = jax.eval_shape(corruption.sample, stream_key(0, "test"), jnp.zeros((8, 8, 1)))

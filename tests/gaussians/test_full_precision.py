@@ -9,7 +9,7 @@ import pytest
 from jax._src.lax import lax as lax_module
 
 from diffem_jax.corruptions import CORRUPTIONS, Linear, Projection
-from diffem_jax.gaussians.factor_analysis import make_em_iteration, zero_sums
+from diffem_jax.gaussians.factor_analysis import em_iteration
 from diffem_jax.gaussians.gaussians import Mixture, mixture_posterior_mean, posterior_moments, sample_posterior
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
 
@@ -40,9 +40,9 @@ def law(components=2, rank=3, scalar=False):
 def use(corruption, key, x, mixture):
     """Everything that a run computes in closed form with a corruption."""
     observation = corruption.sample(key, x)
-    iteration = make_em_iteration(corruption, 1e-4, 2)
     pair = jax.tree.map(lambda a: jnp.stack([a, a]), observation)
-    fitted = iteration(key, mixture, zero_sums(mixture), jnp.ones(()), pair, jnp.arange(2), jnp.ones(2))
+    options = {"corruption": corruption, "variance_floor": 1e-4, "batch_size": 2}
+    fitted = em_iteration(key, mixture, pair, jnp.arange(2), jnp.ones(2), **options)
     return (
         fitted,
         corruption.condition(observation),

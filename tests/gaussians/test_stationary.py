@@ -17,7 +17,6 @@ from diffem_jax.run.start import load_start
 from diffem_jax.samplers.schedules import VarianceExploding
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
-from diffem_jax.types import Observation
 
 SHAPES = {"series": (24, 2), "image": (8, 6, 3), "volume": (4, 4, 4, 1), "vector": (12,)}
 
@@ -26,7 +25,7 @@ def make_model(shape, seed=0):
     """A spectrum that falls with the frequency, with other correlations between channels at each."""
     rng = np.random.default_rng(seed)
     mean = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    guess = stationary.first_stationary(mean, 1.0)
+    guess = stationary.first_guess(mean, 1.0)
     mixing = rng.normal(size=(*guess.power.shape[1:], *guess.basis.shape[:2]))
     basis = np.moveaxis(np.linalg.qr(mixing)[0], (-2, -1), (0, 1))
     tilt = np.linspace(0.4, 1.6, len(basis)).reshape(-1, *(1,) * (guess.power.ndim - 1))
@@ -59,7 +58,7 @@ def dense_answer(corruption, model, observation):
 
 
 def observe(corruption, model, seed=0):
-    return corruption.sample(jax.random.key(seed + 1), stationary.sample_stationary(jax.random.key(seed), model))
+    return corruption.sample(jax.random.key(seed + 1), stationary.sample(jax.random.key(seed), model))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -89,15 +88,13 @@ MAKERS = {
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_posterior_mean_and_evidence_are_the_dense_ones(name, kind):
+def test_posterior_mean_is_the_dense_one(name, kind):
     corruption, model = MAKERS[name](shape=SHAPES[kind]), make_model(SHAPES[kind])
     observation = observe(corruption, model)
-    mean, cov, log_prob = dense_answer(corruption, model, observation)
-    found = jax.jit(lambda o: stationary.stationary_posterior_mean(corruption, model, o))(observation)
+    mean, cov, _ = dense_answer(corruption, model, observation)
+    found = jax.jit(lambda o: stationary.posterior_mean(corruption, model, o))(observation)
     # Solves end at about a hundredth of what is open.
     assert np.sqrt(np.mean((found - mean) ** 2)) < 0.03 * np.sqrt(np.mean(np.diag(cov)))
-    one = Observation(*jax.tree.map(lambda a: a[None], observation))
-    np.testing.assert_allclose(stationary.log_evidence(corruption, model, one), log_prob, rtol=1e-3, atol=0.05)
 
 
 def test_draws_have_the_mean_and_covariance_given_y():
@@ -106,7 +103,7 @@ def test_draws_have_the_mean_and_covariance_given_y():
     observation = observe(corruption, model)
     mean, cov, _ = dense_answer(corruption, model, observation)
     keys = jax.random.split(jax.random.key(2), 20_000)
-    draws = jax.jit(jax.vmap(lambda k: stationary.stationary_draw(k, corruption, model, observation)))(keys)
+    draws = jax.jit(jax.vmap(lambda k: stationary.draw(k, corruption, model, observation)))(keys)
     flat, scale = np.asarray(draws, np.float64).reshape(len(keys), -1), np.sqrt(np.diag(cov))
     np.testing.assert_allclose((flat.mean(0) - mean.reshape(-1)) / scale, 0.0, atol=0.04)
     np.testing.assert_allclose(np.cov(flat.T) / np.outer(scale, scale), cov / np.outer(scale, scale), atol=0.06)
@@ -128,7 +125,7 @@ def fitted():
         mean=jnp.asarray(np.pad(np.ones((6, 6, 2), np.float32), ((3, 3), (3, 3), (0, 0))))
     )
     corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
-    x = jax.vmap(lambda k: stationary.sample_stationary(k, truth))(jax.random.split(jax.random.key(0), 512))
+    x = jax.vmap(lambda k: stationary.sample(k, truth))(jax.random.split(jax.random.key(0), 512))
     observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(1), len(x)), x)
     fit = STARTS["stationary"](jax.random.key(2), corruption, observations, iterations=6)
     return corruption, truth, x, observations, fit
@@ -143,14 +140,14 @@ def test_fit_recovers_mean_image_and_covariance(fitted):
 
 def test_fit_explains_held_out_observations_nearly_as_the_truth_does(fitted):
     corruption, truth, _, observations, fit = fitted
-    few = jax.tree.map(lambda a: a[:32], observations)
-    values = [stationary.log_evidence(corruption, model, few).mean() for model in (truth, fit)]
+    few = [jax.tree.map(lambda a, i=i: a[i], observations) for i in range(16)]
+    values = [np.mean([dense_answer(corruption, model, one)[2] for one in few]) for model in (truth, fit)]
     assert values[0] - 3 < values[1] < values[0] + 6  # of 144 measurements each; the fit has seen them
 
 
 def test_tabulated_variances_are_those_of_the_errors(fitted):
     corruption, _, x, observations, fit = fitted
-    mean, variance = jax.jit(jax.vmap(lambda o: stationary.stationary_moments(corruption, fit, o)))(observations)
+    mean, variance = jax.jit(jax.vmap(lambda o: stationary.moments(corruption, fit, o)))(observations)
     error, hidden = (mean - x) ** 2, np.broadcast_to(observations.operator == 0, x.shape)
     variance = np.asarray(variance)
     for where in (~hidden, hidden, hidden & (variance > np.median(variance[hidden]))):

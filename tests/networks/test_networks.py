@@ -14,13 +14,17 @@ from diffem_jax.config import default, validate
 from diffem_jax.errors import UserError
 from diffem_jax.networks import NETWORKS
 from diffem_jax.networks.convolution import convolve
-from diffem_jax.networks.embedding import parameter_count, sinusoidal_embedding
+from diffem_jax.networks.embedding import sinusoidal_embedding
 from diffem_jax.networks.mlp import MLP
 from diffem_jax.networks.unet import ResBlock, UNet, depth_to_space, space_to_depth
 from diffem_jax.run.start import standard_normal
 
 SMALL = {"channels": (4, 8), "blocks": 1, "heads": ((1, 2),), "embedding": 8, "dropout": 0.0}
 PLAIN = {**SMALL, "heads": ()}
+
+
+def parameter_count(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def data(shape, extra=2, batch=3):
@@ -38,7 +42,7 @@ def prepare(network, *inputs, train=False, seed=7):
 
 CASES = {
     "mlp_vector": (MLP(features=(16, 16), embedding=8), (5,)),
-    "mlp_extras": (MLP(features=(16, 16), embedding=8, residual=True, fourier=2, normalize=False), (5,)),
+    "mlp_plain": (MLP(features=(16, 16), embedding=8, normalize=False), (5,)),
     "mlp_image": (MLP(features=(16,), embedding=8), (4, 4, 1)),
     "unet_1d": (UNet(**PLAIN), (4, 2)),
     "unet_2d_odd": (UNet(**SMALL), (5, 7, 3)),

@@ -19,7 +19,7 @@ def test_some_updates_and_one_batch_are_traced(tmp_path):
     for number in range(4):
         with jax.profiler.StepTraceAnnotation("update", step_num=7 + number):
             step(jnp.ones(100)).block_until_ready()
-        profile.note_updates(3)
+        profile.note("updates", 3)
         assert len(said) == (number == 3) or number < 3
     draw = profile.watch(step)
     for _ in range(3):
@@ -32,16 +32,16 @@ def test_some_updates_and_one_batch_are_traced(tmp_path):
 
 def test_an_m_step_of_fewer_updates_ends_its_trace_before_the_e_step(tmp_path):
     profile = Profile(tmp_path, 1000)
-    profile.note_updates(3)
-    profile.note_updates(3)
+    profile.note("updates", 3)
+    profile.note("updates", 3)
     draw = profile.watch(lambda x: x)
     draw(jnp.ones(1))
     draw(jnp.ones(1))
-    profile.note_updates(3)
+    profile.note("updates", 3)
     assert traces(tmp_path) == ["e_step", "updates"]
 
 
 def test_without_the_flag_nothing_is_traced(tmp_path):
     profile, step = Profile(tmp_path / "profile"), jnp.sin
-    profile.note_updates(3)
+    profile.note("updates", 3)
     assert profile.watch(step) is step and not (tmp_path / "profile").exists()

@@ -122,9 +122,6 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
         SimpleNamespace(config=config, corruption=corruption), jax.tree.map(np.asarray, observed), x, None
     )
     mapped = make_parallel(parallel)
-    predict, predict_often = (
-        stopping.make_predictor(problem, *size) for size in (stopping.SCORED, stopping.CALIBRATED)
-    )
 
     def step(key, how, observations, indices):
         def one(k, o):
@@ -141,15 +138,16 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
         return make_drawing(compiled, mapped, np.array(how, np.float32), config.e_step.batch_size)
 
     found = {
-        how: stopping.score(predict(drawing(*how)))
+        how: stopping.score(stopping.predict(problem, drawing(*how), *stopping.SCORED))
         for how in ((1, 0, 0), (1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5))
     }
     exact = found.pop((1, 0, 0))
     assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
     for how, other in found.items():
         assert other["held_out"] > exact["held_out"] + exact["held_out_se"], (how, other, exact)
-    assert stopping.score(predict(drawing(1, 0, 0))) == exact
-    calibrated, narrow, wide = (stopping.calibration(predict_often(drawing(how, 0, 0))) for how in (1, 0.3, 1.8))
+    assert stopping.score(stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED)) == exact
+    often = (stopping.predict(problem, drawing(how, 0, 0), *stopping.CALIBRATED) for how in (1, 0.3, 1.8))
+    calibrated, narrow, wide = map(stopping.calibration, often)
     for kind in ("coverage", "tarp"):
         for level in (50, 80, 90, 95):
             field = f"held_out_{kind}_{level}"

@@ -92,13 +92,13 @@ def test_no_log_yet(tmp_path):
 def test_a_field_that_a_stored_config_lacks_counts_as_its_default():
     config = default()
     stored = flatten(config)
-    del stored["start.minibatch"], stored["stop.rule"]
+    del stored["start.num_examples"], stored["stop.rule"]
     assert differences(config, stored) == []
     with config.unlocked():
-        config.start.minibatch = 64
+        config.start.num_examples = 64
         config.corruption.rate = 0.7
         config.network.normalize = True  # the default of its class
-    assert differences(config, stored) == ["corruption.rate: 0.5 -> 0.7", "start.minibatch: 0 -> 64"]
+    assert differences(config, stored) == ["corruption.rate: 0.5 -> 0.7", "start.num_examples: 0 -> 64"]
 
 
 @pytest.fixture
