@@ -160,7 +160,9 @@ def denoising_loss(
         alpha, sigma = schedule(t)
         x_t = alpha * x + sigma * jax.random.normal(keys[2], x.shape)
         error = denoise(params, context, seen, x_t, t, keys[4]) - x
-        counted = error if hidden_weight == 1 else error - (1 - hidden_weight) * open_part(corruption, own, one, error)
+        counted = error
+        if hidden_weight < 1:
+            counted = error - (1 - hidden_weight) * open_part(corruption, own, one, error)  # type: ignore[arg-type]
         scale = 1 / left_open(context, seen, t) if weight is None else weight(sigma / alpha, data_std)
         return jnp.mean(error * counted) * scale
 

@@ -8,7 +8,7 @@ x, condition ─► blocks ─────────── skip ────�
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -139,7 +139,11 @@ class UNet(nn.Module):
 
         def blocks(h: Array, level: int) -> Array:
             for _ in range(self.blocks):
-                options = {"dropout": self.dropout, "dtype": self.dtype, "native_gradient": self.native_gradient}
+                options: dict[str, Any] = {
+                    "dropout": self.dropout,
+                    "dtype": self.dtype,
+                    "native_gradient": self.native_gradient,
+                }
                 block = residual(self.channels[level], spatial=spatial, name=next(names), **options)
                 h = block(h, embedding, train)
                 h = Attention(heads[level], dtype=self.dtype)(h) if level in heads else h

@@ -50,6 +50,7 @@ def round_batches(problem: Problem, model: Model, store: ReconstructionStore, nu
 def training_rows(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> tuple[int, Read]:
     """How many rows round ``number`` trains on, and indices [n] -> n of them: ``Example``s where the method takes any."""
     observations, count = problem.observations, problem.num_examples
+    read: Any
     if model.trains_on == "observations":
         return count, lambda indices: rows(observations, indices)
     if model.trains_on == "truth":
