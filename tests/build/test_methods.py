@@ -109,7 +109,7 @@ def test_methods_refuse_what_does_not_fit_them(fields, words):
 
 def test_the_starts_covariance_needs_a_start_of_low_rank():
     start = stationary.first_guess(jnp.zeros(SHAPE), 1.0)
-    with pytest.raises(UserError, match="cov_x.*low rank"):
+    with pytest.raises(UserError, match=r"cov_x.*low rank"):
         built(start, method="em_mmps", mmps__covariance="cov_x")
 
 
