@@ -35,7 +35,7 @@ from diffem_jax.samplers.samplers import ddim
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import digest, read_json, write_arrays, write_atomically, write_json
 from diffem_jax.storage.workdir import Workdir
-from diffem_jax.types import Corruption, Observation, PyTree
+from diffem_jax.types import Observation, PyTree
 
 SHIPPED = Path(__file__).parent / "artefacts"
 """The models that come with the package, one per folder."""
@@ -45,27 +45,19 @@ SUMMED = ("model.npz", "config.json")
 class Pretrained:
     """A trained model: draws of p(x | y) and of p(x), for arrays in memory.
 
-    ``parts`` are 'start' (the fitted start's arrays), 'posterior' and perhaps 'prior' (networks' parameters). Observations
-    are an ``Observation`` with a leading axis N, or an .npz file of them; those that do not fit raise a ``UserError``.
+    ``shape`` is that of one x, ``corruption`` the p(y | x) it was trained with; ``parts`` are 'start' (its arrays), 'posterior' and
+    perhaps 'prior' (networks' parameters). Observations are an ``Observation`` with a leading axis N, or an .npz file of them;
+    those that do not fit raise a ``UserError``.
     """
 
     def __init__(self, config: ConfigDict, parts: dict[str, PyTree], card: str = ""):
         self.config, self.card, self._parts = config, card, parts
         self._start = start_of_arrays(parts["start"])
         self.setup: Setup = make_setup(config, tuple(overall_moments(self._start)[0].shape))
+        self.shape, self.corruption = self.setup.shape, self.setup.corruption
 
     def __reduce__(self) -> tuple[Any, ...]:  # its functions are made again where it is unpickled
         return Pretrained, (self.config, jax.tree.map(np.asarray, self._parts), self.card)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one x."""
-        return self.setup.shape
-
-    @property
-    def corruption(self) -> Corruption:
-        """p(y | x) as it was trained with."""
-        return self.setup.corruption
 
     def observe(self, x: Any, seed: int = 0) -> Observation:
         """Fresh observations of clean examples, [N, *X] -> y and operators with a leading axis N."""

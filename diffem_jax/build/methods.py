@@ -153,20 +153,17 @@ def em_mmps(setup: Setup, start: Start) -> Model:
 
 def em_pigdm(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and pseudo-inverse guidance: Song et al. 2023."""
-    del start
     require_linear(setup)
     return guided(setup, partial(guidance.pigdm, data_std=setup.config.denoiser.sigma_data))
 
 
 def em_dps(setup: Setup, start: Start) -> Model:
     """EM with an unconditional network and diffusion posterior sampling: Bai et al. 2024, arXiv 2407.01014."""
-    del start
     return guided(setup, partial(guidance.dps, step=setup.config.dps.step))
 
 
 def ambient_diffusion(setup: Setup, start: Start) -> Model:
     """Ambient Diffusion: trained on observations that are hidden further, no EM: Daras et al. 2023, arXiv 2305.19256."""
-    del start
     config, mask, schedule = setup.config, setup.corruption, setup.schedule
     if not isinstance(mask, Mask):
         name = config.corruption.name

@@ -123,9 +123,7 @@ def _load_table(config: ConfigDict, path: str, count: int | None, columns: Seque
     return Problem(make_setup(config, table.y.shape[1:], count), observations, None, None, (note,), table)
 
 
-def _mask_per_channel(
-    config: ConfigDict, arrays: dict[str, tuple[int, ...]], path: str
-) -> tuple[ConfigDict, list[str]]:
+def _mask_per_channel(config: ConfigDict, arrays: dict[str, Any], path: str) -> tuple[ConfigDict, list[str]]:
     """The config with ``corruption.per_channel`` where the file's mask has the channels of x, and a sentence on it."""
     channels, y = arrays.get("mask", ())[-1:], arrays["y"]
     undecided = config.corruption.name == "pixel_mask" and not config.corruption.get("per_channel")

@@ -1,7 +1,4 @@
-"""A tensorflow-datasets builder of scikit-learn's digits that needs no TensorFlow, neither to prepare nor to read.
-
-Importing this module imports tensorflow_datasets (about half a second); ``diffem_jax.data`` does so only when asked.
-"""
+"""A tensorflow-datasets builder of scikit-learn's digits that needs no TensorFlow; imported where it is used, as it takes half a second."""
 
 from __future__ import annotations
 
@@ -34,7 +31,6 @@ class DiffemDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
         from sklearn.datasets import load_digits
 
         digits = load_digits()

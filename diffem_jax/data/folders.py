@@ -32,7 +32,15 @@ def read_folder(
     if alpha == "mask" and beside:
         raise UserError(f"{masks}: masks beside data.alpha='mask'; expected one of them; drop the folder or the field")
     for file in files:
-        _check_layers(file, alpha, beside)
+        has_alpha, turned = images.read_header(file)
+        if turned and beside:
+            cure = "expected the axes of its mask; save it upright, without EXIF"
+            raise UserError(f"{file}: its EXIF data turn it; {cure}")
+        if alpha == "refuse" and has_alpha and (read_alpha(file) < 255).any():
+            cure = (
+                "expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or --config.data.alpha=drop; set one"
+            )
+            raise UserError(f"{file}: has an alpha channel that is not opaque; {cure}")
     y = images.folder(files, cache, shape, nearest=beside or alpha == "mask")
     if not beside and alpha != "mask":
         return y, {}
@@ -59,15 +67,6 @@ def read_alpha(file: Path, channels: int | None = None) -> np.ndarray:
     """An image's alpha channel [H, W, 1], opaque where it has none."""
     array, alpha = images.read_layers(file)
     return np.full((*array.shape[:2], 1), 255, np.uint8) if alpha is None else alpha[..., None]
-
-
-def _check_layers(file: Path, alpha: str, masks: bool) -> None:
-    has_alpha, turned = images.read_header(file)
-    if turned and masks:
-        raise UserError(f"{file}: its EXIF data turn it; expected the axes of its mask; save it upright, without EXIF")
-    if alpha == "refuse" and has_alpha and (read_alpha(file) < 255).any():
-        cure = "expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or --config.data.alpha=drop; set one"
-        raise UserError(f"{file}: has an alpha channel that is not opaque; {cure}")
 
 
 def _mask(levels: np.ndarray, files: list[Path]) -> Rows:

@@ -44,13 +44,6 @@ def _photographs() -> Iterator[np.ndarray]:
             yield np.asarray(image.convert("RGB"))
 
 
-def _halve(image: np.ndarray) -> np.ndarray:
-    """2x2 area averages."""
-    h, w = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-    blocks = image[:h, :w].reshape(h // 2, 2, w // 2, 2, image.shape[2]).astype(np.float32)
-    return np.round(blocks.mean((1, 3))).astype(np.uint8)
-
-
 def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
     """The first ``count`` overlapping crops of seven photographs in one fixed random order, uint8 [N, S, S, 3], or 1 of luminance.
 
@@ -65,8 +58,10 @@ def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
     for i, photo in enumerate(_photographs()):
         if channels == 1:
             photo = np.round(photo @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
-        if size <= 16:
-            photo = _halve(photo)
+        if size <= 16:  # 2x2 area averages
+            h, w = photo.shape[0] // 2, photo.shape[1] // 2
+            blocks = photo[: 2 * h, : 2 * w].reshape(h, 2, w, 2, channels).astype(np.float32)
+            photo = np.round(blocks.mean((1, 3))).astype(np.uint8)
         border = round(photo.shape[1] * (1 - TEST_SHARE))
         region = photo[:, :border] if split == "train" else photo[:, border:]
         view = np.lib.stride_tricks.sliding_window_view(region, (size, size), axis=(0, 1))[::stride, ::stride]

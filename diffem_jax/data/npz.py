@@ -50,8 +50,15 @@ def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = No
         raise UserError(f"{file}: not an .npz (zip) or .npy file, or cut off; expected what numpy.savez writes")
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_members(file, archive.namelist())
-            wanted = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            members = archive.infolist()
+            for name in (info.filename for info in members):
+                if "/" in name or "\\" in name or ".." in name or ":" in name or not name.endswith(".npy"):
+                    raise UserError(
+                        f"{file}: member {name!r}; expected plain names such as 'y.npy'; save with numpy.savez"
+                    )
+            wanted = {info.filename.removesuffix(".npy"): info for info in members}
+            if len(wanted) < len(members):
+                raise UserError(f"{file}: two members of one name; expected each once; save with numpy.savez")
             return {n: _member(file, archive, info) for n, info in wanted.items() if names is None or n in names}
     except DAMAGED as error:
         raise UserError(f"{file}: damaged ({error}); expected what numpy.savez writes; save or copy it again") from None
@@ -94,14 +101,6 @@ def _map(path: Path, offset: int, available: int, where: str) -> np.ndarray:
         expected = f"{size} for shape {shape} of {dtype}"
         raise UserError(f"{where}: cut off, {found} bytes of data; expected {expected}; copy or save the file again")
     return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C") if size else np.empty(shape, dtype)
-
-
-def _check_members(path: Path, names: list[str]) -> None:
-    for name in names:
-        if "/" in name or "\\" in name or ".." in name or ":" in name or not name.endswith(".npy"):
-            raise UserError(f"{path}: member {name!r}; expected plain names such as 'y.npy'; save with numpy.savez")
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: two members of one name; expected each once; save with numpy.savez")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

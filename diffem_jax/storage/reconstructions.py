@@ -20,7 +20,6 @@ from diffem_jax.storage.files import TEMPORARY, crc32, read_json, set_aside, wri
 from diffem_jax.storage.rows import ArrayLike, Rows, Shards, kept
 
 FORMAT = "diffem_jax reconstructions 1"
-_ROUND = re.compile(r"^round_(\d{5,})$")
 _OURS = re.compile(
     r"^(manifest\.json|shard-\d{5,}-of-\d{5,}\.(npy|json)((\.\d+)?\.corrupt)?"
     rf"|\.(shard-\d{{5,}}-of-\d{{5,}}\.(npy|json)|manifest\.json)\.\w+{TEMPORARY})$"
@@ -129,10 +128,8 @@ class ReconstructionStore:
 
     def rounds(self) -> list[int]:
         """The rounds that have a folder with a manifest, in order."""
-        if not self.folder.is_dir():
-            return []
-        found = ((_ROUND.match(f.name), f) for f in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match, f in found if match and _manifest(f) is not None)
+        names = (f.name.removeprefix("round_") for f in self.folder.glob("round_?????*") if _manifest(f) is not None)
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def holds(self, round: int) -> bool:
         """Whether the round has a folder with a manifest."""

@@ -61,7 +61,6 @@ class Rows:
         return rows
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy
         return self[:].astype(dtype or np.float32, copy=False)
 
     def first(self, n: int) -> Rows:
