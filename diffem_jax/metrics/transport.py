@@ -1,7 +1,8 @@
-"""Sets of points against each other by optimal transport: Sinkhorn divergence and sliced Wasserstein."""
+"""Sets of points against each other by optimal transport, and how well reconstructions predict observations."""
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
 from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
-from diffem_jax.types import Key
+from diffem_jax.types import Key, Observation
 
 BLOCK, LARGEST_LOG_SCALE = 16, 20.0  # iterations that share one kernel matrix; how far scalings may stray from it
+POOL = CHUNK = 64  # reconstructions that score an observation; observations in memory at once
 Pair = tuple[Array, Array]
 
 
@@ -151,3 +153,45 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, key: Key, projections: int = 
 def observation_features(y: ArrayLike, operator: Any = ()) -> np.ndarray:
     """Observations as points: y [N, ...] and the operators' leaves [N, ...], flattened and side by side, [N, D]."""
     return np.concatenate([flat(leaf) for leaf in (y, *jax.tree.leaves(operator))], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="observe")
+def _scores(observe: Callable[..., Array], keys: Key, observed: Observation, x: Array, at: Array) -> Array:
+    def one(key: Key, observation: Observation, at: Array) -> Array:
+        pool = x[at]
+        made = jax.vmap(observe, in_axes=(0, 0, None))(jax.random.split(key, len(pool)), pool, observation.operator)
+        made = made.reshape(len(pool), -1)
+        error = jnp.sqrt(jnp.sum((made - observation.y.reshape(1, -1)) ** 2, axis=1))
+        # Disjoint pairs: unbiased, and linear in the pool's size.
+        pairs = jnp.sqrt(jnp.sum((made[0::2] - made[1::2]) ** 2, axis=1))
+        return jnp.mean(error) - 0.5 * jnp.mean(pairs)
+
+    return jax.lax.map(lambda args: one(*args), (keys, observed, at), batch_size=CHUNK)
+
+
+def observation_scores(
+    observe: Callable[..., Array], observed: Observation, x: ArrayLike, key: Key, pool: int = POOL
+) -> np.ndarray:
+    """The energy score of each observation under fresh corruptions, by its own operator, of other reconstructions.
+
+        s_i = E_j |y'_ij - y_i| - E_jk |y'_ij - y'_ik| / 2,    y'_ij ~ p(y | x_j, operator_i), j and k not i.
+
+    The mean over observations is strictly proper: with enough rows it is least where p(y | operator) is that of the data, for
+    every operator. With the same key the scores of two rounds share their randomness and can be compared row by row.
+
+    ``observe`` is (key, x, operator) -> y; of N observations and reconstructions x [N, ...] come N scores, each by ``pool`` of
+    the reconstructions, an even number, or fewer where there are fewer.
+
+    Source: Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
+    """
+    x = np.asarray(x, np.float32)
+    count = len(x)
+    pool = min(pool, (count - 1) // 2 * 2)
+    if pool < 2 or len(observed.y) != count:
+        found = f"{len(observed.y)} observations, {count} reconstructions"
+        raise UserError(f"observation_scores: {found}; expected equally many, at least 3")
+    pick, noise = jax.random.split(key)
+    # Distances that differ from 0 and from each other: no observation meets its own reconstruction.
+    shifts = 1 + np.asarray(jax.random.permutation(pick, count - 1))[:pool]
+    at = (np.arange(count)[:, None] + shifts) % count
+    return np.asarray(_scores(observe, jax.random.split(noise, count), observed, x, at), np.float64)
