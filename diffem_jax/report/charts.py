@@ -1,7 +1,8 @@
-"""Pictures with axes: corner plots, series, calibration."""
+"""What every picture is drawn on, and pictures with axes: corner plots, series, calibration."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,64 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.report import canvas
-from diffem_jax.report.canvas import ACCENT, FOURTH, INK, SECOND, THIRD, Arrays, PathLike
+from diffem_jax.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+PathLike = str | os.PathLike[str]
+Arrays = ArrayLike | None
+DPI = 150
+INK, ACCENT, SECOND, THIRD, FOURTH = "#222222", "#1f6fb4", "#d1603d", "#3c8d5a", "#8a63a8"
+HIDDEN = "#c98fd0"  # what was not observed: no grey, and rare in photographs
+LOW, HIGH = -2.0, 2.0  # the range of the data
 LARGEST_CORNER, BINS, PANELS = 8, 60, 6
 BAND = (0.1, 0.5, 0.9)  # quantiles of the draws: the ends of the 80% band, and the line between them
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A white figure of this size in inches; matplotlib is imported here."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+
+
+def set_title(figure: Figure, title: str, inches: float = 0.06) -> None:
+    """A line above the axes, whose area ends at 0.88 of the height, by a distance that does not grow with the figure."""
+    if title:
+        height = figure.get_size_inches()[1]
+        figure.text(0.5125, 0.88 + inches / height, title, fontsize=10, color=INK, ha="center", va="bottom")
+
+
+def save(figure: Figure, path: PathLike) -> Path:
+    """Writes the figure as a PNG, whole or not at all."""
+    target = Path(path)
+    options: Any = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.06}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lambda file: figure.savefig(file, **options))
+    return target
+
+
+def hide_ticks(axes: Axes) -> None:
+    """A thin grey frame without ticks."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#bbbbbb", linewidth=0.5)
+
+
+def style_axes(axes: Axes) -> None:
+    """Small ticks, a light grid, no frame above and at the right."""
+    axes.tick_params(labelsize=7, length=2, width=0.5, colors=INK)
+    axes.grid(color="#e5e5e5", lw=0.5)
+    for side, spine in axes.spines.items():
+        spine.set(color="#999999", linewidth=0.6, visible=side in ("left", "bottom"))
+
+
+def real(x: ArrayLike) -> np.ndarray:
+    """Float32 values; complex ones by their modulus."""
+    values = np.asarray(x)
+    return np.abs(values) if np.iscomplexobj(values) else values.astype(np.float32)
 
 
 def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
@@ -31,8 +82,8 @@ def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = 
     size = points.shape[-1]
     if points.ndim != 2 or not 1 <= size <= LARGEST_CORNER:
         raise UserError(f"corner: draws {points.shape}; expected [N, D] with D from 1 to {LARGEST_CORNER}")
-    span = (canvas.LOW * 1.25, canvas.HIGH * 1.25)
-    figure = canvas.new_figure(1.15 * size + 0.4, 1.15 * size + 0.5)
+    span = (LOW * 1.25, HIGH * 1.25)
+    figure = new_figure(1.15 * size + 0.4, 1.15 * size + 0.5)
     axes: Any = figure.subplots(size, size, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
 
     def draw_pair(place: Axes, x: np.ndarray, i: int, j: int, color: str) -> None:
@@ -43,7 +94,7 @@ def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = 
 
     for i, j in np.ndindex(size, size):
         place = axes[i, j]
-        canvas.hide_ticks(place)
+        hide_ticks(place)
         if i > j:
             draw_pair(place, points, i, j, ACCENT)
         elif i < j and clean is not None:
@@ -66,8 +117,8 @@ def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = 
     figure.text(0.125, above, "draws", fontsize=8, color=ACCENT, ha="left", va="bottom")
     if clean is not None:
         figure.text(0.9, above, "truth", fontsize=8, color=SECOND, ha="right", va="bottom")
-    canvas.set_title(figure, title, inches=0.2)
-    return canvas.save(figure, path)
+    set_title(figure, title, inches=0.2)
+    return save(figure, path)
 
 
 def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
@@ -81,17 +132,17 @@ def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays
         raise UserError(f"series: draws {np.shape(draws)}; expected [S, N, T] or [S, N, T, C]")
 
     def with_channels(x: ArrayLike) -> np.ndarray:
-        return canvas.real(x)[..., None] if vectors else canvas.real(x)
+        return real(x)[..., None] if vectors else real(x)
 
     samples = with_channels(draws)
     observed, clean = (None if x is None else with_channels(x) for x in (observations, truth))
     count, length, channels = samples.shape[1:]
     panels = list(np.ndindex(count, channels))[:PANELS]
-    figure = canvas.new_figure(7.0, 0.95 * len(panels) + 0.55)
+    figure = new_figure(7.0, 0.95 * len(panels) + 0.55)
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.12})[:, 0]
     across = np.arange(length)
     for place, (i, c) in zip(axes, panels, strict=True):
-        canvas.style_axes(place)
+        style_axes(place)
         if clean is not None and clean.shape[1:] == (length, channels):
             place.plot(across, clean[i, :, c], color=SECOND, lw=0.9, label="truth")
         low, middle, high = np.quantile(samples[:, i, :, c], BAND, axis=0)
@@ -105,8 +156,8 @@ def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays
         place.set_ylabel(f"{i + 1}" if channels == 1 else f"{i + 1}, {c + 1}", fontsize=8, color=INK)
     axes[-1].set_xlabel("entry" if vectors else "time step", fontsize=8, color=INK, labelpad=2)
     axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncol=4, frameon=False, fontsize=7)
-    canvas.set_title(figure, title, inches=0.22)
-    return canvas.save(figure, path)
+    set_title(figure, title, inches=0.22)
+    return save(figure, path)
 
 
 def calibration(path: PathLike, levels: Sequence[float], values: Mapping[str, Sequence[float]]) -> Path:
@@ -114,9 +165,9 @@ def calibration(path: PathLike, levels: Sequence[float], values: Mapping[str, Se
 
     ``levels`` are nominal coverages [L] in (0, 1), ``values`` name -> observed ones [L]; NaN where it was not measured.
     """
-    figure = canvas.new_figure(4.2, 3.9)
+    figure = new_figure(4.2, 3.9)
     axes = figure.subplots()
-    canvas.style_axes(axes)
+    style_axes(axes)
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--")
     for (name, share), color in zip(values.items(), (ACCENT, SECOND, THIRD, FOURTH), strict=False):
         axes.plot(levels, share, color=color, lw=1.3, marker="o", ms=4, label=name)
@@ -127,4 +178,4 @@ def calibration(path: PathLike, levels: Sequence[float], values: Mapping[str, Se
     axes.set_xlabel("nominal: what intervals of the draws should hold", fontsize=8, color=INK)
     axes.set_ylabel("observed: what they hold", fontsize=8, color=INK)
     axes.legend(loc="upper left", frameon=False, fontsize=7)
-    return canvas.save(figure, path)
+    return save(figure, path)

@@ -10,22 +10,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.report import canvas
-from diffem_jax.report.canvas import HIGH, LOW, Arrays, PathLike
-from diffem_jax.report.charts import LARGEST_CORNER, calibration, corner, series
+from diffem_jax.report import charts
+from diffem_jax.report.charts import HIGH, LARGEST_CORNER, LOW, Arrays, PathLike, calibration, corner, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["calibration", "corner", "image_grid", "is_point", "picture", "series", "spread", "spread_grid"]
 COLUMNS, SPREAD_COLUMNS, SPREAD_DRAWS, MOST_CHANNELS = 10, 8, 5, 4
-_HIDDEN_RGB = np.array([int(canvas.HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
+_HIDDEN_RGB = np.array([int(charts.HIDDEN[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
 Row = tuple[str, Sequence[ArrayLike], dict[str, Any]]  # a label, images, and the arguments of ``_show``
 
 
 def as_image(x: ArrayLike) -> np.ndarray:
     """One example as an image: of [D, H, W, C] the middle slice, one or three channels, moduli."""
-    image = canvas.real(x)
+    image = charts.real(x)
     if image.ndim == 4:
         image = image[image.shape[0] // 2]
     if image.ndim == 3 and image.shape[-1] != 3:
@@ -53,17 +52,17 @@ def _grid(path: PathLike, rows: Sequence[Row], title: str) -> Path:
     columns = max(len(images) for _, images, _ in rows)
     height, width = as_image(rows[0][1][0]).shape[:2]
     side, aspect = 0.85, min(max(height / width, 0.3), 3.0)
-    figure = canvas.new_figure(side * columns + 1.0, side * aspect * len(rows) + (0.35 if title else 0.05))
+    figure = charts.new_figure(side * columns + 1.0, side * aspect * len(rows) + (0.35 if title else 0.05))
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for (label, images, options), line in zip(rows, axes, strict=True):
         for image, place in zip(images, line, strict=False):
             _show(place, image, **options)
-            canvas.hide_ticks(place)
+            charts.hide_ticks(place)
         for place in line[len(images) :]:
             place.set_axis_off()
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=canvas.INK, labelpad=6)
-    canvas.set_title(figure, title)
-    return canvas.save(figure, path)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=charts.INK, labelpad=6)
+    charts.set_title(figure, title)
+    return charts.save(figure, path)
 
 
 def _observed_rows(label: str, observations: Arrays, shape: tuple[int, ...]) -> list[Row]:
@@ -73,7 +72,7 @@ def _observed_rows(label: str, observations: Arrays, shape: tuple[int, ...]) -> 
         return []
     options = {}
     if observed.shape[1:3] != shape[:2]:
-        finite = canvas.real(observed[np.isfinite(observed)])
+        finite = charts.real(observed[np.isfinite(observed)])
         options = {"low": finite.min(), "high": finite.max()} if finite.size else {}
     return [(f"{label}\n(hidden: violet)" if np.isnan(observed).any() else label, list(observed), options)]
 
