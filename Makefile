@@ -30,8 +30,8 @@ test-measures: $(MEASURES)/.measures
 # The oldest supported versions of everything the package needs, in an environment of their own: what touches their interfaces,
 # and one tiny run of the command.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest tests/samplers tests/gaussians/test_linalg.py tests/gaussians/test_gaussians.py \
-	  tests/denoisers/test_denoisers.py tests/build/test_muon.py tests/test_em.py tests/storage/test_checkpoints.py tests/test_main.py::test_the_files_of_a_run
+	$(OLDEST)/bin/python -m pytest tests/samplers tests/gaussians/test_gaussians.py \
+	  tests/denoisers/test_denoisers.py tests/build/test_methods.py tests/test_em.py tests/storage/test_checkpoints.py tests/test_main.py::test_the_files_of_a_run
 
 $(OLDEST)/.installed: setup.py tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -61,7 +61,7 @@ docs: $(VENV)/.docs
 	@echo "open site/index.html"
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m tests.faults.soak --kills 30
+	DIFFEM_KILLS=30 $(BIN)/python -m pytest tests/faults/test_faults.py -m slow -k random -s
 
 $(VENV)/.base: setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

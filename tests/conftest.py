@@ -42,3 +42,13 @@ def little_memory():
     if status.exists() and int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
         jax.clear_caches()
     yield
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Runs draw no pictures, calibrate nothing and write no page: other tests' matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("picture", "spread_picture", "calibrate"):
+            patch.setattr(f"diffem_jax.run.record.{name}", lambda *args: None)
+        patch.setattr("diffem_jax.report.page.write", lambda folder: None)
+        yield

@@ -59,17 +59,14 @@ def test_what_is_read_first_is_short(name, most):
 
 
 def test_every_file_has_a_room():
-    assert {top(p) for p in modules()} == set(ROOMS)
-    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    assert {top(p) for p in modules()} == set(ROOMS) and len(list(PACKAGE.glob("*.py"))) <= 10
 
 
 @pytest.mark.parametrize("heavy", ["tensorflow", "torch"])
 def test_heavy_libraries_are_never_imported_at_module_level(heavy):
     for path in modules():
-        tree = ast.parse(path.read_text())
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert not any(n.split(".")[0] == heavy for n in imported(node)), path
+        top_level = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        assert not [n for node in top_level for n in imported(node) if n.split(".")[0] == heavy], path
 
 
 CODE_FROM_FILES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -93,18 +90,6 @@ def test_no_file_is_unpickled_or_run(path):
 
 
 def test_what_would_run_a_file_is_seen():
-    for line in (
-        "import pickle",
-        "from joblib import load",
-        "np.load(f)",
-        "np.load(f, allow_pickle=True)",
-        "exec(text)",
-    ):
+    for line in ("import pickle", "from joblib import load", "np.load(f, allow_pickle=True)", "exec(text)"):
         assert runs_code_of_files(line), line
     assert not runs_code_of_files("np.load(f, allow_pickle=False)")
-
-
-def test_files_of_tests_have_names_of_their_own():
-    """Two of one name in different folders stop pytest while it collects."""
-    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
-    assert len(names) == len(set(names))

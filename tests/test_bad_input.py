@@ -1,13 +1,13 @@
-"""Hundreds of bad inputs through the command: exit code 2, the field or file named, no traceback, nothing on disk changed."""
+"""Bad inputs, most through the command: exit code 2, the field or file named, no traceback, nothing on disk changed."""
 
 import contextlib
 import io
-import os
+import re
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffem_jax import config as configuration
-from diffem_jax.config import default, flatten
+from diffem_jax import usage
+from diffem_jax.config import default, flatten, validate
+from diffem_jax.errors import UserError
+from diffem_jax.storage.workdir import Workdir
 
 FIELDS = flatten(default())
 CHOICES = {name: field.choices for name, field in configuration.FIELDS.items() if field.choices}
@@ -29,11 +32,7 @@ TYPED = [name for name, value in FIELDS.items() if not isinstance(value, str)]
 @pytest.fixture(autouse=True)
 def no_compute(monkeypatch):
     """A bad input that is let through fails here instead of training."""
-
-    def begin(*args):
-        raise AssertionError("compute began")
-
-    monkeypatch.setattr("diffem_jax.run.train.make_run", begin)
+    monkeypatch.setattr("diffem_jax.run.train.make_run", lambda *args: pytest.fail("compute began"))
 
 
 def _train(tmp_path, *argv, config="digits"):
@@ -41,6 +40,13 @@ def _train(tmp_path, *argv, config="digits"):
     ended = command(f"--config={config}", f"--workdir={tmp_path / 'run'}", *argv)
     assert snapshot(tmp_path) == before
     return ended
+
+
+def load(name, **fields):
+    """What the command makes of flags, before it looks for data; some of each kind go through the command below."""
+    config = usage.load_config(name, list(fields.items()))
+    validate(config, training=True)
+    return config
 
 
 @contextlib.contextmanager
@@ -59,56 +65,29 @@ def little_memory(megabytes=300):
     assert kilobytes("VmHWM") - before < megabytes * 1024
 
 
-def _config_file(tmp_path, body):
-    path = tmp_path / "bad.py"
-    path.write_text(
-        "from diffem_jax.config import default\n\n\ndef get_config():\n    c = default()\n"
-        f"    with c.unlocked(), c.ignore_type():\n        {body}\n    return c\n"
-    )
-    return path
-
-
 # Names -----------------------------------------------------------------------------------------------------------------
 
 
-WRONG_FLAGS = {
-    "workdir": ("--wrkdir=x",),
-    "mode": ("--moed=train", "--mode=trian"),
-    "num_samples": ("--num_sample=3", "--num_samples=0", "--num_samples=many"),
-    "sample_seed": ("--sample_seed=x",),
-    "override": ("--override=maybe",),
-    "num_processes": ("--num_processes=two",),
-    "stray": ("stray",),
-}
+@pytest.mark.parametrize("flag", ["--num_samples=0", "--sample_seed=x", "--override=maybe", "stray"])
+def test_wrong_flag_is_named(tmp_path, flag):
+    refused(_train(tmp_path, flag), flag.strip("-").partition("=")[0])
 
 
-@pytest.mark.parametrize(
-    ("suggestion", "flag"), [(name, flag) for name, flags in WRONG_FLAGS.items() for flag in flags]
-)
-def test_wrong_flag_is_named(tmp_path, suggestion, flag):
-    refused(_train(tmp_path, flag), suggestion)
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in FIELDS if n.split(".")[0] not in ("corruption", "data_corruption", "network")]
-)
-def test_misspelled_field_suggests_nearest_name(tmp_path, name):
+@pytest.mark.parametrize("name", [n for n in FIELDS if not re.match("(data_)?corruption|network", n)])
+def test_misspelled_field_suggests_nearest_name(name):
     wrong = name[:-1] + ("q" if name[-1] != "q" else "z") if len(name.split(".")[-1]) > 3 else name + "q"
-    refused(_train(tmp_path, f"--config.{wrong}=1"), wrong, "did you mean")
+    with pytest.raises(UserError, match=rf"{re.escape(wrong)}.*did you mean"):
+        load("digits", **{wrong: "1"})
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ("digit", ("digit", "digits")),
-        ("missing/file.py", ("missing/file.py", "no such file")),
-        ("", ("--config",)),
-        ("digits.py", ("digits.py", "no such file")),
-        ("../digits", ("../digits",)),
-    ],
+    ("config", "word"), [("digit", "digits"), ("missing/file.py", "no such file"), ("", "--config"), ("../digits", "")]
 )
-def test_unknown_config_is_named(tmp_path, config, words):
-    refused(_train(tmp_path, config=config), *words)
+def test_unknown_config_is_named(tmp_path, config, word):
+    refused(_train(tmp_path, config=config), config, word)
+
+
+IMPORT = "from diffem_jax.config import default"
 
 
 @pytest.mark.parametrize(
@@ -118,12 +97,9 @@ def test_unknown_config_is_named(tmp_path, config, words):
         ("import nothing_of_that_name\n", "nothing_of_that_name"),
         ("x = 1\n", "get_config"),
         ("def get_config():\n    return 1 / 0\n", "division"),
-        ("def get_config():\n    return {'rounds': 1}\n", "config"),
         ("def get_config():\n    return 3\n", "config"),
-        ("def get_config():\n    return open('/nowhere/at_all')\n", "/nowhere/at_all"),
-        ("from diffem_jax.config import default\ndef get_config():\n    c = default()\n    c.rounds = 'x'\n", "rounds"),
-        ("from diffem_jax.config import default\ndef get_config():\n    c = default()\n    c.runds = 3\n", "runds"),
-        ("def get_config():\n    return undefined_name\n", "undefined_name"),
+        (f"{IMPORT}\ndef get_config():\n    c = default()\n    c.runds = 3\n", "runds"),
+        (f"{IMPORT}\ndef get_config():\n    c = default()\n    c.rounds = 'x'\n", "rounds"),
         ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'rounds': 1})\n", "missing"),
     ],
 )
@@ -143,110 +119,90 @@ def test_config_and_workdir_must_be_given(tmp_path):
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_value_of_another_type_on_the_command_line(tmp_path, name):
-    refused(_train(tmp_path, f"--config.{name}=x!"), name.split(".")[-1])
+def test_value_of_another_type_on_the_command_line(name):
+    for value in ("x!", "nan", "inf") if isinstance(FIELDS[name], float) else ("x!",):
+        with pytest.raises(UserError, match=re.escape(name)):
+            load("digits", **{name: value})
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_value_of_another_type_in_a_file(tmp_path, name):
+def test_value_of_another_type_in_a_file(name):
     for value in (None, {str: 3, bool: "yes", int: 1.5, float: "1", list: "psnr"}[type(FIELDS[name])]):
-        path = _config_file(tmp_path, f"c.{name} = {value!r}")
-        refused(_train(tmp_path, config=str(path)), f"config.{name}")
+        config, (*sections, last) = load("digits"), name.split(".")
+        with config.unlocked(), config.ignore_type():
+            reduce(getitem, sections, config)[last] = value
+        with pytest.raises(UserError, match=rf"config\.{re.escape(name)}"):
+            validate(config, training=True)
 
 
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("end", [0, 1])
-def test_number_out_of_range(tmp_path, name, end):
+def test_number_out_of_range(name, end):
     low, high = RANGES[name]
     value = (low - 1 if low == 0 or isinstance(FIELDS[name], int) else low / 10, high * 10 + 1)[end]
     value = int(value) if isinstance(FIELDS[name], int) else float(value)
-    refused(_train(tmp_path, f"--config.{name}={value}"), f"config.{name}", "expected")
-
-
-@pytest.mark.parametrize("name", [n for n, v in FIELDS.items() if isinstance(v, float)])
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_numbers_that_are_not_finite(tmp_path, name, value):
-    refused(_train(tmp_path, f"--config.{name}={value}"), f"config.{name}")
+    with pytest.raises(UserError, match=rf"config\.{re.escape(name)}.*expected"):
+        load("digits", **{name: str(value)})
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_unknown_choice_suggests_nearest(tmp_path, name):
+def test_unknown_choice_suggests_nearest(name):
     right = CHOICES[name][0]
-    refused(_train(tmp_path, f"--config.{name}={right}x"), f"config.{name}", right)
+    with pytest.raises(UserError, match=rf"config\.{re.escape(name)}.*{right}"):
+        load("digits", **{name: f"{right}x"})
 
 
-DO_NOT_FIT = {
-    "schedule.sigma_min": ("200.0",),
-    "m_step.accumulate": ("3",),
-    "start.name": ("checkpoint",),
-    "data.name": ("digitz", "tfds:"),
-    "data.split": ("tset",),
-    "data.num_examples": ("100000",),
-    "data.shape": ("(8,-8,1)", "('a',)", "(8.5,8)"),
-    "m_step.time_law_beta": ("((0.0,1.0),)", "((1.0,),)", "()", "(3.0,3.0)", "(('a','b'),)"),
-    "m_step.time_law_log_normal": ("(1.0,)", "(0.0,-1.0)", "('a',1.0)"),
-    "m_step.augment": ("('flipp',)", "('hue',)", "(1,)"),
-    "eval.metrics": ("('psnrr',)", "(1,)", "('sinkhorn',)"),
-    "corruption.name": ("pixel_maks", "", ":x", "json:nothing"),
-    "corruption.rate": ("1.0", "-0.1", "nan", "half"),
-    "corruption.noise_std": ("-1.0", "inf"),
-    "corruption.rat": ("0.3",),
-    "network.name": ("mpl",),
-    "network.features": ("(0,)", "(-4,)", "('a',)"),
-    "network.depth": ("3",),
-    "network.embedding": ("-2",),
-    "e_step.sampler": ("ddpmm", "json:dumps"),
-    "prior.sampler": ("dimm",),
-    "e_step.batch_size": ("63",),
-    "m_step.batch_size": ("63",),
+DO_NOT_FIT = """
+schedule.sigma_min=200.0 m_step.accumulate=3 start.name=checkpoint data.name=digitz data.name=tfds: data.split=tset
+data.num_examples=100000 data.shape=(8,-8,1) data.shape=('a',) data.shape=(8.5,8) m_step.time_law_beta=((0.0,1.0),)
+m_step.time_law_beta=((1.0,),) m_step.time_law_beta=() m_step.time_law_beta=(3.0,3.0) m_step.time_law_beta=(('a','b'),)
+m_step.time_law_log_normal=(1.0,) m_step.time_law_log_normal=(0.0,-1.0) m_step.time_law_log_normal=('a',1.0)
+m_step.augment=('flipp',) m_step.augment=('hue',) m_step.augment=(1,) eval.metrics=('psnrr',) eval.metrics=(1,)
+eval.metrics=('sinkhorn',) corruption.name=pixel_maks corruption.name= corruption.name=:x corruption.name=json:nothing
+corruption.rate=1.0 corruption.rate=-0.1 corruption.rate=nan corruption.rate=half corruption.noise_std=-1.0
+corruption.noise_std=inf corruption.rat=0.3 network.name=mpl network.features=(0,) network.features=(-4,)
+network.features=('a',) network.depth=3 network.embedding=-2 network.embedding=6.5 network.normalize=maybe
+network.features=(64,'a') schedule.rho=2 e_step.sampler=ddpmm e_step.sampler=json:dumps
+prior.sampler=dimm e_step.batch_size=63 m_step.batch_size=63
+"""
+
+
+@pytest.mark.parametrize("field", DO_NOT_FIT.split())
+def test_value_that_does_not_fit(tmp_path, field):
+    refused(_train(tmp_path, f"--config.{field}"), field.partition("=")[0].split(".")[-1])
+
+
+DO_NOT_FIT_EACH_OTHER = {
+    "e_step.guidance=2.0": "m_step.condition_dropout",
+    "method=em_mmps e_step.guidance=2.0": "does not use it",
+    "method=ambient m_step.augment=('flip',)": "m_step.augment",
+    "method=oracle e_step.draws=2": "config.e_step.draws",
+    "data.name=observations": "data.path",
+    "data.name=folder": "data.path",
+    "data.name=arrays data.path=/nowhere/x.npy": "/nowhere/x.npy",
+    "data.name=folder data.path=/nowhere": "/nowhere",
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in DO_NOT_FIT.items() for value in values])
-def test_value_that_does_not_fit(tmp_path, name, value):
-    refused(_train(tmp_path, f"--config.{name}={value}"), name.split(".")[-1])
+@pytest.mark.parametrize("fields", DO_NOT_FIT_EACH_OTHER)
+def test_fields_that_do_not_fit_each_other(tmp_path, fields):
+    refused(_train(tmp_path, *(f"--config.{field}" for field in fields.split())), DO_NOT_FIT_EACH_OTHER[fields])
 
 
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        ("e_step.guidance=2.0", "m_step.condition_dropout"),
-        ("method=em_mmps e_step.guidance=2.0", "does not use it"),
-        ("method=ambient m_step.augment=('flip',)", "m_step.augment"),
-        ("data.name=observations", "data.path"),
-        ("data.name=folder", "data.path"),
-        ("data.name=arrays", "data.path"),
-        ("data.name=arrays data.path=/nowhere/x.npy", "/nowhere/x.npy"),
-        ("data.name=folder data.path=/nowhere", "/nowhere"),
-        ("corruption.name=pixel_maks", "pixel_mask"),
-        ("corruption.name=json:dumps", "config.corruption"),
-    ],
-)
-def test_fields_that_do_not_fit_each_other(tmp_path, fields, word):
-    refused(_train(tmp_path, *(f"--config.{field}" for field in fields.split())), word)
+HUGE = """
+digits network.features=(1000000,1000000) network.embedding=1000000000 m_step.batch_size=1000000000 start.rank=1000000
+digits e_step.batch_size=1000000000 e_step.steps=1000000000 e_step.shard_size=1000000000000 start.components=1000000
+digits rounds=1000000000000000000000
+manifold data.num_examples=1000000000000 data.shape=(1000000000,) data.shape=(10000000,)
+volumes data.num_examples=1000000000 data.shape=(10000,10000,10000,1)
+"""
+HUGE_FIELDS = [(name, field) for name, *fields in map(str.split, HUGE.strip().splitlines()) for field in fields]
 
 
-HUGE = {
-    "digits": (
-        "network.features=(1000000,1000000)",
-        "network.embedding=1000000000",
-        "m_step.batch_size=1000000000",
-        "e_step.batch_size=1000000000",
-        "e_step.steps=1000000000",
-        "e_step.shard_size=1000000000000",
-        "start.rank=1000000",
-        "start.components=1000000",
-        "rounds=1000000000000000000000",
-    ),
-    "manifold": ("data.num_examples=1000000000000", "data.shape=(1000000000,)", "data.shape=(10000000,)"),
-    "volumes": ("data.num_examples=1000000000", "data.shape=(10000,10000,10000,1)"),
-}
-
-
-@pytest.mark.parametrize(("config", "flag"), [(config, flag) for config, flags in HUGE.items() for flag in flags])
-def test_huge_sizes_are_refused_in_little_memory(tmp_path, config, flag):
+@pytest.mark.parametrize(("config", "field"), HUGE_FIELDS)
+def test_huge_sizes_are_refused_in_little_memory(tmp_path, config, field):
     with little_memory():
-        refused(_train(tmp_path, f"--config.{flag}", "--config.eval.metrics=()", config=config), "config.")
+        refused(_train(tmp_path, f"--config.{field}", "--config.eval.metrics=()", config=config), "config.")
 
 
 # Observations ----------------------------------------------------------------------------------------------------------
@@ -261,17 +217,6 @@ def _own(tmp_path, path, *argv):
     return _train(tmp_path, *(f"--config.{field}" for field in fields), *argv)
 
 
-def _good(path):
-    np.savez(path, y=Y, mask=MASK)
-    return path.read_bytes()
-
-
-def _not_a_number(path):
-    y = Y.copy()
-    y[tuple(np.argwhere(MASK)[0])] = np.nan
-    np.savez(path, y=y, mask=MASK)
-
-
 def _bomb(path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 8, 8, 1)})
@@ -281,21 +226,12 @@ def _bomb(path):
             member.write(bytes(2**20))
 
 
-BAD_FILES = {
-    "NaN that is seen": _not_a_number,
-    "text": lambda path: path.write_text("y = 3\n"),
-    "cut off": lambda path: path.write_bytes(_good(path)[:-300]),
-    "bomb": _bomb,
-}
-"""The others are in tests/data: here is what the command makes of the reader's errors, and in how much memory."""
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_files_that_are_no_observations(tmp_path, case):
+def test_a_bomb_is_refused_in_little_memory(tmp_path):
+    """Other files that are no observations are in tests/data."""
     path = tmp_path / "obs.npz"
-    BAD_FILES[case](path)
+    _bomb(path)
     refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")  # imports are no part of what follows
-    with little_memory(60) if case == "bomb" else contextlib.nullcontext():  # unpacked it would be 160 MB
+    with little_memory(60):  # unpacked it would be 160 MB
         refused(_own(tmp_path, path), str(path))
 
 
@@ -318,9 +254,7 @@ def _empty_png(width, height):
 
 BAD_IMAGES = {
     "text": b"hello",
-    "nothing": b"",
     "cut off": _png()[:-30],
-    "garbled": _png()[:40] + bytes(20) + _png()[60:],
     "no pixels": _empty_png(0, 8),
     "a bomb": _empty_png(50_000, 50_000),
     "a small bomb": _empty_png(9_000, 9_000),
@@ -347,19 +281,16 @@ def test_images_that_do_not_decode(tmp_path, monkeypatch, case, name):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and str(path) not in before]
 
 
-def test_missing_file_and_more_examples_than_it_holds(tmp_path):
-    refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")
-    _good(tmp_path / "obs.npz")
-    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.data.num_examples=7"), "num_examples")
-    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.corruption.name=noise"), "corruption")
-    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.data.shape=(4,4,1)"), "obs.npz")
-    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.method=oracle"), "oracle")
-    refused(_own(tmp_path, tmp_path / "obs.npz", "--config.eval.metrics=('psnr',)"), "psnr")
+def test_fields_that_do_not_fit_the_observations(tmp_path):
+    path = tmp_path / "obs.npz"
+    np.savez(path, y=Y, mask=MASK)
+    for field in ("data.num_examples=7", "corruption.name=noise", "method=oracle", "eval.metrics=('psnr',)"):
+        refused(_own(tmp_path, path, f"--config.{field}"), field.partition("=")[0].split(".")[0])
+    refused(_own(tmp_path, path, "--config.data.shape=(4,4,1)"), "obs.npz")
 
 
-FAST = settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHARED = [HealthCheck.function_scoped_fixture]
+FAST = settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=SHARED)
 
 
 @FAST
@@ -387,22 +318,11 @@ def test_any_wrong_shape_is_refused(tmp_path, shape, dtype):
     refused(_own(tmp_path, path), str(path))
 
 
-@FAST
-@given(name=st.sampled_from(TYPED), text=st.text("abcxyz_!%()[]{}'\"", min_size=1, max_size=8))
-def test_any_text_for_a_number_is_refused(tmp_path, name, text):
-    if text in ("()", "[]", "{}", "''", '""'):
-        return
-    refused(_train(tmp_path, f"--config.{name}={text}"), name.split(".")[-1])
-
-
 # Work directories ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def started(tmp_path):
-    """A folder that holds a run's config and nothing else."""
-    from diffem_jax.storage.workdir import Workdir
-
     folder = Workdir(tmp_path / "run")
     folder.create()
     folder.check_config(default(), False)
@@ -411,9 +331,8 @@ def started(tmp_path):
 
 @pytest.mark.parametrize("change", ["m_step.learning_rate=0.5", "seed=1", "schedule.sigma_max=10.0", "start.rank=2"])
 def test_another_config_in_a_used_folder_names_the_field(tmp_path, started, change):
-    refused(
-        _train(tmp_path, "--config.eval.metrics=()", f"--config.{change}"), change.split("=")[0], "->", "--override"
-    )
+    ended = _train(tmp_path, "--config.eval.metrics=()", f"--config.{change}")
+    refused(ended, change.split("=")[0], "->", "--override")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "\x00\x01", '{"rounds": "x"}', '{"nothing.at.all": 1}'])
@@ -436,7 +355,7 @@ def test_workdir_that_is_a_file_or_below_one(tmp_path):
 @pytest.mark.parametrize("mode", ["sample", "evaluate", "report"])
 def test_modes_in_an_empty_or_untrained_folder(tmp_path, started, mode):
     (tmp_path / "empty").mkdir()
-    _good(tmp_path / "obs.npz")
+    np.savez(tmp_path / "obs.npz", y=Y, mask=MASK)
     before = snapshot(tmp_path)
     for folder in (tmp_path / "empty", tmp_path / "none", *([started] if mode != "report" else ())):
         flags = [f"--workdir={folder}", f"--mode={mode}", f"--output={tmp_path / 'o.npz'}"]
@@ -455,14 +374,3 @@ def test_output_that_cannot_be_written_is_refused_before_any_compute(tmp_path, s
         refused(command(f"--workdir={started}", "--mode=sample", f"--output={output}"), "--output")
     refused(command(f"--workdir={started}", "--mode=sample"), "--output")
     assert snapshot(tmp_path) == before
-
-
-def test_real_process_ends_the_same_way(tmp_path):
-    argv = ["--config=digits", "--config.rounds=x"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "diffem_jax.main", f"--workdir={tmp_path / 'run'}", *argv],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2 and ended.stderr.startswith("diffem: ") and "Traceback" not in ended.stderr
-    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import setuptools
+from faults.harness import small
 
 import diffem_jax
 
@@ -43,9 +44,7 @@ def test_versions_agree(metadata):
 
 def test_the_oldest_versions_are_those_that_are_tested(metadata):
     bounds = dict(line.split(">=") for line in metadata["install_requires"] if ">=" in line)
-    pinned = dict(
-        line.split("==") for line in (ROOT / "tests/oldest.txt").read_text().splitlines() if not line.startswith("#")
-    )
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "tests/oldest.txt").read_text(), re.M))
     assert bounds.pop("jax") == pinned["jax"] == pinned.pop("jaxlib")
     assert {"flax", "optax", "orbax-checkpoint", "numpy"} <= bounds.keys()
     assert {name: pinned[name] for name in bounds} == bounds
@@ -67,12 +66,9 @@ def test_the_workflow_is_the_ci_script():
 
 
 def installed(*command, cwd, timeout=600):
-    """A command's output, in an environment that knows nothing of the checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environment = (os.environ if "build" in command else kept) | {
-        "JAX_PLATFORMS": "cpu",
-        "DIFFEM_DATA_DIR": str(cwd / "cache"),
-    }
+    environment = (os.environ if "build" in command else kept) | {"JAX_PLATFORMS": "cpu"}
+    environment["DIFFEM_DATA_DIR"] = str(cwd / "cache")
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout
@@ -80,8 +76,7 @@ def installed(*command, cwd, timeout=600):
 
 @pytest.mark.slow
 def test_the_wheel_of_the_sdist_works_without_the_checkout(tmp_path):
-    """The dependencies are those of the environment that runs the test (installing them again takes minutes): what setup.py asks
-    for is put to the test by ``make test``, which installs nothing else; here it is what the wheel holds."""
+    """With the dependencies of the environment that runs the test: ``make test`` installs what setup.py asks for."""
     pytest.importorskip("build", reason="wheels are built by build, an extra of the developers")
     source = tmp_path / "source"
     source.mkdir()
@@ -103,14 +98,8 @@ def test_the_wheel_of_the_sdist_works_without_the_checkout(tmp_path):
     here = tmp_path / "some where else"
     here.mkdir()
     assert "--mode=sample" in installed(diffem, "--help", cwd=here)
-    tiny = [
-        "--config.rounds=1",
-        "--config.network.features=(16,)",
-        "--config.m_step.steps=10",
-        "--config.start.iterations=3",
-    ]
-    tiny += ["--config.m_step.batch_size=64", "--config.e_step.steps=4", "--config.data.num_examples=200"]
-    out = installed(diffem, "--config=digits", "--config.eval.metrics=('psnr',)", "--workdir=a run", *tiny, cwd=here)
+    flags = small(data__num_examples=200, m_step__batch_size=64, eval__metrics="('psnr',)")
+    out = installed(diffem, "--config=digits", "--workdir=a run", *flags, cwd=here)
     assert "done: 1 round in" in out and (here / "a run/report.html").read_text().count("<svg")
     draw = "import diffem_jax as dx; print(dx.load('digits').prior_draws(3).shape, dx.__file__)"
     out = installed(python, "-c", draw, cwd=here)

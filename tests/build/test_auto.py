@@ -1,4 +1,4 @@
-"""What is 'auto': chosen from shapes and the corruption, and every corruption trains on a file by flags alone."""
+"""What is 'auto': chosen from shapes and the corruption, trained by flags alone, and with draws as wide as they should be."""
 
 import re
 import shlex
@@ -9,58 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from faults.command import command, refused
+from faults.command import command, complete, refused
+from faults.harness import small
 
 from configs import own_data
 from diffem_jax.build.auto import choose, explain, fit_to_file, recommended
 from diffem_jax.build.methods import make_model
+from diffem_jax.build.parts import DRAWS, LEAST, MOST, draw_width
 from diffem_jax.build.problem import load_problem, stored_config
 from diffem_jax.config import AUTO, AUTOMATIC, FIELDS, differences, flatten, override, validate
 from diffem_jax.corruptions import CORRUPTIONS, PixelMask
-from diffem_jax.data import save_observations
-from diffem_jax.data.observations import array_shapes
+from diffem_jax.data import array_shapes, save_observations
 from diffem_jax.denoisers.losses import Example
+from diffem_jax.run import train
 from diffem_jax.run.start import standard_normal
 from diffem_jax.storage.workdir import Workdir
-from diffem_jax.usage import load_config
+from diffem_jax.usage import load_config, shipped_configs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text()
-COMMANDS = {
-    next(word.partition("=")[2] for word in words if "corruption.name=" in word): words
-    for words in (
-        shlex.split(line) for line in re.findall(r"^diffem (--config=own_data .*corruption\.name=.*)$", PAGE, re.M)
-    )
-}
+SHOWN = map(shlex.split, re.findall(r"^diffem (--config=own_data .*corruption\.name=.*)$", PAGE, re.M))
+COMMANDS = {next(w.partition("=")[2] for w in words if "corruption.name=" in w): words for words in SHOWN}
 """The command of each corruption, as docs/own_data.md shows it."""
 FOLLOWS = {"projection": {"measurements": 24}, "compressed_sensing": {"ratio": 0.4}, "multicoil_fourier": {"coils": 2}}
 """Fields that follow from the file, so that they need no flag."""
 
 
 def set_by(words):
-    """(field, value) of each flag of a field."""
     return [tuple(word.removeprefix("--config.").split("=", 1)) for word in words if word.startswith("--config.")]
 
 
 def fields(name):
-    """The fields that the command of a corruption sets."""
     c = own_data.get_config()
     override(c, set_by(COMMANDS[name]))
     return {key: c.corruption[key] for key in c.corruption if key != "name"}
 
 
 def corruption_of(name, shape):
-    """What makes the file of a corruption."""
     return CORRUPTIONS[name](shape=shape, **{**fields(name), **FOLLOWS.get(name, {})})
 
 
-TINY = (
-    "--config.rounds=2", "--config.m_step.steps=2", "--config.m_step.updates_per_dispatch=1", "--config.e_step.steps=2",
-    "--config.e_step.draws=1", "--config.start.iterations=1", "--config.start.rank=2", "--config.eval.metrics=()",
-)  # fmt: skip
-
-
 def write(path, corruption, count=24):
-    """A file of observations of smooth random x."""
     x = np.random.default_rng(0).normal(size=(count, *corruption.shape)).cumsum(1) * 0.4
     x = jnp.asarray(np.clip(x, -2, 2), jnp.float32)
     observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(0), count), x)
@@ -76,10 +64,6 @@ def config(*flags):
 
 def chosen(shape, count, *flags, corruption=None):
     return choose(config(*flags), shape, count, corruption or PixelMask(shape=shape, noise_std=0.1))
-
-
-def test_page_has_a_command_for_every_corruption():
-    assert list(COMMANDS) == list(CORRUPTIONS)
 
 
 def test_nothing_is_left_open_and_the_given_config_stays_as_it_is():
@@ -98,11 +82,9 @@ def test_nothing_is_left_open_and_the_given_config_stays_as_it_is():
 @pytest.mark.parametrize("name", AUTOMATIC)
 def test_flag_wins_over_what_would_be_chosen(name):
     field = FIELDS[name]
-    other = next((c for c in field.choices if c not in ("unet", "base")), None) or {int: 8, float: 0.5}.get(
-        field.kind, ((2.0, 2.0),)
-    )
-    flat = flatten(chosen((28, 28, 1), 5000, f"{name}={other}"))
-    assert flat[name] == (other if not isinstance(other, tuple) else [[2.0, 2.0]])
+    choice = next((c for c in field.choices if c not in ("unet", "base")), None)
+    other = choice or {int: 8, float: 0.5}.get(field.kind, [[2.0, 2.0]])
+    assert flatten(chosen((28, 28, 1), 5000, f"{name}={other}"))[name] == other
 
 
 def test_image_network_beyond_twelve_by_twelve():
@@ -125,11 +107,11 @@ def test_fields_that_are_set_choose_the_network_that_has_them():
     assert chosen((8, 8, 1), 0, "network.name=unet").network.channels == (32,)
 
 
-def test_corruption_decides_the_preconditioning():
+def test_page_has_a_command_for_every_corruption_which_decides_the_preconditioning():
+    assert list(COMMANDS) == list(CORRUPTIONS)
     for name in CORRUPTIONS:
-        shape = (16, 16, 3)
-        corruption = corruption_of(name, shape)
-        found = recommended(shape, 0, corruption, "unet")
+        corruption = corruption_of(name, (16, 16, 3))
+        found = recommended((16, 16, 3), 0, corruption, "unet")
         assert (found["denoiser.preconditioning"] == "posterior") == corruption.is_linear
         assert (found["m_step.loss_weight"] == "base") == corruption.is_linear
 
@@ -145,13 +127,8 @@ def test_lines_say_what_was_chosen_and_how_to_change_it():
     given = config("corruption.name=jpeg")
     found = choose(given, (16, 16, 3), 0, CORRUPTIONS["jpeg"](shape=(16, 16, 3)))
     text = " ".join(line.strip() for line in explain(given, found))
-    for words in (
-        "network.name unet (by the shape of x)",
-        "preconditioning edm (as jpeg is not linear)",
-        "each is a flag",
-    ):
-        assert words in text
-    assert explain(found, found) == []
+    assert "network.name unet (by the shape of x)" in text and "each is a flag" in text
+    assert "preconditioning edm (as jpeg is not linear)" in text and explain(found, found) == []
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -159,10 +136,8 @@ def test_shape_of_x_follows_from_the_file(name, tmp_path):
     """But for a projection, whose matrix has lost the shape of an image."""
     shape = (16, 16, 3)
     path = write(tmp_path / "x.npz", corruption_of(name, shape), 3)
-    given = config(
-        f"corruption.name={name}",
-        *(f"corruption.{key}={value}" for key, value in fields(name).items() if key not in FOLLOWS.get(name, {})),
-    )
+    left = {key: value for key, value in fields(name).items() if key not in FOLLOWS.get(name, {})}
+    given = config(f"corruption.name={name}", *(f"corruption.{key}={value}" for key, value in left.items()))
     found, arrays = fit_to_file(given, array_shapes(path)), array_shapes(path)
     expected = (int(np.prod(shape)),) if name == "projection" else shape
     assert (tuple(found.data.shape) or arrays["y"][1:]) == expected
@@ -172,23 +147,11 @@ def test_shape_of_x_follows_from_the_file(name, tmp_path):
     if name == "projection":
         told = fit_to_file(config(f"corruption.name={name}", f"data.shape={shape}"), arrays)
         assert tuple(told.data.shape) == shape and told.corruption.measurements == 24
-
-
-def test_file_that_fits_no_shape_is_left_to_the_checks(tmp_path):
-    given = config("corruption.name=projection", "corruption.measurements=5")
-    assert fit_to_file(given, {"y": (10, 24), "operator": (10, 24, 64)}) is given
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Nothing is drawn."""
-    for name in ("picture", "spread_picture"):
-        monkeypatch.setattr(f"diffem_jax.run.record.{name}", lambda *args, **kwargs: None)
-    monkeypatch.setattr("diffem_jax.report.page.write", lambda folder: None)
+        wrong = config("corruption.name=projection", "corruption.measurements=5")
+        assert fit_to_file(wrong, {"y": (10, 24), "operator": (10, 24, 64)}) is wrong  # the checks refuse it
 
 
 def write_own(name, folder, monkeypatch):
-    """The file of the command of a corruption, in the current folder."""
     monkeypatch.chdir(folder)
     write(folder / f"{name}.npz", corruption_of(name, (8, 8, 3) if name == "grayscale" else (8, 8, 1)))
 
@@ -209,14 +172,11 @@ def test_command_of_the_page_builds_what_fits_the_corruption(name, tmp_path, mon
     assert x_hat.shape == x.shape
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "compressed_sensing" else pytest.param(name, marks=pytest.mark.slow) for name in CORRUPTIONS],
-)
+@pytest.mark.slow  # each is built by the test above, and one of ones own trained by the one below
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_every_corruption_trains_by_the_command_of_its_page(name, tmp_path, monkeypatch, quick):
     write_own(name, tmp_path, monkeypatch)
-    ended = command(*COMMANDS[name], *TINY, "--config.network.features=(8,)")
-    assert ended.code == 0, ended
+    ended = complete(*COMMANDS[name], *small(rounds=2))
     assert [r["round"] for r in Workdir(f"runs/{name}").records() if r["kind"] == "round"] == [0, 1, 2]
     assert "chosen" in ended.out
 
@@ -242,25 +202,51 @@ def test_corruption_of_ones_own_trains_by_flags_alone_and_goes_on(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     own = pytest.importorskip("own_corruption").Halved(shape=(8, 8, 1), noise_std=0.1)
     write(tmp_path / "x.npz", own)
-    fields = (
-        "data.path=x.npz",
-        "corruption.name=own_corruption:Halved",
-        "data.shape=(8,8,1)",
-        "corruption.noise_std=0.1",
-    )
-    flags = ["--config=own_data", "--workdir=run", *(f"--config.{field}" for field in fields)]
-    flags += ["--config.network.features=(8,)", *TINY]
-    ended = command(*flags, "--config.rounds=1")
-    assert ended.code == 0 and "as own_corruption:Halved" in ended.out, ended
-    ended = command(*flags)
-    assert ended.code == 0 and "round 2" in ended.out, ended
+    fields = {"data__path": "x.npz", "data__shape": "(8,8,1)", "corruption__name": "own_corruption:Halved"}
+    flags = ["--config=own_data", "--workdir=run", *small(rounds=2, corruption__noise_std=0.1, **fields)]
+    ended = complete(*flags, "--config.rounds=1")
+    assert "as own_corruption:Halved" in ended.out, ended
+    ended = complete(*flags)
+    assert "round 2" in ended.out, ended
     stored = stored_config(Workdir("run"))
     assert AUTO not in flatten(stored).values() and stored.denoiser.preconditioning == "edm"
     refused(command(*flags, "--config.m_step.steps=3"), "m_step.steps: 2 -> 3")
     sys.modules.pop("own_corruption", None)
 
 
-def test_automatic_is_no_value_of_other_fields(tmp_path):
-    for name in ("seed", "corruption.rate", "m_step.optimizer"):
-        ended = command("--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.{name}={AUTO}")
-        refused(ended, f"config.{name}")
+@pytest.mark.parametrize("name", ["seed", "corruption.rate", "m_step.optimizer"])
+def test_automatic_is_no_value_of_other_fields(tmp_path, name):
+    refused(command("--config=digits", f"--workdir={tmp_path}/run", f"--config.{name}={AUTO}"), f"config.{name}")
+
+
+OURS = [
+    *("digits", "digits:mask75", "digits:mask90", "digits:projection", "digits:jpeg", "digits:phase"),
+    *("fourier", "fourier:patches", "fourier:knee", "manifold", "manifold:quick", "patches", "patches:mask90"),
+    *("own_data", "own_data:images", "own_data:table", "series", "tables", "volumes"),
+]
+ERROR = np.sqrt(2 / DRAWS)
+
+
+def test_width_of_shipped_configs():
+    widths = {}
+    for name in OURS:
+        given = load_config(name, [("data.path", "x.npz")] if name.startswith("own_data") else [])
+        config = choose(given, (16, 16, 3), 5000, PixelMask(shape=(16, 16, 3)))
+        e_step = config.e_step
+        key = (e_step.sampler, e_step.time_grid, e_step.steps, config.denoiser.sigma_data, str(config.schedule))
+        widths[key] = widths[key] if key in widths else draw_width(config)
+        assert LEAST - 3 * ERROR < widths[key] < MOST + 3 * ERROR, (name, widths[key])
+
+
+def test_published_samplers_draw_too_narrowly():
+    """The reason for ours: the published grid of 256 ancestral steps, and the same with few steps."""
+    assert draw_width(load_config("digits:paper", [])) < 0.97
+    few = load_config("digits:paper", [("e_step.steps", "16")])
+    assert draw_width(few) < 0.6
+    (line,) = train._advice(few)
+    assert "ddpm in 16 steps" in line and "use e_step.sampler=analytic_2m" in line
+    assert not list(train._advice(load_config("digits", [])))
+
+
+def test_every_config_has_its_width_tested():
+    assert {name.partition(":")[0] for name in OURS} >= set(shipped_configs()) - {"celeba", "cifar10"}

@@ -1,6 +1,8 @@
-"""The registry of methods: each builds its model, draws in shape, and refuses what does not fit it."""
+"""The registry of methods, Muon, and the rules of noise: what each builds, draws and refuses."""
 
+import dataclasses
 from itertools import product
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,14 @@ import pytest
 
 from diffem_jax import config
 from diffem_jax.build import methods
+from diffem_jax.build.muon import ADAM_SHARE, SCALE, muon
+from diffem_jax.build.parts import check_noise, make_optimizer
+from diffem_jax.config import default
+from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians import stationary
-from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.gaussians.linalg import Gaussian
-from diffem_jax.run.start import standard_normal
+from diffem_jax.gaussians import Gaussian, Mixture, stationary
+from diffem_jax.networks.mlp import MLP
+from diffem_jax.run.start import solve_warnings, standard_normal
 from diffem_jax.types import Observation
 
 SHAPE = (4, 4, 1)
@@ -21,7 +26,6 @@ SEEN = Observation(np.ones(SHAPE, np.float32), np.ones(SHAPE, np.float32))
 
 
 def configured(**fields):
-    """The default config, valid, with fields changed: section__field=value."""
     c = config.default().unlock()
     c.network = {"name": "mlp", "features": (8,)}
     for name, value in fields.items():
@@ -40,7 +44,6 @@ def built(start=None, **fields):
 
 
 def identity(denoise, schedule, corruption, observation):
-    """A posterior transform from outside."""
     return denoise
 
 
@@ -66,26 +69,20 @@ def test_condition_dropout_gives_diffem_a_prior():
 
 def test_em_mmps_has_every_covariance_and_number_of_iterations():
     """Each is another estimate of the same x-hat by the same network, and 'cov_x' takes the covariance of the start."""
-    rng, models = np.random.default_rng(0), {}
+    rng, models = np.random.default_rng(0), []
     factor = jnp.asarray(rng.standard_normal((1, 2, *SHAPE)), jnp.float32)
     start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, *SHAPE)), jnp.full((1,), 0.3), factor))
-    for case in (*product(config.FIELDS["mmps.covariance"].choices, (1, 3)), ("jacobian", 5)):
-        covariance, iterations = case
+    for covariance, iterations in product(config.FIELDS["mmps.covariance"].choices, (1, 3)):
         fields = {"mmps__covariance": covariance, "mmps__iterations": iterations, "corruption__noise_std": 0.1}
-        models[case] = built(start, method="em_mmps", **fields)
-
-    @jax.jit
-    def estimates(key, y):
-        params = next(iter(models.values())).denoiser.init(key)
-        # An untrained network says 0.
-        params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
-        seen, t = Observation(y, jnp.ones(SHAPE)), jnp.float32(0.6)
-        return [model.bind(params, seen)(y, t) for model in models.values()]
-
-    found = np.asarray(estimates(jax.random.key(0), jnp.asarray(rng.standard_normal(SHAPE), jnp.float32)))
-    assert np.isfinite(found).all()
+        models.append(built(start, method="em_mmps", **fields))
+    # An untrained network says 0.
+    params = models[0].denoiser.init(jax.random.key(0))
+    params = jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), params)
+    seen = Observation(jnp.asarray(rng.standard_normal(SHAPE), jnp.float32), jnp.ones(SHAPE))
+    estimates = jax.jit(lambda t: [model.bind(params, seen)(seen.y, t) for model in models])
+    found = np.asarray(estimates(jnp.float32(0.6)))
     apart = np.abs(found[:, None] - found[None]).max(axis=(2, 3, 4))
-    assert (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()
+    assert np.isfinite(found).all() and (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()
 
 
 CLIPPING = {"name": "clipping", "noise_std": 0.1}
@@ -123,3 +120,118 @@ def test_every_loss_can_be_weighted_by_what_the_base_leaves_open(method):
     example = SEEN if method == "ambient" else jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
     with jax.debug_key_reuse(False):
         np.testing.assert_allclose(one.loss(params, key, example), other.loss(params, key, example), rtol=1e-5)
+
+
+RATE = 0.1
+KERNELS = {
+    "dense/kernel": ((6, 4), (6, 4)),
+    "conv/kernel": ((3, 3, 2, 8), (18, 8)),
+    "attention/query/kernel": ((8, 2, 3), (8, 6)),
+    "attention/out/kernel": ((2, 3, 8), (6, 8)),
+}
+"""Name -> its shape, and that of the matrix it stands for."""
+
+
+def first_update(params):
+    optimizer = muon(lambda count: RATE)
+    gradient = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape), params)
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes integers by itself
+        update, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    return gradient, update
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_moves_equally_far_in_all_directions(name):
+    """-U V^T of the gradient, scaled; the Newton-Schulz iterations leave singular values between 0.6 and 1.3."""
+    shape, matrix = KERNELS[name]
+    *modules, leaf = name.split("/")
+    params = {leaf: jnp.zeros(shape)}
+    for module in reversed(modules):
+        params = {module: params}
+    gradient, update = (np.asarray(jax.tree.leaves(tree)[0]).reshape(matrix) for tree in first_update(params))
+    u, _, v = np.linalg.svd(gradient, full_matrices=False)
+    along = -np.diag(u.T @ update @ v.T) / (RATE * SCALE * max(matrix) ** 0.5)
+    assert along.min() > 0.6 and along.max() < 1.3
+    np.testing.assert_allclose(np.linalg.svd(update)[1], np.sort(np.abs(np.diag(u.T @ update @ v.T)))[::-1], rtol=1e-3)
+
+
+def test_what_is_no_matrix_takes_adam_at_a_fifth_of_the_rate():
+    params = {"bias": jnp.zeros(5), "attention": {"bias": jnp.zeros((2, 3))}, "scale": jnp.ones(())}
+    gradient, update = first_update(params)
+    for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(update), strict=True):
+        np.testing.assert_allclose(u, -ADAM_SHARE * RATE * np.sign(g), rtol=1e-4)
+
+
+def test_a_config_chooses_it():
+    m_step = default().m_step
+    m_step.optimizer, m_step.learning_rate = "muon", 3e-2
+    optimizer, x, network = make_optimizer(m_step, 40), jax.random.normal(jax.random.key(0), (4, 6)), MLP(features=(8,))
+
+    def loss(params):
+        return jnp.mean((network.apply(params, x, jnp.zeros(4)) - x) ** 2)
+
+    def update(carry, _):
+        value, gradient = jax.value_and_grad(loss)(carry[0])
+        change, state = optimizer.update(gradient, carry[1], carry[0])
+        return (jax.tree.map(jnp.add, carry[0], change), state), value
+
+    params = jax.jit(network.init)(jax.random.key(1), x, jnp.zeros(4))
+    with jax.numpy_dtype_promotion("standard"):
+        _, losses = jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), None, length=40))(params)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def noisy(**fields):
+    c = default()
+    with c.unlocked():
+        for name, value in fields.items():
+            section, field = name.split("__")
+            c[section][field] = value
+    return c
+
+
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "varying_noise"])
+def test_noise_of_zero_is_refused_or_solved(name):
+    corruption = CORRUPTIONS[name](shape=(4, 4, 3), noise_std=0.0)
+    c = noisy(corruption__name=name, corruption__noise_std=0.0)
+    if corruption.is_linear and corruption.needs_noise:
+        with pytest.raises(UserError, match=r"corruption\.noise_std: 0; expected more than 0.*noise_std=0\.001"):
+            check_noise(c, corruption)
+        return
+    check_noise(c, corruption)
+    if corruption.is_linear:
+
+        @jax.jit
+        def solved():
+            y, operator = corruption.sample(jax.random.key(0), jnp.ones(corruption.shape))
+            back = corruption.adjoint(corruption.solve_gram(y, operator, jnp.ones(())), operator)
+            return back, jnp.abs(corruption.forward(back, operator) - y).max()
+
+        back, misfit = solved()
+        assert jnp.isfinite(back).all() and misfit < 1e-5
+
+
+def test_draws_that_keep_noise_need_a_small_sigma_min():
+    corruption = CORRUPTIONS["pixel_mask"](shape=(4, 4, 3), noise_std=0.01)
+    with pytest.raises(UserError, match=r"sigma_min: 0\.01; expected at most a third.*sigma_min=0\.003"):
+        check_noise(noisy(schedule__sigma_min=0.01, e_step__sampler="ddpm"), corruption)
+    check_noise(noisy(schedule__sigma_min=0.003, e_step__sampler="ddpm"), corruption)
+    check_noise(noisy(schedule__sigma_min=0.01, e_step__sampler="analytic_2m"), corruption)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unsolved(CORRUPTIONS["compressed_sensing"]):
+    """Its solves end where they begin."""
+
+    def solve_gram(self, r, operator, v):
+        del operator, v
+        return jnp.zeros_like(r)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(CORRUPTIONS["compressed_sensing"], False), (Unsolved, True)])
+def test_solves_that_do_not_converge_are_said_at_the_start_of_a_run(kind, said):
+    corruption = kind(shape=(4, 4, 1), noise_std=0.1)
+    observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(0), 3), jnp.ones((3, 4, 4, 1)))
+    setup = SimpleNamespace(config=noisy(corruption__name="compressed_sensing"), corruption=corruption)
+    lines = solve_warnings(setup, observations, standard_normal((4, 4, 1)))
+    assert [("have not converged" in line) for line in lines] == [True] * said

@@ -2,12 +2,15 @@
 
 import dataclasses
 import io
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
+from scipy import ndimage
 
 from diffem_jax.corruptions import CORRUPTIONS, Composition, Linear, PixelMask, base
 from diffem_jax.data import load_observations, save_observations
@@ -17,16 +20,8 @@ from diffem_jax.testing import check_corruption
 SHAPE = (4, 6, 3)
 
 
-VECTORS = [
-    "varying_noise", "pixel_mask", "block_mask", "gaussian_blur", "box_downsampling", "projection",
-    "compressed_sensing", "phase",
-]  # fmt: skip
-
-
 def photo(size):
-    from skimage import data
-
-    return np.asarray(data.astronaut()[60 : 60 + size, 180 : 180 + size], np.uint8)
+    return np.asarray(skimage.data.astronaut()[60 : 60 + size, 180 : 180 + size], np.uint8)
 
 
 def to_x(levels):
@@ -39,7 +34,7 @@ def test_contract(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("name", ["varying_noise", "block_mask", "box_downsampling", "compressed_sensing", "phase"])
 def test_contract_on_vectors(name):
     check_corruption(CORRUPTIONS[name](shape=(12,)), samples=256)
 
@@ -59,14 +54,9 @@ VARIANTS = [
 ]
 MORE_VARIANTS = [
     ("gaussian_blur", (4, 4, 4, 1), {"std": 0.7}),
-    ("kernel_blur", (2, 3, 1), {"weights": tuple(tuple(i * j + 0.5 for i in range(5)) for j in range(4))}),
     ("pixel_mask", (6, 5, 3), {"per_channel": True, "rate": 0.8}),
-    ("fourier_mask", (7, 5, 1), {"acceleration": 1.5}),
-    ("composition", (4, 4, 3), {"stages": ("grayscale", ("pixel_mask", (("rate", 0.3),)))}),
-    ("varying_noise", (4, 6, 3), {"of": ("pixel_mask", (("rate", 0.3),)), "noise_std": 0.1}),
     ("varying_noise", (4, 4, 1), {"of": ("gaussian_blur", (("std", 0.7),)), "noise_std": 0.1}),
     ("phase", (4, 6, 1), {"oversampling": 3, "offset": 2.0}),
-    ("poisson", (4, 4, 1), {"noise_std": 0.2, "peak": 5.0}),
     ("poisson", (4, 6, 2), {"noise_std": 0.1, "of": "pixel_mask"}),
 ]
 
@@ -78,43 +68,31 @@ def test_contract_of_variants(name, shape, fields):
     check_corruption(CORRUPTIONS[name](shape=shape, **fields), samples=256)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SharedNoise(Linear):
-    """The mistake of one noise for all the channels."""
-
     def observe(self, key, x, operator):
         return x + self.noise_std * jnp.broadcast_to(jax.random.normal(key, (*x.shape[:-1], 1)), x.shape)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaking(CORRUPTIONS["pixel_mask"]):
-    """A product, through which NaN passes."""
-
     def forward(self, x, operator):
         return x * operator
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class WrongAdjoint(CORRUPTIONS["kernel_blur"]):
-    weights: tuple = ((0.0, 0.0, 1.0),)
-
     def adjoint(self, y, operator):
         return self.forward(y, operator)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class WrongSolve(CORRUPTIONS["grayscale"]):
     def gram_diagonal(self, operator, v):
         return super().gram_diagonal(operator, v) * 1.1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OneOperator(CORRUPTIONS["pixel_mask"]):
     def draw_operator(self, key):
         return super().draw_operator(jax.random.key(0))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LouderNoise(CORRUPTIONS["clipping"]):
     def noise_level(self, operator):
         return 1.2 * self.noise_std
@@ -123,54 +101,27 @@ class LouderNoise(CORRUPTIONS["clipping"]):
         return self.noise_std**2
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (SharedNoise, "correlated"),
-        (Leaking, "leak"),
-        (WrongAdjoint, "A\\^T y"),
-        (WrongSolve, "solve_gram"),
-        (OneOperator, "same operator"),
-        (LouderNoise, "variance"),
-    ],
-)
-def test_contract_catches(wrong, message):
+WRONG = {"correlated": SharedNoise, "leak": Leaking, "solve_gram": WrongSolve, "same operator": OneOperator}
+WRONG |= {"A\\^T y": partial(WrongAdjoint, weights=((0.0, 0.0, 1.0),)), "variance": LouderNoise}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_contract_catches(message):
     with pytest.raises(AssertionError, match=message):
-        check_corruption(wrong(shape=(4, 4, 3)), samples=128)
+        check_corruption(WRONG[message](shape=(4, 4, 3)), samples=128)
 
 
-def test_contract_refuses_what_has_no_base():
-    class Duck:
-        shape, noise_std = (4,), 0.1
-
-    with pytest.raises(AssertionError, match="must inherit from"):
-        check_corruption(Duck())
+def test_holding_out_is_refused_where_it_is_not_possible():
+    corruption = CORRUPTIONS["jpeg"](shape=SHAPE)
+    with pytest.raises(UserError, match="cannot hold measurements back"):
+        corruption.hold_out(jax.random.key(0), corruption.sample(jax.random.key(1), jnp.zeros(SHAPE)), 0.1)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_holding_out_is_possible_or_refused(name):
-    corruption = CORRUPTIONS[name](shape=SHAPE)
-    if not corruption.can_hold_out:
-        with pytest.raises(UserError, match="cannot hold measurements back"):
-            corruption.hold_out(
-                jax.random.key(0), jax.eval_shape(corruption.sample, jax.random.key(1), jnp.zeros(SHAPE)), 0.1
-            )
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("gaussian_blur", {"std": 1.0}),
-        ("kernel_blur", {}),
-        ("compressed_sensing", {}),
-        ("fourier_mask", {}),
-        ("bicubic_downsampling", {}),
-    ],
-)
+@pytest.mark.parametrize("name", ["gaussian_blur", "kernel_blur", "compressed_sensing", "bicubic_downsampling"])
 @pytest.mark.parametrize("varying", [False, True])
-def test_solve_gram_with_little_noise(name, fields, varying):
+def test_solve_gram_with_little_noise(name, varying):
     """The published noise level, 1e-3, where plain conjugate gradients would need thousands of iterations."""
-    corruption = CORRUPTIONS[name](shape=(16, 16, 3), noise_std=1e-3, **fields)
+    corruption = CORRUPTIONS[name](shape=(16, 16, 3), noise_std=1e-3)
     keys = jax.random.split(jax.random.key(1), 3)
     operator = corruption.draw_operator(keys[0])
     r = corruption.forward(jax.random.normal(keys[1], corruption.shape), operator)
@@ -190,13 +141,22 @@ BY_ITERATION = {
 @pytest.mark.parametrize("name", BY_ITERATION)
 def test_solves_reach_the_noise(name):
     """The residual is a small part of the noise at every level, so that draws fit y as well as exact ones would."""
-    for noise in (1e-1, 1e-2, 1e-3):
+    for noise in (1e-1, 1e-3):
         corruption = CORRUPTIONS[name](shape=(16, 16, 1), noise_std=noise, **BY_ITERATION[name])
         keys = jax.random.split(jax.random.key(1), 3)
         y, operator = corruption.sample(keys[0], jax.random.normal(keys[1], corruption.shape))
         spread = jnp.exp(0.3 * jax.random.normal(keys[2], corruption.shape))
         for v in (jnp.ones(()), spread):
             assert jax.jit(corruption.solve_residual)(y, operator, v) < 0.3, (noise, v.shape)
+
+
+def test_estimated_log_determinants_differ_as_exact_ones(monkeypatch):
+    corruption = CORRUPTIONS["multicoil_fourier"](shape=(6, 6, 1), noise_std=0.1, coils=2)
+    operator, scales = corruption.draw_operator(jax.random.key(0)), jnp.array([0.3, 1.0, 3.0])
+    run = jax.vmap(corruption.log_det_gram, (None, 0))
+    exact = run(operator, scales)
+    monkeypatch.setattr(base, "DENSE", 16)
+    np.testing.assert_allclose(jnp.diff(run(operator, scales)), jnp.diff(exact), rtol=0.1)
 
 
 def test_composition_of_matrices_is_in_closed_form():
@@ -206,18 +166,7 @@ def test_composition_of_matrices_is_in_closed_form():
     assert corruption.solve_residual(y, operator, jnp.ones(())) < 0.01
 
 
-def test_estimated_log_determinants_differ_as_exact_ones(monkeypatch):
-    corruption = CORRUPTIONS["multicoil_fourier"](shape=(8, 8, 1), noise_std=0.1, coils=2)
-    operator, scales = corruption.draw_operator(jax.random.key(0)), jnp.array([0.3, 1.0, 3.0])
-    run = jax.vmap(corruption.log_det_gram, (None, 0))
-    exact = run(operator, scales)
-    monkeypatch.setattr(base, "DENSE", 16)
-    np.testing.assert_allclose(jnp.diff(run(operator, scales)), jnp.diff(exact), rtol=0.1)
-
-
 def test_gaussian_blur_matches_scipy():
-    from scipy import ndimage
-
     x = np.asarray(jax.random.normal(jax.random.key(0), (12, 9, 2)))
     for border, mode in (("circular", "wrap"), ("reflect", "reflect")):
         y = CORRUPTIONS["gaussian_blur"](shape=x.shape, std=1.7, border=border).forward(jnp.asarray(x), ())
@@ -226,8 +175,6 @@ def test_gaussian_blur_matches_scipy():
 
 
 def test_kernel_blur_matches_scipy():
-    from scipy import ndimage
-
     kernel = np.array([[0.0, 0.2, 0.5], [0.1, 0.4, -0.3], [0.0, 0.0, 0.7]])
     x = np.asarray(jax.random.normal(jax.random.key(0), (8, 7, 1)))
     corruption = CORRUPTIONS["kernel_blur"](shape=x.shape, weights=tuple(map(tuple, kernel.tolist())))
@@ -244,37 +191,30 @@ def test_motion_blur_draws_directions():
     np.testing.assert_allclose(corruption.forward(x, kernels[0])[3:14, 3:14, 0], kernels[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("quality", [10, 20, 50, 70, 95])
+@pytest.mark.parametrize("quality", [10, 50, 95])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpeg_is_pillows(quality, mode):
-    image = Image.fromarray(photo(64)).convert(mode)
-    file = io.BytesIO()
+    image, file = Image.fromarray(photo(64)).convert(mode), io.BytesIO()
     image.save(file, "JPEG", quality=quality, subsampling=0)
     truth = np.asarray(Image.open(file), float).reshape(64, 64, -1)
     x = to_x(np.asarray(image).reshape(64, 64, -1))
-    levels = (CORRUPTIONS["jpeg"](shape=x.shape, quality=quality).forward(x, ()) + 2) * (255 / 4)
+    levels = (jax.jit(CORRUPTIONS["jpeg"](shape=x.shape, quality=quality).forward)(x, ()) + 2) * (255 / 4)
     apart = np.abs(np.asarray(levels) - truth)
     # The two round coefficients that lie on a half differently now and then; everything else is within a level or two.
     assert np.mean(apart < 2.5) > 0.99
     assert apart.mean() < 0.3 < 0.5 < np.abs(np.asarray(image, float).reshape(truth.shape) - truth).mean()
 
 
-def test_jpeg_chroma_subsampling_is_nearly_pillows():
-    image = photo(62)
-    file = io.BytesIO()
+def test_jpeg_chroma_subsampling_is_nearly_pillows_and_has_a_derivative():
+    image, file = photo(62), io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=60, subsampling=2)
     truth = np.asarray(Image.open(file), float)
     corruption = CORRUPTIONS["jpeg"](shape=image.shape, quality=60, chroma_subsampling=True)
-    ours = (corruption.forward(to_x(image), ()) + 2) * (255 / 4)
-    full = (dataclasses.replace(corruption, chroma_subsampling=False).forward(to_x(image), ()) + 2) * (255 / 4)
+    whole = dataclasses.replace(corruption, chroma_subsampling=False)
+    ours, full = ((jax.jit(c.forward)(to_x(image), ()) + 2) * (255 / 4) for c in (corruption, whole))
     assert np.abs(ours - truth).mean() < 0.5 * np.abs(full - truth).mean()
-
-
-def test_jpeg_has_a_derivative():
-    x = to_x(photo(16))
-    corruption = CORRUPTIONS["jpeg"](shape=x.shape, quality=60)
-    slope = jax.grad(lambda x: jnp.sum(corruption.forward(x, ()) ** 2))(x)
-    assert jnp.linalg.norm(slope - 2 * x) < 0.5 * jnp.linalg.norm(2 * x)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(corruption.forward(x, ()) ** 2)))(to_x(image))
+    assert jnp.linalg.norm(slope - 2 * to_x(image)) < 0.5 * jnp.linalg.norm(2 * to_x(image))
 
 
 def test_phase_keeps_energy_and_forgets_position():
@@ -296,34 +236,41 @@ def test_quantisation_and_clipping():
 
 def test_fourier_mask_keeps_the_centre_and_the_number_of_lines():
     corruption = CORRUPTIONS["fourier_mask"](shape=(8, 32, 1), acceleration=4.0, center_fraction=0.125)
-    masks = jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), 64))
+    masks = np.asarray(jax.jit(jax.vmap(corruption.draw_operator))(jax.random.split(jax.random.key(0), 64)))
     assert (masks[:, 0].sum((1, 2)) == 8).all()
     assert (masks[:, :, 14:18] == 1).all() and (masks == masks[:, :1]).all()
     np.testing.assert_allclose(masks[:, 0, :, 0].mean(0)[:14], 4 / 28, atol=0.2)
     # The zero frequency is at the centre: a constant image shows there alone.
-    y = corruption.forward(jnp.ones((8, 32, 1)), masks[0])
-    assert jnp.abs(y).sum() == pytest.approx(float(jnp.abs(y[4, 16, 0])), rel=1e-4)
+    y = np.asarray(jax.jit(corruption.forward)(jnp.ones((8, 32, 1)), masks[0]))
+    assert np.abs(y).sum() == pytest.approx(np.abs(y[4, 16, 0]), rel=1e-4)
 
 
 def test_lines_held_out_are_not_told_by_their_opposites():
     """Of a real image a line and its mirror image hold the same numbers; the centre is always there."""
     corruption = CORRUPTIONS["fourier_mask"](shape=(8, 32, 1), acceleration=2.0, center_fraction=0.125)
-    observation, taken = corruption.sample(jax.random.key(0), jnp.ones((8, 32, 1))), 0
-    for seed in range(20):
-        left, held = corruption.hold_out(jax.random.key(seed), observation, 0.3)
-        assert not (held & corruption._mirror(corruption.observed(left.operator))).any()
-        assert (left.operator[:, 14:18] == 1).all()
-        taken += int(held.sum())
-    assert taken > 0
+
+    @jax.jit
+    @jax.vmap
+    def held_back(key):
+        left, held = corruption.hold_out(key, observation, 0.3)
+        return left.operator, held, held & corruption._mirror(corruption.observed(left.operator))
+
+    observation = jax.jit(corruption.sample)(jax.random.key(0), jnp.ones((8, 32, 1)))
+    operators, held, told = held_back(jax.random.split(jax.random.key(1), 20))
+    assert not told.any() and (operators[:, :, 14:18] == 1).all() and held.any()
 
 
-def test_multicoil_maps_have_unit_energy_and_full_sampling_inverts():
+def test_multicoil_maps_have_unit_energy():
     corruption = CORRUPTIONS["multicoil_fourier"](shape=(8, 8, 2), complex_image=True)
-    _, maps = corruption.draw_operator(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (8, 8, 2))
+    x, (_, maps) = jax.random.normal(jax.random.key(1), (8, 8, 2)), corruption.draw_operator(jax.random.key(0))
     full = (jnp.ones((8, 8, 1)), maps)
     np.testing.assert_allclose(corruption.adjoint(corruption.forward(x, full), full), x, atol=1e-5)
-    assert np.abs(np.diff(np.asarray(maps), axis=0)).max() < 0.5
+
+
+@pytest.mark.parametrize("name", ["box_downsampling", "bicubic_downsampling"])
+def test_downsampling_keeps_constants(name):
+    y = CORRUPTIONS[name](shape=(8, 12, 3), factor=4).forward(jnp.full((8, 12, 3), 1.5), ())
+    np.testing.assert_allclose(y, np.full((2, 3, 3), 1.5), atol=1e-5)
 
 
 def test_masks_hide_what_they_say():
@@ -353,19 +300,10 @@ def test_fixed_mask_from_file_and_its_errors(tmp_path):
         make(shape=(4, 6, 3), mask=((1, 0), (0, 1))).draw_operator(jax.random.key(0))
 
 
-def test_downsampling_keeps_constants():
-    for name in ("box_downsampling", "bicubic_downsampling"):
-        corruption = CORRUPTIONS[name](shape=(8, 12, 3), factor=4, noise_std=0.0)
-        observation = corruption.sample(jax.random.key(0), jnp.full((8, 12, 3), 1.5))
-        np.testing.assert_allclose(observation.y, 1.5, atol=1e-5)
-        assert observation.y.shape == (2, 3, 3)
-
-
 def test_varying_noise_stays_within_its_bounds():
     corruption = CORRUPTIONS["varying_noise"](shape=(4,), noise_std=0.1, noise_std_max=1.0)
     _, stds = jax.vmap(corruption.draw_operator)(jax.random.split(jax.random.key(0), 1000))
-    assert 0.1 <= stds.min() < 0.11 and 0.95 < stds.max() <= 1.0001
-    assert 0.4 < (stds < 0.1**0.5).mean() < 0.6
+    assert 0.1 <= stds.min() < 0.11 and 0.95 < stds.max() <= 1.0001 and 0.4 < (stds < 0.1**0.5).mean() < 0.6
 
 
 def test_groups_are_hidden_together():
@@ -402,6 +340,8 @@ def test_composition_by_instances_equals_by_names():
     small = CORRUPTIONS["box_downsampling"](shape=shape)
     named = Composition(shape=shape, stages=(("gaussian_blur", (("std", 1.0),)), "box_downsampling"))
     assert named == Composition(shape=shape, stages=(blur, small))
+    stage = ("diffem_jax.corruptions.masks:PixelMask", (("rate", 0.2),))
+    assert Composition(shape=SHAPE, stages=(stage,)).stages == (PixelMask(shape=SHAPE, rate=0.2),)
     x = jax.random.normal(jax.random.key(0), shape)
     np.testing.assert_array_equal(named.forward(x, ((), ())), small.forward(blur.forward(x, ()), ()))
 
@@ -411,12 +351,8 @@ def test_composition_by_instances_equals_by_names():
     [
         (lambda: Composition(shape=SHAPE, stages=("pixelmask",)), r"stages\[0\].*did you mean 'pixel_mask'"),
         (lambda: Composition(shape=SHAPE, stages=("no.such.module:Thing",)), "no.such.module"),
-        (lambda: Composition(shape=SHAPE, stages=("diffem_jax.corruptions:Nothing",)), "Nothing"),
         (lambda: Composition(shape=SHAPE, stages=("jpeg",)), "linear"),
-        (
-            lambda: Composition(shape=SHAPE, stages=(CORRUPTIONS["grayscale"](shape=(4, 4, 3)),)),
-            r"expected \(4, 6, 3\)",
-        ),
+        (lambda: Composition(shape=SHAPE, stages=(PixelMask(shape=(4, 4, 3)),)), r"expected \(4, 6, 3\)"),
         (lambda: CORRUPTIONS["box_downsampling"](shape=(9, 8, 1)), "factor"),
         (lambda: CORRUPTIONS["gaussian_blur"](shape=SHAPE, border="zero"), "border"),
         (lambda: CORRUPTIONS["jpeg"](shape=SHAPE, quality=0), "quality"),
@@ -425,16 +361,13 @@ def test_composition_by_instances_equals_by_names():
         (lambda: CORRUPTIONS["box_mask"](shape=SHAPE, box=(9, 1)), "box"),
         (lambda: CORRUPTIONS["group_mask"](shape=SHAPE, groups=(2, 2)), "groups"),
         (lambda: CORRUPTIONS["varying_noise"](shape=SHAPE, of="jpeg"), "linear"),
+        (lambda: PixelMask(shape=(5,), fill_iterations=3), "fill_iterations"),
+        (lambda: PixelMask(shape=(5, 5, 1), fill_iterations=3, fill_order=3), "fill_order"),
     ],
 )
 def test_mistakes_are_explained(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-def test_stage_is_named_by_module_and_class():
-    stage = ("diffem_jax.corruptions.masks:PixelMask", (("rate", 0.2),))
-    assert Composition(shape=SHAPE, stages=(stage,)).stages == (PixelMask(shape=SHAPE, rate=0.2),)
 
 
 @pytest.mark.parametrize(("order", "iterations"), [(1, 60), (2, 200)])
@@ -464,10 +397,3 @@ def test_fill_is_the_smoothest_interpolation(order, iterations):
         assert energy(other.astype(np.float64)) > energy(filled.astype(np.float64))
     shown = corruption.condition(observation)
     np.testing.assert_allclose(shown[..., -2:], filled, atol=1e-5)
-
-
-def test_fill_needs_images():
-    with pytest.raises(UserError, match="fill_iterations"):
-        PixelMask(shape=(5,), rate=0.5, noise_std=0.1, fill_iterations=3)
-    with pytest.raises(UserError, match="fill_order"):
-        PixelMask(shape=(5, 5, 1), rate=0.5, noise_std=0.1, fill_iterations=3, fill_order=3)

@@ -2,18 +2,19 @@
 
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from faults.command import python
 from PIL import Image
+from sklearn.datasets import load_digits, load_wine
 
 from diffem_jax import data
-from diffem_jax.corruptions import CORRUPTIONS, Denoising, PixelMask, Projection
+from diffem_jax.build.parts import make_corruption
+from diffem_jax.corruptions import CompressedSensing, Denoising, PixelMask, Projection, VaryingNoise
 from diffem_jax.data import images, npz
 from diffem_jax.errors import UserError
 from diffem_jax.storage import rows
@@ -54,8 +55,6 @@ def test_fewer_examples_are_the_first_ones(name, cache):
 
 
 def test_digits_are_scikit_learns(cache):
-    from sklearn.datasets import load_digits
-
     ours = data.load("digits", split="all", cache_dir=cache)
     grey = np.round((ours.x[..., 0] + 2) * 4).astype(int)
     truth = load_digits()
@@ -75,14 +74,11 @@ def test_patches_of_tests_share_no_pixels_with_training(size):
 
 
 def test_tables_are_standardised():
-    from sklearn.datasets import load_wine
-
     table = data.load("wine", split="all")
     assert np.allclose(table.x.mean(0), 0, atol=1e-5) and np.allclose(table.x.std(0), 1, atol=1e-4)
     columns = load_wine().data
-    assert np.allclose(
-        np.sort(table.x * columns.std(0) + columns.mean(0), 0), np.sort(columns, 0), rtol=1e-3, atol=1e-3
-    )
+    back = table.x * columns.std(0) + columns.mean(0)
+    assert np.allclose(np.sort(back, 0), np.sort(columns, 0), rtol=1e-3, atol=1e-3)
 
 
 def test_arrays_are_mapped_and_grey_levels_scaled(tmp_path, monkeypatch):
@@ -106,16 +102,15 @@ def test_arrays_are_mapped_and_grey_levels_scaled(tmp_path, monkeypatch):
     assert np.array_equal(np.asarray(lazy), whole[:60]) and np.array_equal(lazy[2:4], whole[2:4])
 
 
-def _write_images(folder, count, size=(20, 16), mode="RGB", seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+def _write_images(folder, count, shape):
+    folder.mkdir()
     for i in range(count):
-        shape = (*size, 3) if mode == "RGB" else size
-        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / f"{i:03d}.png")
+        levels = np.random.default_rng(i).integers(0, 256, shape, np.uint8)
+        Image.fromarray(levels).save(folder / f"{i:03d}.png")
 
 
 def test_folder_is_converted_once_and_again_when_damaged(tmp_path, cache):
-    _write_images(tmp_path / "photos", 5)
+    _write_images(tmp_path / "photos", 5, (20, 16, 3))
     load = lambda **k: data.load("folder", path=tmp_path / "photos", cache_dir=tmp_path / "c", **k)  # noqa: E731
     x = np.array(load().x)
     assert x.shape == (5, 20, 16, 3)
@@ -123,36 +118,17 @@ def test_folder_is_converted_once_and_again_when_damaged(tmp_path, cache):
         assert np.allclose((x[2] + 2) * 255 / 4, np.asarray(image), atol=1e-3)
     assert load(shape=(8, 8, 1)).x.shape == (5, 8, 8, 1)
     (entry,) = [f for f in (tmp_path / "c" / "images").iterdir() if np.load(f / "x.npy").shape == (5, 20, 16, 3)]
-    stored = entry / "x.npy"
-    content = bytearray(stored.read_bytes())
-    content[-7] ^= 255
-    stored.write_bytes(content)
-    assert np.array_equal(load().x, x)
-    assert [f for f in entry.parent.iterdir() if f.name.endswith(".corrupt")]
-
-
-def test_folder_of_unequal_or_broken_images_is_refused(tmp_path):
-    _write_images(tmp_path / "mixed", 2)
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "mixed" / "z.png")
-    with pytest.raises(UserError, match=r"z\.png.*set data\.shape"):
-        data.load("folder", path=tmp_path / "mixed", cache_dir=tmp_path / "c")
-    (tmp_path / "mixed" / "z.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(UserError, match=r"z\.png: cannot be read"):
-        data.load("folder", path=tmp_path / "mixed", cache_dir=tmp_path / "c")
-    assert not list((tmp_path / "c").rglob("x.npy"))
+    (entry / "x.npy").write_bytes((entry / "x.npy").read_bytes()[:-7] + b"damaged")
+    assert np.array_equal(load().x, x) and [f for f in entry.parent.iterdir() if f.name.endswith(".corrupt")]
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"name": "cifar"}, "choose one of"),
         ({"name": "manifold", "shape": (5, 5)}, r"\(D,\)"),
         ({"name": "wine", "num_examples": 10_000}, "has 143"),
         ({"name": "series", "num_examples": 0}, "at least 1"),
-        ({"name": "series", "split": "valid"}, "data.split"),
         ({"name": "patches", "shape": (16, 8, 3)}, "S, S, 3"),
-        ({"name": "folder"}, "data.path"),
-        ({"name": "arrays", "path": "no/such/file.npz"}, "no such file"),
         ({"name": "tfds:../etc"}, "tfds name"),
         ({"name": "tfds:cifar10", "cache_dir": "no/cache"}, "python -m diffem_jax.data.prepare cifar10"),
     ],
@@ -175,6 +151,11 @@ def _good():
     return {"y": rng.normal(size=(N, *SHAPE)).astype(np.float32), "mask": mask}
 
 
+def _load(folder, arrays, corruption=MASKED):
+    np.savez(folder / "o.npz", **arrays)
+    return data.load_observations(folder / "o.npz", corruption=corruption)
+
+
 def _changed(**changes):
     arrays = _good()
     for name, change in changes.items():
@@ -191,30 +172,17 @@ def _set(index, value):
     return change
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_hidden_entries_may_be_anything_and_read_as_zero(tmp_path, compressed):
-    arrays = _good()
-    hidden = np.broadcast_to(arrays["mask"] == 0, arrays["y"].shape)
-    spoilt = np.where(hidden, np.float32(np.nan), arrays["y"])
-    (np.savez_compressed if compressed else np.savez)(tmp_path / "o.npz", y=spoilt, mask=arrays["mask"])
-    observation = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
-    assert np.array_equal(observation.y, np.where(hidden, 0, arrays["y"]))
-    assert np.array_equal(observation.operator, arrays["mask"])
-
-
 def test_large_files_stay_on_disk(tmp_path, monkeypatch):
-    arrays = _good()
-    np.savez(tmp_path / "o.npz", y=arrays["y"].astype(np.float64), mask=arrays["mask"].astype(bool))
-    whole = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    arrays = {"y": _good()["y"].astype(np.float64), "mask": _good()["mask"].astype(bool)}
+    whole = _load(tmp_path, arrays)
     monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "CHUNK_BYTES", 1000)
-    lazy = data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+    lazy = _load(tmp_path, arrays)
     assert isinstance(lazy.y, data.Rows) and isinstance(lazy.operator, data.Rows)
     index = np.array([7, 0, 3])
     assert np.array_equal(lazy.y[index], whole.y[index]) and np.array_equal(lazy.operator[index], whole.operator[index])
-    np.savez(tmp_path / "d.npz", y=arrays["y"])
-    seen = data.load_observations(tmp_path / "d.npz", corruption=Denoising(shape=SHAPE)).y
-    assert isinstance(seen, data.Rows) and np.array_equal(seen[index], arrays["y"][index])
+    seen = _load(tmp_path, {"y": _good()["y"]}, Denoising(shape=SHAPE)).y
+    assert isinstance(seen, data.Rows) and np.array_equal(seen[index], _good()["y"][index])
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -240,79 +208,51 @@ print(large - small)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 40e6, done.stdout  # the file is 164 MB
+    assert int(python(code, tmp_path)) < 40e6  # the file is 164 MB
 
 
 def test_one_operator_for_all_and_projections(tmp_path):
     corruption = Projection(shape=(5,), measurements=2)
     matrix = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
-    np.savez(tmp_path / "o.npz", y=np.zeros((N, 2), np.float32), operator=matrix)
-    observation = data.load_observations(tmp_path / "o.npz", corruption=corruption)
+    observation = _load(tmp_path, {"y": np.zeros((N, 2), np.float32), "operator": matrix}, corruption)
     assert observation.operator.shape == (N, 2, 5) and np.array_equal(observation.operator[4], matrix)
 
 
 def test_examples_with_nothing_seen_are_counted(tmp_path):
-    np.savez(tmp_path / "o.npz", **_changed(mask=_set(slice(2, 5), 0)))
     with pytest.warns(UserWarning, match="3 of 12 examples have nothing seen"):
-        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+        _load(tmp_path, _changed(mask=_set(slice(2, 5), 0)))
 
 
-BAD = {
+BAD = {  # further ones: tests/data/test_odd_files.py, and any shape and type: tests/test_bad_input.py
     "NaN": (lambda: _changed(y=_set((7, 0, 0, 1), np.nan)), "1 of 1080 entries are NaN.*first in example 7"),
     "infinity": (lambda: _changed(y=_set((slice(3, 5), 0, 0), np.inf)), "6 of 1080.*first in example 3"),
-    "minus infinity": (lambda: _changed(y=_set((3, 0, 0), -np.inf)), "3 of 1080.*first in example 3"),
     "rank": (lambda: _changed(y=lambda y: y[..., 0]), r"\(12, 6, 5\); expected \('N', 6, 5, 3\)"),
-    "rank 0": (lambda: _changed(y=lambda y: y[0, 0, 0, 0]), "expected"),
-    "rank 1": (lambda: _changed(y=lambda y: y[:, 0, 0, 0]), "expected"),
-    "rank 5": (lambda: _changed(y=lambda y: y[None]), "expected"),
-    "channels": (lambda: _changed(y=lambda y: y[..., :1]), "expected"),
-    "zero size": (lambda: _changed(y=lambda y: y[:, :0], mask=lambda m: m[:, :0]), "expected"),
-    "shape": (lambda: _changed(y=lambda y: y[:, :4]), r"\(12, 4, 5, 3\); expected"),
-    "complex": (lambda: _changed(y=lambda y: y.astype(complex)), "two channels"),
     "strings": (lambda: _changed(y=lambda y: y.astype(str)), "dtype <U"),
-    "bytes": (lambda: _changed(y=lambda y: y.astype("S8")), "dtype"),
-    "dates": (lambda: _changed(y=lambda y: y.astype("datetime64[s]")), "dtype"),
-    "records": (lambda: _changed(y=lambda y: np.zeros(y.shape, [("a", "f4")])), "dtype"),
     "ragged": (lambda: _changed(y=lambda y: np.array([y[0], None], object)), "pickled objects"),
     "huge values": (lambda: _changed(y=_set((0, 0, 0), 1e30)), "expected"),
     "bool": (lambda: _changed(y=lambda y: y > 0), "dtype bool"),
-    "integers": (lambda: _changed(y=lambda y: y.astype(np.int32)), "scale to"),
-    "objects": (lambda: _changed(y=lambda y: y.astype(object)), "pickled objects"),
     "empty": (lambda: _changed(y=lambda y: y[:0], mask=lambda m: m[:0]), "at least one example"),
     "no y": (lambda: _changed(y=lambda y: None), "no array 'y'"),
-    "no mask, zeros where hidden": (lambda: {"y": _good()["y"] * _good()["mask"]}, "no array 'mask'"),
     "mask of zeros": (lambda: _changed(mask=np.zeros_like), "nothing is seen in any of 12"),
     "mask values": (lambda: _changed(mask=_set((4, 1, 1), 0.5)), "value 0.5 in example 4"),
     "mask NaN": (lambda: _changed(mask=_set((4, 1, 1), np.nan)), "value nan in example 4"),
-    "mask text": (lambda: _changed(mask=lambda m: m.astype("U3")), "dtype"),
-    "mask objects": (lambda: _changed(mask=lambda m: m.astype(object)), "pickled objects"),
-    "mask size": (lambda: _changed(mask=lambda m: m[:, :4]), "expected"),
     "mask rank": (lambda: _changed(mask=lambda m: m[..., 0]), r"\(12, 6, 5\); expected \(12, 6, 5, 1\)"),
     "counts": (lambda: _changed(mask=lambda m: m[:9]), r"9.*expected 12"),
     "grey levels": (lambda: _changed(y=lambda y: np.abs(y) * 100), "y / 255"),
-    "more masks": (lambda: _changed(y=lambda y: y[:9]), "expected 9"),
-    "two operators": (
-        lambda: _changed(operator=lambda _: np.zeros((N, 6, 5, 1))),
-        "holds 'operator'; expected 'mask', which PixelMask draws",
-    ),
+    "two operators": (lambda: _changed(operator=lambda _: np.zeros((N, 6, 5, 1))), "expected 'mask', which PixelMask"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_observations_are_refused(tmp_path, case):
     make, message = BAD[case]
-    np.savez(tmp_path / "o.npz", **make())
-    with pytest.raises(UserError, match=message) as error:
-        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
-    assert "o.npz" in str(error.value)
+    with pytest.raises(UserError, match=rf"o\.npz.*{message}"):
+        _load(tmp_path, make())
 
 
 def test_operator_for_a_corruption_without_one_is_refused(tmp_path):
-    np.savez(tmp_path / "o.npz", **_good())
     with pytest.raises(UserError, match="Denoising draws no operator"):
-        data.load_observations(tmp_path / "o.npz", corruption=Denoising(shape=SHAPE))
+        _load(tmp_path, _good(), Denoising(shape=SHAPE))
 
 
 def _zip(path, name, content, method=zipfile.ZIP_STORED):
@@ -320,52 +260,37 @@ def _zip(path, name, content, method=zipfile.ZIP_STORED):
         archive.writestr(name, content)
 
 
-def _npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def _header_of(shape):
+def _npy(*shape):
+    """A header that says so, and six numbers."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
+    return buffer.getvalue() + bytes(24)
 
 
-def _truncated(path):
-    np.savez(path, **_good())
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-def _garbled(path):
-    np.savez_compressed(path, y=_good()["y"])
-    content = bytearray(path.read_bytes())
-    content[1500:1700] = bytes(200)
-    path.write_bytes(content)
+def _spoilt(path, change):
+    np.savez_compressed(path, **_good())
+    path.write_bytes(change(path.read_bytes()))
 
 
 def _twice(path):
     with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning):
         for _ in range(2):
-            archive.writestr("y.npy", _npy(np.zeros((2, 3))))
+            archive.writestr("y.npy", _npy(2, 3))
 
 
 HOSTILE = {
     "not a zip": (lambda p: p.write_bytes(b"hello"), "not an .npz"),
-    "empty file": (lambda p: p.write_bytes(b""), "not an .npz"),
-    "truncated": (_truncated, "not an .npz|damaged"),
-    "garbled": (_garbled, "damaged"),
-    "traversal": (lambda p: _zip(p, "../y.npy", _npy(np.zeros((2, 3)))), "plain names"),
-    "absolute": (lambda p: _zip(p, "/tmp/y.npy", _npy(np.zeros((2, 3)))), "plain names"),
-    "drive": (lambda p: _zip(p, "C:y.npy", _npy(np.zeros((2, 3)))), "plain names"),
-    "folder in it": (lambda p: _zip(p, "a/y.npy", _npy(np.zeros((2, 3)))), "plain names"),
-    "no suffix": (lambda p: _zip(p, "y", _npy(np.zeros((2, 3)))), "o.npz"),
+    "truncated": (lambda p: _spoilt(p, lambda data: data[:-300]), "not an .npz|damaged"),
+    "garbled": (lambda p: _spoilt(p, lambda data: data[:1500] + bytes(200) + data[1700:]), "damaged"),
+    "traversal": (lambda p: _zip(p, "../y.npy", _npy(2, 3)), "plain names"),
+    "absolute": (lambda p: _zip(p, "/tmp/y.npy", _npy(2, 3)), "plain names"),
+    "drive": (lambda p: _zip(p, "C:y.npy", _npy(2, 3)), "plain names"),
+    "no suffix": (lambda p: _zip(p, "y", _npy(2, 3)), "o.npz"),
     "twice": (_twice, "o.npz"),
-    "zip of nothing": (lambda p: zipfile.ZipFile(p, "w").close(), "o.npz"),
     "folder": (lambda p: p.mkdir(), "o.npz"),
     "no array": (lambda p: _zip(p, "y.npy", b"import os"), "not a readable .npy"),
-    "header too large": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99)), "cut off"),
-    "packed header": (lambda p: _zip(p, "y.npy", _header_of((10**9, 9)) + bytes(99), zipfile.ZIP_DEFLATED), "not fit"),
+    "header too large": (lambda p: _zip(p, "y.npy", _npy(10**9, 9)), "cut off"),
+    "packed header": (lambda p: _zip(p, "y.npy", _npy(10**9, 9), zipfile.ZIP_DEFLATED), "not fit"),
     "missing": (lambda p: None, "no such file"),
 }
 
@@ -378,18 +303,11 @@ def test_hostile_files_are_refused(tmp_path, case):
         data.load_observations(tmp_path / "o.npz", corruption=MASKED)
 
 
-def test_zip_bombs_are_refused_before_unpacking(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "RATIO_FREE_BYTES", 10_000)
-    monkeypatch.setattr(npz, "MAX_RATIO", 100)
-    _zip(tmp_path / "o.npz", "y.npy", _npy(np.zeros((N, 90, 90, 3), np.float32)), zipfile.ZIP_DEFLATED)
-    with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("unpacked"))
-        with pytest.raises(UserError, match="ratio"):
-            data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+def test_files_that_would_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "MAX_BYTES", 1000)
-    np.savez_compressed(tmp_path / "big.npz", y=_good()["y"])
+    np.savez_compressed(tmp_path / "o.npz", **_good())
     with pytest.raises(UserError, match="declares"):
-        data.load_observations(tmp_path / "big.npz", corruption=MASKED)
+        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
 
 
 def test_no_pickle_is_ever_run(tmp_path):
@@ -397,73 +315,44 @@ def test_no_pickle_is_ever_run(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "trapped"),))
 
-    np.savez(tmp_path / "o.npz", y=np.array([Trap()], dtype=object))
     with pytest.raises(UserError, match="pickled objects"):
-        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
+        _load(tmp_path, {"y": np.array([Trap()], dtype=object)})
     assert not (tmp_path / "trapped").exists()
 
 
-def test_folder_of_images_with_masks(tmp_path):
-    _write_images(tmp_path / "images", 6, (8, 7))
-    rng = np.random.default_rng(3)
+def test_masks_of_a_folder_that_lack_or_are_none_are_refused(tmp_path):
+    _write_images(tmp_path / "images", 5, (8, 7, 3))
     (tmp_path / "masks").mkdir()
-    masks = rng.integers(0, 2, (6, 8, 7), np.uint8)
-    for i, mask in enumerate(masks):
-        Image.fromarray(mask * 255).save(tmp_path / "masks" / f"{i:03d}.png")
+    for i in range(4):
+        Image.fromarray(np.zeros((8, 7), np.uint8)).save(tmp_path / "masks" / f"{i:03d}.png")
     corruption = PixelMask(shape=(8, 7, 3))
-    observation = data.load_observations(tmp_path, corruption=corruption, cache_dir=tmp_path / "c")
-    assert np.array_equal(observation.operator, masks[..., None].astype(np.float32))
-    assert np.all(np.asarray(observation.y)[masks == 0] == 0) and np.abs(observation.y).max() <= 2
-    (tmp_path / "masks" / "004.png").unlink()
-    with pytest.raises(UserError, match=r"no mask for 1 of 6 images, the first 004\.png"):
+    with pytest.raises(UserError, match=r"no mask for 1 of 5 images, the first 004\.png"):
         data.load_observations(tmp_path, corruption=corruption, cache_dir=tmp_path / "c")
     Image.fromarray(np.full((8, 7), 99, np.uint8)).save(tmp_path / "masks" / "004.png")
     with pytest.raises(UserError, match=r"004\.png: grey levels"):
         data.load_observations(tmp_path, corruption=corruption, cache_dir=tmp_path / "c")
 
 
-def test_prepare_without_tensorflow_says_what_to_run_and_copy(tmp_path):
-    code = "import sys\nfrom diffem_jax.data import prepare\nfind = prepare.find_spec\n"
-    code += "prepare.find_spec = lambda n: None if n == 'tensorflow' else find(n)\n"
-    code += f"sys.exit(prepare.main(['cifar10', '--cache_dir={tmp_path}']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        "python -m diffem_jax.data.prepare cifar10" in done.stderr and str(tmp_path / "tfds" / "cifar10") in done.stderr
-    )
-
-
-def _noisy(noise_std):
-    return {**_good(), "noise_std": noise_std}
-
-
 def test_every_observation_may_have_its_own_noise(tmp_path):
     """The file's noise_std reaches the solves; without the corruption's consent it is refused."""
-    from diffem_jax.corruptions import VaryingNoise
-
     std = np.linspace(0.05, 0.4, N).astype(np.float32)
     corruption = VaryingNoise(shape=SHAPE, of=("pixel_mask", ()), noise_std=0.05)
     for given in (std, std[:, None, None, None]):
-        np.savez(tmp_path / "o.npz", **_noisy(given))
-        observation = data.load_observations(tmp_path / "o.npz", corruption=corruption)
+        observation = _load(tmp_path, _good() | {"noise_std": given}, corruption)
         mask, level = observation.operator
         assert np.array_equal(level, std) and np.array_equal(mask, _good()["mask"])
     r = observation.y[3]
     solved = np.asarray(corruption.solve_gram(r, (mask[3], level[3]), np.float32(1.0)))
     assert np.allclose(solved, r / (1 + std[3] ** 2), atol=1e-5)
     with pytest.raises(UserError, match=r"noise_std_max=0\.4 "):
-        data.load_observations(tmp_path / "o.npz", corruption=MASKED)
-    np.savez(tmp_path / "o.npz", **_noisy(np.where(std > 0.3, 0, std)))
+        _load(tmp_path, _good() | {"noise_std": std})
     with pytest.raises(UserError, match="standard deviations > 0"):
-        data.load_observations(tmp_path / "o.npz", corruption=corruption)
-    np.savez(tmp_path / "o.npz", **_good())
+        _load(tmp_path, _good() | {"noise_std": np.where(std > 0.3, 0, std)}, corruption)
     with pytest.raises(UserError, match="no array 'noise_std'"):
-        data.load_observations(tmp_path / "o.npz", corruption=corruption)
+        _load(tmp_path, _good(), corruption)
 
 
 def test_a_range_of_noise_in_the_config_wraps_the_corruption():
-    from diffem_jax.build.parts import make_corruption
-
     section = {"name": "pixel_mask", "rate": 0.3, "noise_std": 0.01, "noise_std_max": 0.0}
     assert make_corruption("corruption", section, SHAPE) == PixelMask(shape=SHAPE, rate=0.3)
     wide = make_corruption("corruption", {**section, "noise_std_max": 0.5}, SHAPE)
@@ -473,57 +362,12 @@ def test_a_range_of_noise_in_the_config_wraps_the_corruption():
 
 
 def test_indices_of_a_file_are_checked(tmp_path):
-    from diffem_jax.corruptions import CompressedSensing
-
     corruption = CompressedSensing(shape=(6,))
     good = {"y": np.ones((2, 3)), "signs": np.ones((2, 6)), "indices": np.array([[0, 1, 2], [3, 4, 5]])}
-    for name, wrong, message in (
-        ("indices", good["indices"] - 1, "from 0"),
-        ("indices", good["indices"] + 1, "below 6"),
-        ("indices", good["indices"] + 0.5, "fractions"),
-        ("signs", np.ones((3, 6)), "expected 2"),
-        ("signs", np.full((2, 6), np.nan), "NaN"),
-    ):
-        np.savez(tmp_path / "o.npz", **{**good, name: wrong})
+    wrong = {"from 0": good["indices"] - 1, "below 6": good["indices"] + 1, "fractions": good["indices"] + 0.5}
+    for message, indices in wrong.items():
         with pytest.raises(UserError, match=message):
-            data.load_observations(tmp_path / "o.npz", corruption=corruption)
-
-
-def test_tables_come_back_and_groups_are_missing_together(tmp_path):
-    rng = np.random.default_rng(0)
-    age, colour = rng.normal(40, 10, 200), rng.choice(["red", "green", "blue"], 200)
-    seen = rng.random((2, 200)) < 0.7
-    given = {
-        "age": np.where(seen[0], age, np.nan),
-        "colour": [c if s else None for c, s in zip(colour, seen[1], strict=True)],
-    }
-    table = data.encode_table(given)
-    assert table.groups == (1, 3) and table.y.shape == table.mask.shape == (200, 4)
-    np.testing.assert_array_equal(table.mask, np.stack([seen[0], *[seen[1]] * 3], -1))
-    assert not table.y[table.mask == 0].any()
-    assert abs(table.y[seen[0], 0].mean()) < 1e-4 and abs(table.y[seen[0], 0].std() - 1) < 1e-4
-    np.savez(tmp_path / "obs.npz", y=table.y, mask=table.mask)
-    noise = 0.1 * rng.standard_normal((5, *table.y.shape))
-    decoded = table.decode(table.y + noise)
-    assert np.abs(decoded["age"] - age)[:, seen[0]].max() < 0.6 * age.std()
-    assert (decoded["colour"][:, seen[1]] == colour[seen[1]]).all()
-    corruption = CORRUPTIONS["group_mask"](shape=(4,), groups=table.groups)
-    loaded = data.load_observations(tmp_path / "obs.npz", corruption=corruption)
-    np.testing.assert_array_equal(loaded.y, table.y)
-
-
-@pytest.mark.parametrize(
-    ("columns", "word"),
-    [
-        ({}, "lengths"),
-        ({"a": [1, 2], "b": [1]}, "lengths"),
-        ({"a": [1.0, 1.0, None]}, "two different"),
-        ({"a": [1.0, float("inf")]}, "inf in row 1"),
-    ],
-)
-def test_tables_that_say_nothing_are_refused(columns, word):
-    with pytest.raises(UserError, match=word):
-        data.encode_table(columns)
-    table = data.encode_table({"a": [1.0, 2.0]})
-    with pytest.raises(UserError, match="the width of this table"):
-        table.decode(np.zeros((3, 2)))
+            _load(tmp_path, good | {"indices": indices}, corruption)
+    for message, signs in (("expected 2", np.ones((3, 6))), ("NaN", np.full((2, 6), np.nan))):
+        with pytest.raises(UserError, match=message):
+            _load(tmp_path, good | {"signs": signs}, corruption)

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from faults.command import ROOT, python, without_tensorflow
 from PIL import Image
 
 from configs import celeba
@@ -17,39 +18,31 @@ from diffem_jax.errors import UserError
 from diffem_jax.storage import files
 
 
-def _without_tensorflow(tmp_path, code):
-    """Runs code in a process where importing tensorflow raises."""
-    block = tmp_path / "block" / "tensorflow"
-    block.mkdir(parents=True, exist_ok=True)
-    (block / "__init__.py").write_text("raise ImportError('TensorFlow is blocked in this test')")
-    path = os.pathsep.join([str(block.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_digits_prepare_and_load_where_tensorflow_cannot_be_imported(tmp_path):
-    code = f"""
-import sys
-try:
-    import tensorflow
-except ImportError:
-    from diffem_jax import data
-    assert "tensorflow_datasets" not in sys.modules
-    d = data.load("digits", cache_dir={str(tmp_path / "c")!r})
-    assert "tensorflow" not in sys.modules
-    print(d.x.shape, d.test_x.shape, float(d.x.min()), float(d.x.max()))
-"""
-    assert _without_tensorflow(tmp_path, code) == "(1500, 8, 8, 1) (297, 8, 8, 1) -2.0 2.0\n"
+    code = "import sys; from diffem_jax import data; assert 'tensorflow_datasets' not in sys.modules\n"
+    code += "d = data.load('digits', cache_dir=sys.argv[1]); assert 'tensorflow' not in sys.modules\n"
+    code += "print(d.x.shape, d.test_x.shape, float(d.x.min()), float(d.x.max()))"
+    said = without_tensorflow(tmp_path, code, tmp_path / "c")
+    assert said == "(1500, 8, 8, 1) (297, 8, 8, 1) -2.0 2.0\n"
 
 
-def test_what_a_killed_process_left_is_not_taken_for_the_result(tmp_path):
+@pytest.mark.slow
+def test_two_processes_prepare_at_once(tmp_path):
+    code = "import sys; from diffem_jax import data; print(data.load('digits', cache_dir=sys.argv[1]).x.shape)"
+    call = [sys.executable, "-c", code, tmp_path]
+    racers = [subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert {racer.communicate(timeout=120)[0] for racer in racers} == {"(1500, 8, 8, 1)\n"}
+    assert len([path for path in tmp_path.rglob("1.0.0") if path.is_dir()]) == 1
+
+
+def test_what_a_failed_or_killed_process_left_is_not_taken_for_the_result(tmp_path):
     folder = tmp_path / "set"
-
+    with pytest.raises(ZeroDivisionError):
+        files.publish(folder, lambda scratch: scratch / str(1 // 0))
+    assert not list(tmp_path.iterdir())
     code = "import os, sys, pathlib; from diffem_jax.storage.files import publish\n"
-    code += "publish(pathlib.Path(sys.argv[1]), lambda s: (s / 'half').write_text('cut') and os._exit(9))"
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], timeout=60).returncode == 9
+    code += "publish(pathlib.Path(sys.argv[1]), lambda s: (s / 'half').write_text('cut') and os._exit(0))"
+    python(code, folder)
     (left,) = tmp_path.iterdir()
     assert not folder.exists()
 
@@ -67,17 +60,9 @@ def test_what_a_killed_process_left_is_not_taken_for_the_result(tmp_path):
     assert not left.exists()
 
 
-def test_a_failing_build_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        files.publish(tmp_path / "set", lambda scratch: scratch / str(1 // 0))
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A set with an Image feature, prepared here from PNG files: TensorFlow is needed for neither."""
-    import tensorflow_datasets as tfds
-
     root = tmp_path_factory.mktemp("tiny")
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 10, 3), np.uint8)
     for i, image in enumerate(pixels):
@@ -89,10 +74,9 @@ def tiny(tmp_path_factory):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            image = tfds.features.Image(shape=(12, 10, 3))
             label = tfds.features.ClassLabel(num_classes=9)
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            features = {"image": tfds.features.Image(shape=(12, 10, 3)), "label": label}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples(range(6)), "test": self._generate_examples(range(6, 9))}
@@ -138,19 +122,13 @@ def test_prepare_command(tmp_path, capsys, tiny):
     assert prepare.main(["../up", "--cache_dir", str(tmp_path)]) == 2
 
 
-def test_without_tensorflow_or_network_the_commands_for_a_connected_machine_are_told(tmp_path, capsys):
+def test_without_tensorflow_or_network_the_commands_for_a_connected_machine_are_given(tmp_path, monkeypatch, capsys):
     """Both say what to run elsewhere and which folder to copy where, and leave nothing behind."""
-    import tensorflow_datasets as tfds
-
-    def offline(self, **kwargs):
-        raise ConnectionError("no route to host")
-
+    offline = mock.Mock(side_effect=ConnectionError("no route to host"))
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     for found, reason in ((None, "TensorFlow is not installed"), (object(), "no route to host")):
-        with (
-            mock.patch.object(prepare, "find_spec", lambda name, found=found: found),
-            mock.patch.object(tfds.core.DatasetBuilder, "download_and_prepare", offline),
-        ):
-            assert prepare.main(["cifar10", "--cache_dir", str(tmp_path)]) == 2
+        monkeypatch.setattr(prepare, "find_spec", lambda name, found=found: found)
+        assert prepare.main(["cifar10", "--cache_dir", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert reason in said
         assert "pip install 'diffem-jax[tfds]' && python -m diffem_jax.data.prepare cifar10 --cache_dir=DIR" in said

@@ -1,16 +1,14 @@
-"""Ambient Diffusion: what reaches the network and its loss, and draws by one fixed mask."""
+"""Ambient Diffusion, and augmentations of what is trained on."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffem_jax.corruptions import PixelMask
-from diffem_jax.denoisers import ambient
-from diffem_jax.denoisers.denoiser import bind
-from diffem_jax.denoisers.losses import LOSS_WEIGHTS, Uniform
-from diffem_jax.samplers.samplers import ddim
-from diffem_jax.samplers.schedules import VarianceExploding, log_uniform_grid
+from diffem_jax.denoisers import LOSS_WEIGHTS, Uniform, ambient, augment, bind
+from diffem_jax.samplers import VarianceExploding, ddim, log_uniform_grid
 from diffem_jax.types import Observation
 
 SCHEDULE = VarianceExploding(sigma_min=1e-3, sigma_max=10.0)
@@ -43,14 +41,10 @@ def test_hidden_entries_reach_neither_the_ambient_network_nor_its_loss():
     ]
     np.testing.assert_array_equal(*given)
     assert np.isfinite(given[1]).all()
-
     loss = ambient.ambient_loss(denoiser, SCHEDULE, MASK, Uniform(), LOSS_WEIGHTS["snr"], further=0.3)
-    values = [
-        jax.value_and_grad(loss)(params, jax.random.key(1), Observation(jnp.asarray(y), jnp.asarray(mask)))
-        for y in (x, spoilt)
-    ]
-    assert float(values[0][0]) == float(values[1][0]) > 0
-    assert float(values[1][1]["level"]) == float(values[0][1]["level"]) != 0
+    run = jax.value_and_grad(lambda params, y: loss(params, jax.random.key(1), Observation(y, jnp.asarray(mask))))
+    (value, slope), (again, slope_again) = (run(params, jnp.asarray(y)) for y in (x, spoilt))
+    assert float(value) == float(again) > 0 and float(slope["level"]) == float(slope_again["level"]) != 0
 
 
 def test_ambient_training_hides_the_share_asked_for_and_only_seen_entries():
@@ -99,3 +93,50 @@ def test_what_the_ambient_base_leaves_open_is_larger_where_nothing_is_seen():
     np.testing.assert_allclose(variance[0, 0, 0], 1 / LOSS_WEIGHTS["snr"](sigma, 1.0), rtol=1e-5)
     np.testing.assert_allclose(variance[1:], 1.0)
     np.testing.assert_allclose(denoiser.variance(t, None), jnp.full((4, 4, 1), variance[0, 0, 0]), rtol=1e-6)
+
+
+X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, 6, 3)), jnp.float32)
+
+
+def many(name, *strength, count=256):
+    keys = jax.random.split(jax.random.key(0), count)
+    return np.asarray(jax.jit(jax.vmap(lambda key: augment.AUGMENTATIONS[name](key, X, *strength)))(keys))
+
+
+def test_a_shift_brings_in_the_reflection():
+    found = {a.tobytes() for a in many("shift", 2)}
+    padded = np.pad(np.asarray(X), [(2, 2), (2, 2), (0, 0)], mode="reflect")
+    expected = {padded[i : i + 6, j : j + 6].tobytes() for i in range(5) for j in range(5)}
+    assert found == expected
+
+
+def test_a_flip_mirrors_half_of_the_images():
+    flipped = (many("flip") == np.asarray(X)[:, ::-1]).all(axis=(1, 2, 3))
+    assert ((many("flip") == np.asarray(X)).all(axis=(1, 2, 3)) != flipped).all()
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / 16
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.2])
+def test_hue_turns_by_at_most_its_strength(strength):
+    def across(x):
+        return x - x.mean(-1, keepdims=True)
+
+    turned, before = across(many("hue", strength)), across(np.asarray(X))
+    size = np.linalg.norm(before, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.broadcast_to(size, turned.shape[:-1]), rtol=1e-3)
+    cosine = (turned * before).sum(-1) / (np.linalg.norm(turned, axis=-1) * size)
+    angles = np.arccos(np.clip(cosine, -1, 1)).mean(axis=(1, 2)) / (2 * np.pi)
+    assert 0.9 * strength < angles.max() < 1.05 * strength
+
+
+def test_saturation_scales_within_its_factors():
+    grey = np.asarray(X).mean(-1, keepdims=True)
+    factors = ((many("saturation", (0.8, 1.1)) - grey) / (np.asarray(X) - grey)).reshape(256, -1)
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape), rtol=1e-2)
+    assert 0.799 < factors[:, 0].min() < 0.81 and 1.09 < factors[:, 0].max() < 1.101
+
+
+def test_strengths_reach_the_augmentations_by_name():
+    still = augment.make(("hue", "saturation"), X.shape, hue=0.0, saturation=(1.0, 1.0), shift=3)
+    np.testing.assert_allclose(still(jax.random.key(0), X), X, atol=1e-6)
+    assert augment.make((), X.shape, hue=0.0) is None

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,14 +23,14 @@ from absl.testing import flagsaver
 from diffem_jax import main
 from diffem_jax.run import train
 
+ROOT = Path(__file__).resolve().parents[2]
+
 # Libraries that define absl flags on import do so before flags are saved and restored, or their own reads would fail.
 with contextlib.suppress(ImportError):
     import grain  # noqa: F401
 
 
 class Ended(NamedTuple):
-    """Exit code and output of a command."""
-
     code: int
     out: str
     err: str
@@ -42,12 +44,12 @@ def command(*argv: str) -> Ended:
     with (
         # Optax's schedules promote integers by themselves; the package's own maths is tested under strict promotion.
         jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_key_reuse(True),
         _same_flags(),
         warnings.catch_warnings(),
         mock.patch.object(sys, "argv", ["diffem", *argv]),
-        mock.patch.object(
-            train, "draw_width", lambda config: 1.0
-        ),  # which compiles a sampler for the sake of a warning
+        mock.patch.object(train, "draw_width", lambda config: 1.0),  # it compiles a sampler for the sake of a warning
         streams[0],
         streams[1],
     ):
@@ -72,6 +74,30 @@ def _same_flags() -> Iterator[None]:
         flagsaver.restore_flag_values({**saved, **new})
         flags.FLAGS.unparse_flags()
         sys.modules.pop("config_config", None)
+
+
+def complete(*argv: str) -> Ended:
+    """Runs a command that must end well."""
+    ended = command(*argv)
+    assert ended.code == 0, ended
+    return ended
+
+
+def python(code: str, *argv: object, cwd: Path = ROOT, **variables: str) -> str:
+    """What code prints in a process of its own, which must end well."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
+    command = [sys.executable, "-c", code, *map(str, argv)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def without_tensorflow(folder: Path, code: str, *argv: object) -> str:
+    """What code prints in a process where TensorFlow cannot be imported."""
+    block = folder / "block" / "tensorflow"
+    block.mkdir(parents=True)
+    (block / "__init__.py").write_text("raise ImportError('TensorFlow is blocked in this test')")
+    return python(code, *argv, PYTHONPATH=os.pathsep.join([str(block.parent), str(ROOT)]))
 
 
 def snapshot(*folders: Path) -> dict[str, tuple[int, str]]:

@@ -22,26 +22,25 @@ from diffem_jax.storage.files import TEMPORARY
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
 
-ROOT = Path(__file__).resolve().parents[2]
-STARTED: list[subprocess.Popen[str]] = []
-"""Processes that may still run; whoever gives up early ends them."""
-TINY = {
-    "data.num_examples": 200,
-    "network.features": "(16,)",
-    "rounds": 2,
-    "m_step.steps": 40,
-    "m_step.batch_size": 64,
-    "m_step.updates_per_dispatch": 10,
-    "checkpoint.every_steps": 10,
-    "e_step.batch_size": 64,
-    "e_step.shard_size": 64,
-    "e_step.steps": 4,
-    "start.iterations": 3,
-    "start.rank": 4,
-    "eval.metrics": "('psnr',)",
-    "eval.posterior_draws": 4,
-    "eval.posterior_examples": 64,
+from .command import ROOT
+
+FIELDS = """
+data.num_examples=200 network.features=(16,) rounds=2 m_step.steps=40 m_step.batch_size=64
+m_step.updates_per_dispatch=10 checkpoint.every_steps=10 e_step.batch_size=100 e_step.shard_size=64 e_step.steps=4
+start.iterations=3 start.rank=4 eval.metrics=('psnr',) eval.posterior_draws=4 eval.posterior_examples=64
+"""
+TINY: dict[str, Any] = dict(field.split("=", 1) for field in FIELDS.split())
+SMALL = {
+    **{"rounds": 1, "m_step.steps": 2, "m_step.batch_size": 8, "e_step.steps": 2, "e_step.draws": 1},
+    **{"start.iterations": 1, "start.rank": 2, "network.features": "(8,)", "eval.metrics": "()"},
 }
+"""A run on a file that does every step and learns nothing."""
+
+
+def small(**changes: Any) -> list[str]:
+    """The flags of SMALL; ``m_step__steps=3`` changes a field or adds one."""
+    fields = SMALL | {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def arguments(**changes: Any) -> list[str]:
@@ -53,45 +52,36 @@ def arguments(**changes: Any) -> list[str]:
 def tiny(*flags: str, rounds: int) -> list[str]:
     """Some flags, and those of the tiny run that they leave open, but its network's."""
     given = {flag.partition("=")[0] for flag in flags}
-    fields = {
-        f"--config.{name}": value for name, value in (TINY | {"rounds": rounds}).items() if name != "network.features"
-    }
-    return [*flags, *(f"{name}={value}" for name, value in fields.items() if name not in given)]
+    left = {name: value for name, value in TINY.items() if name != "network.features"} | {"rounds": rounds}
+    return [*flags, *(f"--config.{n}={value}" for n, value in left.items() if f"--config.{n}" not in given)]
 
 
 class Killed(NamedTuple):
-    """Whether a process was still running when the signal was sent, what it wrote, its exit code, and what it was at."""
+    """Whether a process was still running when the signal was sent, what it wrote, and its exit code."""
 
     alive: bool
     output: str
     code: int
-    phase: str
 
 
 class Harness:
     """Runs of one command, each in a folder under ``root``; with a cache they share compiled programs, and have the same bits."""
 
-    def __init__(self, root: Path, flags: list[str], cache: bool = True):
+    def __init__(self, root: Path, flags: list[str], cache: bool = True, devices: int = 2):
         self.root, self.flags = root, flags
         self.root.mkdir(parents=True, exist_ok=True)
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        self.environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-        self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        self.environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cache).lower()
-        if cache:
-            self.environment |= {
-                "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            }
+        self.environment |= {
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+            "JAX_ENABLE_COMPILATION_CACHE": str(cache).lower(),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+        }
 
     def start(self, workdir: Path, *extra: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
         """Starts the command; ``before`` runs in the child first."""
         command = [sys.executable, "-m", "diffem_jax.main", f"--workdir={workdir}", *self.flags, *extra]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, cwd=self.root, env=self.environment, preexec_fn=before, **pipes)  # type: ignore[call-overload]
-        STARTED[:] = [*(p for p in STARTED if p.returncode is None), process]
-        return process
+        return subprocess.Popen(command, cwd=self.root, env=self.environment, preexec_fn=before, **pipes)  # type: ignore[call-overload]
 
     def finish(self, workdir: Path, *extra: str, code: int = 0, before: Callable[[], None] | None = None) -> str:
         """Runs the command to its end; its output. Asserts the exit code."""
@@ -101,26 +91,19 @@ class Harness:
         return output
 
     def kill(
-        self,
-        workdir: Path,
-        moment: Callable[[], bool],
-        number: int = signal.SIGKILL,
-        extra: tuple[str, ...] = (),
-        delay: float = 0.0,
-        timeout: float = 120.0,
+        self, workdir: Path, moment: Callable[[], bool], number: int = signal.SIGKILL, *extra: str, delay: float = 0.0
     ) -> Killed:
         """Starts the command and sends it a signal once ``moment()`` holds."""
-        since = time.time()
         process = self.start(workdir, *extra)
         began = time.monotonic()
-        while process.poll() is None and not moment() and time.monotonic() - began < timeout:
+        while process.poll() is None and not moment() and time.monotonic() - began < 120:
             time.sleep(0.0005)
         time.sleep(delay)
         alive = process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
         output = wait(process)
-        return Killed(alive, output, process.returncode, phase(workdir, output, since))
+        return Killed(alive, output, process.returncode)
 
 
 def wait(process: subprocess.Popen[str], timeout: float = 600.0) -> str:
@@ -131,6 +114,12 @@ def wait(process: subprocess.Popen[str], timeout: float = 600.0) -> str:
         process.kill()
         output = process.communicate()[0]
         raise AssertionError(f"still running after {timeout:g} s:\n{output}") from None
+
+
+def until(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not moment():
+        assert process.poll() is None, wait(process)
+        time.sleep(0.0005)
 
 
 def appeared(folder: Path, pattern: str) -> Callable[[], bool]:
@@ -146,7 +135,6 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, array) of a tree."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(path), np.asarray(leaf)
 
@@ -167,30 +155,6 @@ def result(workdir: Path) -> dict[str, Any]:
     return out
 
 
-PHASES = ("starting", "start's fit", "checkpoint", "E-step", "measures", "M-step", "after the last round")
-
-
-def phase(workdir: Path, output: str, began: float) -> str:
-    """What a process that began at a ``time.time`` was at when it died, by all that it said and by the files that it left."""
-    folder = Workdir(workdir)
-    if not any(word in output for word in ("continuing", "start: ", "\nround ")):
-        return "starting" if "results " not in output or checkpoints.written(folder.rounds) else "start's fit"
-    for place in (folder.start, folder.rounds, folder.latest):
-        halves = [p for p in checkpoints.written(place) if not p.with_name(f"{p.name}.checksums.json").exists()]
-        halves += place.glob("*.orbax-checkpoint-tmp*")
-        if any(path.stat().st_mtime >= began for path in halves):
-            return "checkpoint"
-    store = ReconstructionStore(folder.reconstructions)
-    drawn = max((n for n in store.rounds() if store.round(n).is_complete()), default=-1)
-    saved = checkpoints.written(folder.rounds)
-    if drawn < (int(saved[-1].name[-5:]) if saved else 0):
-        return "E-step"
-    logged = max((r["round"] for r in folder.records() if r["kind"] == "round"), default=-1)
-    if logged < drawn:
-        return "measures"
-    return "M-step" if logged < folder.stored_config()["rounds"] else "after the last round"
-
-
 def assert_same(workdir: Path, expected: dict[str, Any]) -> None:
     """Bit for bit the same result, nothing half-done left, and metrics in order."""
     found = result(workdir)
@@ -203,5 +167,4 @@ def assert_same(workdir: Path, expected: dict[str, Any]) -> None:
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A work directory's copy, to be damaged."""
     return Path(shutil.copytree(source, target))

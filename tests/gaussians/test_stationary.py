@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from diffem_jax.corruptions import BoxDownsampling, BoxMask, FourierMask, GaussianBlur, PixelMask, Projection
-from diffem_jax.denoisers.denoiser import bind
-from diffem_jax.denoisers.posterior import moments_denoiser, posterior_denoiser
+from diffem_jax.denoisers import bind, moments_denoiser, posterior_denoiser
 from diffem_jax.gaussians import STARTS, stationary
 from diffem_jax.gaussians.starts import start_arrays
 from diffem_jax.networks import MLP
 from diffem_jax.run.start import load_start
-from diffem_jax.samplers.schedules import VarianceExploding
+from diffem_jax.samplers import VarianceExploding
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
 
@@ -29,9 +28,8 @@ def make_model(shape, seed=0):
     mixing = rng.normal(size=(*guess.power.shape[1:], *guess.basis.shape[:2]))
     basis = np.moveaxis(np.linalg.qr(mixing)[0], (-2, -1), (0, 1))
     tilt = np.linspace(0.4, 1.6, len(basis)).reshape(-1, *(1,) * (guess.power.ndim - 1))
-    return guess._replace(
-        mean=mean, basis=jnp.asarray(basis, jnp.float32), power=guess.power * jnp.asarray(tilt, jnp.float32)
-    )
+    power = guess.power * jnp.asarray(tilt, jnp.float32)
+    return guess._replace(mean=mean, basis=jnp.asarray(basis, jnp.float32), power=power)
 
 
 def as_matrix(function, shape):
@@ -71,11 +69,6 @@ def test_power_is_the_variance_of_orthonormal_components(kind):
     np.testing.assert_allclose(jnp.sum(z**2), jnp.sum(x**2), rtol=1e-5)
 
 
-CASES = [("mask", kind) for kind in SHAPES] + [
-    (name, "image") for name in ("noisy_mask", "box", "blur", "fourier", "downsampling", "projection")
-]
-
-
 MAKERS = {
     "mask": partial(PixelMask, rate=0.6, noise_std=0.01),
     "noisy_mask": partial(PixelMask, rate=0.5, noise_std=0.5),
@@ -87,7 +80,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*(("mask", kind) for kind in SHAPES), *((name, "image") for name in MAKERS if name != "mask")]
+)
 def test_posterior_mean_is_the_dense_one(name, kind):
     corruption, model = MAKERS[name](shape=SHAPES[kind]), make_model(SHAPES[kind])
     observation = observe(corruption, model)
@@ -120,10 +115,8 @@ def test_noisy_x_leaves_a_stationary_gaussian():
 @pytest.fixture(scope="module")
 def fitted():
     """The truth, what it was observed as with half of the pixels hidden, and a fit."""
-    shape = (12, 12, 2)
-    truth = make_model(shape)._replace(
-        mean=jnp.asarray(np.pad(np.ones((6, 6, 2), np.float32), ((3, 3), (3, 3), (0, 0))))
-    )
+    shape = (8, 8, 2)
+    truth = make_model(shape)._replace(mean=jnp.zeros(shape).at[2:6, 2:6].set(1.0))
     corruption = PixelMask(shape=shape, rate=0.5, noise_std=0.05)
     x = jax.vmap(lambda k: stationary.sample(k, truth))(jax.random.split(jax.random.key(0), 512))
     observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(1), len(x)), x)
@@ -132,17 +125,13 @@ def fitted():
 
 
 def test_fit_recovers_mean_image_and_covariance(fitted):
-    _, truth, _, _, fit = fitted
+    corruption, truth, _, observations, fit = fitted
     assert np.sqrt(np.mean((fit.mean - truth.mean) ** 2)) < 0.1
     difference = covariance(fit) - covariance(truth)
     assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(covariance(truth))
-
-
-def test_fit_explains_held_out_observations_nearly_as_the_truth_does(fitted):
-    corruption, truth, _, observations, fit = fitted
     few = [jax.tree.map(lambda a, i=i: a[i], observations) for i in range(16)]
     values = [np.mean([dense_answer(corruption, model, one)[2] for one in few]) for model in (truth, fit)]
-    assert values[0] - 3 < values[1] < values[0] + 6  # of 144 measurements each; the fit has seen them
+    assert values[0] - 3 < values[1] < values[0] + 6  # of 64 measurements each; the fit has seen them
 
 
 def test_tabulated_variances_are_those_of_the_errors(fitted):

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from diffem_jax.config import default, flatten
 from diffem_jax.errors import UserError
-from diffem_jax.report import numbers, plots
 from diffem_jax.report import page as report
+from diffem_jax.report import plots
 from diffem_jax.report import template as report_template
 from diffem_jax.report.template import Point
 from diffem_jax.storage.files import TEMPORARY
@@ -51,7 +52,6 @@ def written(workdir):
 
 
 def words(text):
-    """What a reader sees, without markup, style and script."""
     body = re.sub(r"<(style|script)>.*?</\1>", " ", text, flags=re.S)
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
@@ -68,15 +68,11 @@ def test_the_page_says_what_was_reached_and_how(tmp_path, monkeypatch):
     assert "diffem --config=digits '--workdir=my runs/a'" in seen and "/somewhere" not in seen
     assert "digits, pixel mask" in seen and "All 2 rounds are done. 4 min 20 s" in seen
     assert "16.000 ± 0.050 at round 2 from 14.000 at start; higher is better; 1,797 examples" in seen
-    assert "0.2500 at round 2 from 0.5000 at round 1" in seen
-    assert "No stopping rule is set" in seen
-    for package in ("python", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
-        assert re.search(rf"{package} \d+\.\d+", seen), package
-    assert "2 \u00d7 cpu" in seen
-    assert "m_step" in seen and "learning_rate" in seen
+    assert "0.2500 at round 2 from 0.5000 at round 1" in seen and "No stopping rule is set" in seen
+    assert re.search(r"python \d+\.\d+", seen) and re.search(r"jax \d+\.\d+", seen)
+    assert "2 \u00d7 cpu" in seen and "m_step" in seen and "learning_rate" in seen
     files = [p.read_bytes() for p in sorted(workdir.samples.glob("*.png"))]
-    assert images(text) == files
-    assert len(re.findall(r'<img[^>]* alt="[^"]{20,}"', text)) == 3
+    assert images(text) == files and len(re.findall(r'<img[^>]* alt="[^"]{20,}"', text)) == 3
     assert text.count("<svg") == 2 and text.count('class="band"') == 1
 
 
@@ -95,7 +91,7 @@ def test_a_rebuilt_page_keeps_the_command_and_the_devices_of_the_run(tmp_path, m
     assert not (workdir.root / "environment.json").exists()
 
 
-def test_the_rule_says_which_round_it_keeps(tmp_path):
+def test_the_rule_says_which_round_it_keeps_and_what_came_after(tmp_path):
     rounds = [record(k, observation_distance=[0.05, 0.3, 0.1, 0.2][k]) for k in range(4)]
     fields = {"stop.rule": "observation_distance", "stop.patience": 3, "rounds": 9}
     workdir = make_run(tmp_path / "run", rounds[:1], **fields)
@@ -106,66 +102,47 @@ def test_the_rule_says_which_round_it_keeps(tmp_path):
     assert "so far round 2 is the best, 0.1000. It has not asked to stop." in seen
     workdir.log({"kind": "stop", "round": 3, "picked": 2, "reason": "all rounds are done; kept round 2"})
     seen = words(written(workdir))
-    assert (
-        "rounds: round 2 is the best, 0.1000. It is the one that sampling uses." in seen and "asked to stop" not in seen
-    )
-
-
-def test_spread_and_stops(tmp_path):
-    more = [
-        {"kind": "stop", "round": 2, "reason": "no longer falling"},
-        {"kind": "evaluation", "round": 2, "ssim": 0.75, "ssim_se": 0.01},
-    ]
-    rounds = [record(k, observation_distance=[0.4, 0.1, 0.2][k]) for k in range(3)]
-    workdir = make_run(tmp_path / "run", [*rounds, *more], **{"stop.rule": "observation_distance", "rounds": 9})
-    before = words(written(workdir))
-    assert "Several draws per observation" not in before
+    assert "round 2 is the best, 0.1000. It is the one that sampling uses." in seen and "asked to stop" not in seen
+    workdir.log({"kind": "stop", "round": 3, "reason": "no longer falling"})
+    workdir.log({"kind": "evaluation", "round": 3, "ssim": 0.75, "ssim_se": 0.01})
+    assert "Several draws per observation" not in words(written(workdir))
     shutil.copy(workdir.samples / "round_00000.png", workdir.samples / "spread.png")
     text = written(workdir)
     seen = words(text)
     assert "Several draws per observation" in seen and len(images(text)) == 4
-    assert "The run stopped after round 2 of 9" in seen and "Stop, round 2: no longer falling" in seen
-    assert "Measured afterwards, round 2: ssim 0.750 ± 0.010" in seen
+    assert "The run stopped after round 3 of 9" in seen and "Stop, round 3: no longer falling" in seen
+    assert "Measured afterwards, round 3: ssim 0.750 ± 0.010" in seen
 
 
-def test_it_stands_alone(tmp_path):
-    text = written(make_run(tmp_path / "run"))
+def test_it_stands_alone_and_the_old_page_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    workdir, seen, replace = make_run(tmp_path / "run"), [], Path.replace
+    old = written(workdir)
+    monkeypatch.setattr(Path, "replace", lambda a, b: (seen.append(workdir.report.read_text()), replace(a, b))[1])
+    workdir.log(record(2, psnr=20.0))
+    text = written(workdir)
+    assert old != text and set(seen) == {old}
+    assert not [p for p in workdir.root.iterdir() if p.name.endswith(TEMPORARY)]
     assert re.findall(r"https?:[^\s<\"]*", text) == ["https://arxiv.org/abs/2510.12691"]
     assert not re.search(r"<a\b|@import|url\(|\bfetch\(|XMLHttpRequest|<iframe|<object", text)
-    for target in re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', text):
-        assert target.startswith("data:")
+    assert all(target.startswith("data:") for target in re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', text))
     assert text.isascii()
 
 
 def test_what_files_hold_is_text_only(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["diffem", f"--workdir={HOSTILE}"])
-    records = [
-        record(0, **{HOSTILE: 1.0}),
-        record(1, **{HOSTILE: 2.0}),
-        {"kind": "stop", "round": 1, "reason": HOSTILE},
-    ]
-    fields = {
-        HOSTILE: HOSTILE,
-        "data.name": HOSTILE,
-        "stop.rule": HOSTILE,
-        f"a.{HOSTILE}": [HOSTILE],
-        "method": "\ud800",
-    }
+    records = [record(number, **{HOSTILE: 1.0 + number}) for number in range(2)]
+    records.append({"kind": "stop", "round": 1, "reason": HOSTILE})
+    fields = dict.fromkeys((HOSTILE, "data.name", "stop.rule"), HOSTILE)
+    fields |= {f"a.{HOSTILE}": [HOSTILE], "method": "\ud800"}
     workdir = make_run(tmp_path / "run", records, **fields)
     text = written(workdir)
     assert text.lower().count("<script") == 1 and "<img src=x" not in text and 'onerror="' not in text
     assert words(text).count("document.title='taken'") >= 8
 
 
-CALIBRATED = {
-    "kind": "evaluation",
-    "round": 2,
-    **{f"held_out_coverage_{p}": p / 100 - 0.03 for p in (50, 80, 90, 95)},
-    **{f"held_out_tarp_{p}": p / 100 - 0.1 for p in (50, 80, 90, 95)},
-    "tarp_50": 0.52,
-    "tarp_90": 0.91,
-    "coverage_90_se": 0.01,
-}
+CALIBRATED = {f"held_out_coverage_{p}": p / 100 - 0.03 for p in (50, 80, 90, 95)}
+CALIBRATED |= {f"held_out_tarp_{p}": p / 100 - 0.1 for p in (50, 80, 90, 95)}
+CALIBRATED |= {"kind": "evaluation", "round": 2, "tarp_50": 0.52, "tarp_90": 0.91, "coverage_90_se": 0.01}
 
 
 def test_calibration_is_drawn_from_the_last_record_that_has_it(tmp_path):
@@ -181,12 +158,11 @@ def test_calibration_is_drawn_from_the_last_record_that_has_it(tmp_path):
     assert "held-back measurements, jointly 40.0% 70.0% 80.0% 85.0%" in seen and "x, jointly 52.0% 91.0%" in seen
     assert "x, intervals" not in seen
     assert (workdir.samples / "calibration.png").read_bytes() in images(text) and len(images(text)) == 4
-    # One level over the rounds; not a tile for each.
-    assert seen.count("90% intervals, held-back measurements") >= 1
+    assert "90% intervals, held-back measurements" in seen  # one level over the rounds; not a tile for each
     assert "held out coverage 50 " not in seen.partition("Measured afterwards")[0]
 
 
-@pytest.mark.parametrize("damage", ["nothing", "garbled", "foreign", "huge", "folders"])
+@pytest.mark.parametrize("damage", ["nothing", "garbled", "foreign", "folders"])
 def test_damaged_files_still_give_a_page(tmp_path, damage):
     workdir = make_run(tmp_path / "run")
     if damage == "nothing":
@@ -198,19 +174,12 @@ def test_damaged_files_still_give_a_page(tmp_path, damage):
         workdir.config.write_bytes(b'{"rounds": \xff')
         (workdir.samples / "round_00001.png").write_bytes(b"not a picture")
     elif damage == "foreign":
-        lines = ["3", "[]", '"x"', "null", '{"kind": "round"}', '{"kind": "round", "round": "one"}']
-        lines += [
-            '{"kind": "round", "round": 3, "psnr": NaN, "loss": "low", "x": [1], "y": {"z": 1}, "m_step_seconds": "a"}'
-        ]
-        lines += [
-            '{"kind": "round", "round": 4, "psnr": 18, "psnr_se": -Infinity, "psnr_samples": "many"}',
-            '{"round": 1.5}',
-        ]
+        lines = """3\n[]\n"x"\nnull\n{"kind": "round"}\n{"kind": "round", "round": "one"}\n{"round": 1.5}
+{"kind": "round", "round": 3, "psnr": NaN, "loss": "low", "x": [1], "y": {"z": 1}, "m_step_seconds": "a"}
+{"kind": "round", "round": 4, "psnr": 18, "psnr_se": -Infinity, "psnr_samples": "many"}"""
         with workdir.metrics.open("a") as file:
-            file.write("\n".join(lines))
+            file.write(lines)
         workdir.config.write_text("[1, 2]")
-    elif damage == "huge":
-        workdir.metrics.write_text(f'{{"kind": "round", "round": 0, "psnr": 1e308, "loss": 1{"0" * 400}, "k": 7}}\n')
     else:
         for path in (workdir.metrics, workdir.config):
             path.unlink()
@@ -223,36 +192,17 @@ def test_damaged_files_still_give_a_page(tmp_path, damage):
         assert "18.00 at round 4 from 14.000 at start" in words(text)
 
 
-def test_a_section_that_fails_costs_itself_only(tmp_path, monkeypatch):
+def test_a_section_that_fails_costs_itself_only_and_an_unwritable_page_no_run(tmp_path, monkeypatch):
     workdir = make_run(tmp_path / "run")
-
-    def broken(*arguments, **named):
-        raise ValueError("broken")
-
-    monkeypatch.setattr(report_template, "chart", broken)
+    monkeypatch.setattr(report_template, "chart", mock.Mock(side_effect=ValueError("broken")))
     seen = words(written(workdir))
     assert "could not be made (ValueError)" in seen and "All 2 rounds are done" in seen and "learning_rate" in seen
-
-
-def test_an_unwritable_page_warns_a_run_and_stops_a_rebuild(tmp_path):
-    workdir = make_run(tmp_path / "run")
+    workdir.report.unlink()
     workdir.report.mkdir()
     with pytest.warns(UserWarning, match="cannot be written"):
         report.write(workdir)
     with pytest.raises(UserError, match="cannot be written"):
         report.rebuild(workdir)
-
-
-def test_the_old_page_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    workdir = make_run(tmp_path / "run")
-    old = written(workdir)
-    seen = []
-    replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda a, b: (seen.append(workdir.report.read_text()), replace(a, b))[1])
-    workdir.log(record(2, psnr=20.0))
-    new = written(workdir)
-    assert old != new and set(seen) == {old}
-    assert not [p for p in workdir.root.iterdir() if p.name.endswith(TEMPORARY)]
 
 
 def test_many_rounds_are_thinned_to_a_small_page(tmp_path, monkeypatch):
@@ -292,30 +242,14 @@ def test_charts_of_a_constant_or_a_single_point(value):
         assert all(0 <= v <= 340 for a in ("cx", "cy") for v in coordinates(svg, a))
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (14.2, 17.6), (-0.003, 0.0071), (1e6, 3e6), (5, 5.0001)])
-def test_ticks_are_few_even_and_inside(low, high):
-    ticks = report_template.ticks(low, high, 5)
-    gaps = np.diff(ticks)
-    assert 2 <= len(ticks) <= 7 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
-    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-6)
-
-
-def test_numbers_for_people():
-    assert numbers.shown(17.44132, 0.0599) == "17.441 ± 0.060"
-    assert numbers.shown(1234.0) == "1234" and numbers.shown(0.3) == "0.3000"
-    assert [numbers.duration(s) for s in (5.4, 236, 18600)] == ["5 s", "3 min 56 s", "5 h 10 min"]
-
-
 # In a browser --------------------------------------------------------------------------------------------------------
 
 
 def browse(tmp_path, page, fragment=""):
     """The document after its scripts ran, with the attributes of its root element."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --disable-dev-shm-usage --virtual-time-budget=3000"
-    profile = tmp_path / f"profile{len(list(tmp_path.glob('profile*')))}"
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --virtual-time-budget=3000"
     address = page.resolve().as_uri() + fragment
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", "--dump-dom", address]
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     root = re.search(r"<html[^>]*>", done.stdout)
     assert root, done.stderr[-2000:]

@@ -3,7 +3,6 @@
 import struct
 import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from faults.command import command, refused
 from PIL import Image
 
 from diffem_jax.config import default
-from diffem_jax.report.writers import Writers, check
+from diffem_jax.report.writers import Writers
 from diffem_jax.storage.workdir import Workdir
 
 RECORDS = [
@@ -79,13 +78,12 @@ def test_tensorboard_events_are_read_back(tmp_path):
 @pytest.mark.slow
 def test_wandb_offline_holds_the_numbers(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="an extra: pip install 'diffem-jax[wandb]'")
+    workdir, places = Workdir(tmp_path / "run"), ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
     # Its service listens on a socket whose path must be short.
     with tempfile.TemporaryDirectory() as short:
-        for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TMPDIR": short}.items():
+        settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TMPDIR": short}
+        for name, value in (settings | dict.fromkeys(places, str(tmp_path / "wandb"))).items():
             monkeypatch.setenv(name, value)
-        for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-            monkeypatch.setenv(name, str(tmp_path / "wandb"))
-        workdir = Workdir(tmp_path / "run")
         write(workdir, "wandb")
         write(workdir, "wandb", 40, RECORDS[1:])
     files = sorted((workdir.root / "wandb").glob("offline-run-*/*.wandb"))
@@ -100,40 +98,6 @@ def test_a_missing_package_is_told_before_any_compute(tmp_path, monkeypatch, nam
     ended = command("--config=digits", f"--config.writers=('{name}',)", f"--workdir={tmp_path / 'run'}")
     refused(ended, "config.writers", package, f"diffem-jax[{name}]")
     assert not list(tmp_path.iterdir())
-
-
-class Recorder:
-    made = []
-
-    def __init__(self, workdir, config, resumed):
-        self.seen = []
-        Recorder.made.append(self)
-
-    def scalars(self, step, values):
-        self.seen.append((step, dict(values)))
-
-    def image(self, step, name, path):
-        self.seen.append((step, name, path))
-
-    def close(self):
-        self.seen.append("closed")
-
-
-def test_a_writer_of_ones_own_by_name(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    (tmp_path / "run").mkdir()
-    workdir = Workdir(tmp_path / "run")
-    check(config("test_writers:Recorder"))
-    write(workdir, "test_writers:Recorder")
-    import test_writers
-
-    (made,) = test_writers.Recorder.made
-    assert made.seen[0] == (
-        0,
-        {"round/round": 0.0, "round/e_step_seconds": 1.5, "round/psnr": 14.5, "round/psnr_se": 0.1},
-    )
-    assert made.seen[-2:] == [(20, {"training/loss": 0.5}), "closed"]
-    assert next(s for s in made.seen if len(s) == 3)[1] == "round/picture"
 
 
 def test_only_the_first_process_writes(tmp_path):

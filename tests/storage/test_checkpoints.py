@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, damage found and set aside, nothing executed, nobody else's files touched."""
 
+import contextlib
 import errno
 import json
 import os
@@ -29,10 +30,7 @@ def folder(tmp_path):
 
 
 def _same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert all(
-        np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y) and x.dtype == y.dtype, a, b))
 
 
 def _largest(path):
@@ -89,33 +87,17 @@ def test_two_damaged_ones_of_one_name_are_both_kept(folder):
     assert {p.name for p in folder.glob("*.corrupt")} == {"round_00003.corrupt", "round_00003.1.corrupt"}
 
 
-def test_files_of_others_are_left_alone(folder):
-    for name in ("notes", "round_3_backup", "zzz"):
+def test_what_a_killed_save_left_is_swept_by_the_next_and_files_of_others_are_left_alone(folder):
+    left, others = folder / "round_00004.orbax-checkpoint-tmp", ("notes", "round_3_backup", "mine.orbax-checkpoint-tmp")
+    for name in (*others, left.name):
         (folder / name).mkdir()
-        (folder / name / "mine.txt").write_text("mine")
     (folder / "round_00009").write_text("a file, not a folder")
     assert checkpoints.latest(folder) == folder / "round_00003"
-    checkpoints.sweep(folder)
-    assert all((folder / name / "mine.txt").read_text() == "mine" for name in ("notes", "round_3_backup", "zzz"))
-    assert (folder / "round_00009").exists()
-
-
-def test_what_a_killed_save_left_is_swept_by_the_next(folder):
-    left = folder / "round_00004.orbax-checkpoint-tmp"
-    left.mkdir()
-    (folder / "mine.orbax-checkpoint-tmp").mkdir()
-    assert checkpoints.latest(folder) == folder / "round_00003"
     checkpoints.save(folder / "round_00004", _tree(4), {"round": 4})
-    assert not left.exists() and (folder / "mine.orbax-checkpoint-tmp").exists()
+    assert not left.exists() and all((folder / name).exists() for name in (*others, "round_00009"))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        ValueError("RESOURCE_EXHAUSTED: Failed to write 10 bytes: No space left"),
-    ],
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ValueError("RESOURCE_EXHAUSTED: No space")])
 def test_a_full_disk_is_a_user_error_and_leaves_the_earlier_ones_whole(folder, monkeypatch, error):
     def full(path, *args, **kwargs):
         path.with_name(path.name + ".orbax-checkpoint-tmp").mkdir()
@@ -124,24 +106,15 @@ def test_a_full_disk_is_a_user_error_and_leaves_the_earlier_ones_whole(folder, m
     monkeypatch.setattr(checkpoints.ocp, "save_checkpointables", full)
     with pytest.raises(UserError, match=r"round_00004.*[nN]o space.*earlier checkpoints are whole"):
         checkpoints.save(folder / "round_00004", _tree(4), {"round": 4})
-    assert checkpoints.latest(folder) == folder / "round_00003"
-    assert not list(folder.glob("round_00004*"))
+    assert checkpoints.latest(folder) == folder / "round_00003" and not list(folder.glob("round_00004*"))
 
 
-@pytest.mark.parametrize("change", ["shape", "missing", "more"])
-def test_a_checkpoint_of_another_network_is_told(folder, change):
-    like = {
-        "shape": TREE | {"w": np.zeros((3, 3), np.float32)},
-        "missing": {"w": TREE["w"]},
-        "more": TREE | {"b": np.zeros(3, np.float32)},
-    }[change]
-    with pytest.raises(UserError, match="round_00003"):
-        checkpoints.load(folder / "round_00003", like)
-
-
-def test_no_metadata_is_a_user_error(tmp_path):
+def test_a_checkpoint_of_another_network_or_none_is_refused(folder):
+    for like in (TREE | {"w": np.zeros((3, 3))}, {"w": TREE["w"]}, TREE | {"b": np.zeros(3)}):
+        with pytest.raises(UserError, match="round_00003"):
+            checkpoints.load(folder / "round_00003", like)
     with pytest.raises(UserError, match="no whole checkpoint"):
-        checkpoints.metadata(tmp_path / "round_00001")
+        checkpoints.metadata(folder / "round_00004")
 
 
 def test_nothing_in_a_checkpoint_is_executed(folder, tmp_path):
@@ -151,18 +124,13 @@ def test_nothing_in_a_checkpoint_is_executed(folder, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    path = folder / "round_00003"
-    record = path.parent / f"{path.name}.checksums.json"
+    path, record = folder / "round_00003", folder / "round_00003.checksums.json"
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         whole, sums = file.read_bytes(), record.read_text()
         file.write_bytes(pickle.dumps(Evil()))
-        entries = json.loads(sums)
-        entries["files"] = digests(path)
-        record.write_text(json.dumps(entries))
-        try:
+        record.write_text(json.dumps(json.loads(sums) | {"files": digests(path)}))
+        with contextlib.suppress(Exception):
             checkpoints.load(path)
-        except Exception as error:
-            assert not isinstance(error, FileExistsError)
         assert not (tmp_path / "executed").exists(), file
         file.write_bytes(whole)
         record.write_text(sums)

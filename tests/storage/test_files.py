@@ -1,14 +1,17 @@
-"""The one writer: a file is there whole or not at all, and what a killed process left is found again."""
+"""The one writer, work beside the main loop, and compiled programs that are kept."""
 
+import contextlib
 import errno
 import os
-import subprocess
-import sys
+import threading
+from unittest import mock
 
 import numpy as np
 import pytest
+from faults.command import python
 
-from diffem_jax.storage import files
+from diffem_jax.storage import background, files
+from diffem_jax.storage.background import Background, read_ahead
 
 
 def write_rows(file):
@@ -31,36 +34,17 @@ def test_content_is_written_whole_or_not_at_all(tmp_path, monkeypatch, content):
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     files.write_atomically(path, content)
-    if content is write_rows:
-        np.testing.assert_array_equal(np.load(path), np.arange(5))
-    else:
-        assert path.read_bytes() == b"new"
+    assert np.array_equal(np.load(path), np.arange(5)) if content is write_rows else path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_function_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    files.write_atomically(path, "old")
-
-    def fail(file):
-        file.write(b"half")
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        files.write_atomically(path, fail)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
-    code = (
-        "import os, pathlib, sys; from diffem_jax.storage.files import write_atomically\n"
-        "def end(file): file.write(b'half'); file.flush(); os._exit(9)\n"
-        "write_atomically(pathlib.Path(sys.argv[1]), end)"
-    )
+    code = "import os, pathlib, sys; from diffem_jax.storage.files import write_atomically\n"
+    code += "write_atomically(pathlib.Path(sys.argv[1]), lambda file: file.write(b'half') and os._exit(0))"
     folder = tmp_path / "deep"
     folder.mkdir()
-    done = subprocess.run([sys.executable, "-c", code, str(folder / "mine.json")])
-    assert done.returncode == 9 and len(list(folder.iterdir())) == 1
+    python(code, folder / "mine.json")
+    assert len(list(folder.iterdir())) == 1
     others = [tmp_path / ".mine.json.0a1b2c3d.tmp", folder / "mine.json"]
     for path in others:
         path.write_text("mine")
@@ -68,22 +52,54 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(others)
 
 
-@pytest.mark.parametrize("name", ["a.npz", "a", "a.b"])
-def test_arrays_are_named_as_numpy_names_them(tmp_path, name):
-    arrays = {"x": np.arange(3), "y": np.ones((2, 2), np.float32)}
-    path = files.write_arrays(tmp_path / name, arrays)
-    np.savez(tmp_path / f"by_numpy_{name}", **arrays)
-    assert (tmp_path / f"by_numpy_{path.name}").exists()
-    found = np.load(path)
-    assert all(np.array_equal(found[key], arrays[key]) for key in arrays) and list(found) == list(arrays)
+def test_an_error_in_the_loop_is_not_hidden_by_a_job_that_hangs(monkeypatch):
+    monkeypatch.setattr(background, "GRACE_SECONDS", 0.05)
+    hang = threading.Event()
+    with pytest.raises(KeyError, match="loop"), Background() as worker:
+        worker.start(lambda: hang.wait(20))
+        raise KeyError("loop")
+    with pytest.raises(KeyError, match="loop"), contextlib.closing(read_ahead(lambda: hang.wait(20), 2)) as rows:
+        raise KeyError("loop", rows)
+    hang.set()
 
 
-def test_sums_tell_one_bit(tmp_path):
-    path = tmp_path / "sub" / "file"
-    path.parent.mkdir()
-    path.write_bytes(b"123456789")
-    assert files.crc32(path) == 0xCBF43926
-    before = files.digests(tmp_path)
-    assert list(before) == ["sub/file"] and len(before["sub/file"]) == 32
-    path.write_bytes(b"123456788")
-    assert files.digests(tmp_path) != before
+def test_a_process_ends_although_its_reader_hangs():
+    code = "import time; from diffem_jax.storage.background import Background\n"
+    python(code + "Background().start(lambda: time.sleep(600))")
+
+
+CODE = """
+import sys, pathlib, jax, jax.numpy as jnp
+from diffem_jax.storage.programs import keep_compiled
+keep_compiled(pathlib.Path(sys.argv[1]))
+counts = {"hits": 0, "misses": 0}
+def note(event, **_):
+    for name in counts:
+        counts[name] += event == f"/jax/compilation_cache/cache_{name}"
+jax.monitoring.register_event_listener(note)
+jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8))).block_until_ready()
+print(jax.config.jax_compilation_cache_dir, counts["hits"], counts["misses"])
+"""
+
+
+def start(folder, **variables):
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if "CACHE" in name]:
+            del os.environ[name]
+        place, hits, misses = python(CODE, folder, **variables).split()
+    return place, int(hits), int(misses)
+
+
+def test_the_second_process_compiles_nothing(tmp_path):
+    place, hits, misses = start(tmp_path)
+    assert place.startswith(str(tmp_path)) and hits == 0 and misses > 0
+    again, hits, left = start(tmp_path)
+    assert again == place and left == 0 and hits == misses
+
+
+def test_what_the_user_chose_is_left_alone(tmp_path):
+    own, folder = tmp_path / "own", tmp_path / "compiled"
+    assert start(folder, JAX_COMPILATION_CACHE_DIR=str(own))[0] == str(own)
+    assert start(folder, JAX_ENABLE_COMPILATION_CACHE="false")[0] == "None"
+    (tmp_path / "file").write_text("")
+    assert start(tmp_path / "file" / "below")[0] == "None" and not folder.exists()

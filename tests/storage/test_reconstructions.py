@@ -1,15 +1,14 @@
 """The store of reconstructions under interruption and damage, and the stream of batch indices."""
 
 import itertools
-import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from diffem_jax.errors import UserError
 from diffem_jax.storage import rows as storage_rows
-from diffem_jax.storage.files import crc32
 from diffem_jax.storage.reconstructions import ReconstructionStore, index_stream
 
 N, SHAPE, SHARD = 23, (3, 2), 7
@@ -34,8 +33,7 @@ def test_rows_come_back_by_index_across_shards(tmp_path, monkeypatch, in_memory)
     assert (tmp_path / "round_00003" / "shard-00003-of-00004.npy").exists()
     rows = ReconstructionStore(tmp_path).round(3).open()
     index = np.array([22, 0, 7, 6, 22, 13])
-    assert rows.shape == (N, *SHAPE)
-    assert np.array_equal(rows[index][:, 0, 0], index)
+    assert rows.shape == (N, *SHAPE) and np.array_equal(rows[index][:, 0, 0], index)
     whole = np.concatenate([_rows(round_, s) for s in range(4)])
     assert np.array_equal(np.asarray(rows), whole) and np.array_equal(rows[5:9], whole[5:9])
     assert np.array_equal(rows[-1], whole[-1])
@@ -57,74 +55,40 @@ def test_an_interrupted_round_goes_on_where_it_was(tmp_path):
     assert again.is_complete() and len(again.open()) == N
 
 
-def _cut(file):
-    file.write_bytes(file.read_bytes()[:-5])
+DAMAGES = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-5]),
+    "garbled": lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"),
+    "gone": lambda file: file.unlink(),
+}
 
 
-def _garble(file):
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [_cut, _garble, lambda f: f.write_bytes(b""), lambda f: f.unlink()])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_shard_is_set_aside_and_done_again(tmp_path, damage):
     round_ = _filled(tmp_path)
     damage(round_.folder / "shard-00001-of-00004.npy")
     assert not round_.is_complete()
     done, warnings = round_.done_shards()
     assert done == {0, 2, 3} and "shard-00001" in warnings[0]
-    assert list(round_.folder.glob("shard-00001*.corrupt"))
-    assert round_.done_shards() == ({0, 2, 3}, ())
+    assert list(round_.folder.glob("shard-00001*.corrupt")) and round_.done_shards() == ({0, 2, 3}, ())
     round_.write_shard(1, _rows(round_, 1))
     assert round_.is_complete() and round_.open()[8][0, 0] == 8
-
-
-def test_a_planted_shard_is_not_executed(tmp_path):
-    """Objects in place of numbers, with the right checksum."""
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    round_ = _filled(tmp_path)
-    shard = round_.folder / "shard-00001-of-00004.npy"
-    np.save(shard, np.array([Evil()] * SHARD, object), allow_pickle=True)
-    entry = json.loads(shard.with_suffix(".json").read_text())
-    entry |= {"bytes": shard.stat().st_size, "crc32": crc32(shard)}
-    shard.with_suffix(".json").write_text(json.dumps(entry))
-    assert round_.is_complete()
-    with pytest.raises(ValueError, match="Python objects"):
-        round_.open()
-    assert not (tmp_path / "executed").exists()
 
 
 def test_a_shard_without_its_sidecar_is_left_for_the_host_that_writes_it(tmp_path):
     round_ = _filled(tmp_path)
     (round_.folder / "shard-00002-of-00004.json").unlink()
-    assert round_.done_shards() == ({0, 1, 3}, ())
-    assert (round_.folder / "shard-00002-of-00004.npy").exists()
+    assert round_.done_shards() == ({0, 1, 3}, ()) and (round_.folder / "shard-00002-of-00004.npy").exists()
 
 
-def test_a_failing_write_leaves_the_old_shard_or_none(tmp_path, monkeypatch):
+def test_a_shard_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
     round_ = ReconstructionStore(tmp_path).create(1, N, SHAPE, SHARD)
-
-    def full_disk(descriptor):
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(UserError, match=r"shard 0 could not be written.*no space"):
-            round_.write_shard(0, _rows(round_, 0))
-    assert [f.name for f in round_.folder.iterdir()] == ["manifest.json"]
-    assert round_.done_shards() == (set(), ())
-
-
-@pytest.mark.parametrize("array", [np.zeros((6, *SHAPE)), np.zeros((7, 3)), np.full((7, *SHAPE), np.nan)])
-def test_wrong_rows_are_not_written(tmp_path, array):
-    round_ = ReconstructionStore(tmp_path).create(1, N, SHAPE, SHARD)
-    with pytest.raises(ValueError, match="shard 0"):
-        round_.write_shard(0, array)
+    for array in (np.zeros((6, *SHAPE)), np.zeros((7, 3)), np.full((7, *SHAPE), np.nan)):
+        with pytest.raises(ValueError, match="shard 0"):
+            round_.write_shard(0, array)
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError("no space left")))
+    with pytest.raises(UserError, match=r"shard 0 could not be written.*no space"):
+        round_.write_shard(0, _rows(round_, 0))
+    assert [f.name for f in round_.folder.iterdir()] == ["manifest.json"] and round_.done_shards() == (set(), ())
 
 
 def test_the_same_round_of_other_sizes_is_refused(tmp_path):
@@ -146,8 +110,7 @@ def test_only_its_own_files_are_dropped(tmp_path):
     assert store.drop_older(3) == [1, 2]
     assert [f.name for f in (tmp_path / "round_00001").iterdir()] == ["notes.txt"]
     assert (tmp_path / "round_00000" / "shard-00000-of-00001.npy").exists()
-    assert not (tmp_path / "round_00002").exists()
-    assert store.rounds() == [3] and store.round(3).is_complete()
+    assert not (tmp_path / "round_00002").exists() and store.rounds() == [3] and store.round(3).is_complete()
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (5, 13), (1, 3)])
@@ -162,9 +125,6 @@ def test_index_stream_drops_nothing_and_restarts_anywhere(n, batch):
     for start in (1, 7, 29):
         rest = list(itertools.islice(index_stream(3, 2, n, batch, start), steps - start))
         assert np.array_equal(rest, whole[start:]) and rest[0].dtype == np.int64
-
-
-def test_index_stream_depends_on_seed_and_round():
-    batches = [next(index_stream(seed, round_, 100, 50)) for seed, round_ in [(0, 0), (0, 1), (1, 0)]]
-    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(batches, 2))
+    others = [next(index_stream(seed, round_, 100, 50)) for seed, round_ in [(0, 0), (0, 1), (1, 0)]]
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(others, 2))
     assert next(index_stream(0, 0, 1000, 64, 10**15)).shape == (64,)

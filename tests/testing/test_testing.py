@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from diffem_jax import testing
-from diffem_jax.denoisers.guidance import POSTERIORS
-from diffem_jax.networks import NETWORKS
-from diffem_jax.networks.mlp import MLP
-from diffem_jax.networks.unet import UNet
-from diffem_jax.samplers.samplers import ddim, ddpm
-from diffem_jax.samplers.schedules import SCHEDULES, VarianceExploding
+from diffem_jax.denoisers import POSTERIORS
+from diffem_jax.networks import MLP, NETWORKS, UNet
+from diffem_jax.samplers import SCHEDULES, VarianceExploding, ddim, ddpm
 
 SMALL = {"mlp": MLP(features=(8,), embedding=8), "unet": UNet(channels=(4, 4), blocks=1, heads=(), embedding=8)}
 
@@ -42,8 +39,8 @@ def test_networks(name):
 class Bad:
     """A schedule made of two functions."""
 
-    alpha: Callable
     sigma: Callable
+    alpha: Callable = jnp.ones_like
 
     def __call__(self, t):
         return self.alpha(t), self.sigma(t)
@@ -51,52 +48,34 @@ class Bad:
 
 @dataclasses.dataclass(frozen=True)
 class WrongEnd:
-    """Ends below its sigma_max."""
-
     sigma_max: float = 100.0
 
     def __call__(self, t):
         return VarianceExploding(1e-3, self.sigma_max)(0.9 * t)
 
 
-def ones(t):
-    return jnp.ones_like(t)
+WRONG_SCHEDULES = {
+    "must rise": Bad(lambda t: 10.0 - 9.99 * t),
+    "two scalars": Bad(lambda t: jnp.ones((2,)) * t),
+    "must be positive": Bad(lambda t: 0.01 + t, lambda t: 1.0 - 2.0 * t),
+    "at t = 0": Bad(lambda t: 1.0 + 9.0 * t),
+    "at t = 1": Bad(lambda t: 0.01 + t),
+    "sigma_max": WrongEnd(),
+}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "said"),
-    [
-        (Bad(ones, lambda t: 10.0 - 9.99 * t), "must rise"),
-        (Bad(ones, lambda t: jnp.ones((2,)) * t), "two scalars"),
-        (Bad(lambda t: 1.0 - 2.0 * t, lambda t: 0.01 + t), "must be positive"),
-        (Bad(ones, lambda t: 1.0 + 9.0 * t), "at t = 0"),
-        (Bad(ones, lambda t: 0.01 + t), "at t = 1"),
-        (WrongEnd(), "sigma_max"),
-    ],
-)
-def test_wrong_schedules(schedule, said):
+@pytest.mark.parametrize("said", WRONG_SCHEDULES)
+def test_wrong_schedules(said):
     with pytest.raises(AssertionError, match=said):
-        testing.check_schedule(schedule)
+        testing.check_schedule(WRONG_SCHEDULES[said])
 
 
 def changed(**parts):
     return lambda schedule, data_std: ddpm(schedule, data_std)._replace(**{k: v(schedule) for k, v in parts.items()})
 
 
-def silent_noise(schedule):
-    def init(key, t, shape):
-        return ddpm(schedule).init(jax.random.key(0), t, shape)
-
-    return init
-
-
-def still(schedule):
-    """Never leaves the first noise."""
-    return lambda key, state, t, s, denoise: (state, {})
-
-
 def half_noise(schedule):
-    """Adds half of the noise that is due."""
+    """Adds less than the noise that is due."""
 
     def step(key, state, t, s, denoise):
         full, info = ddpm(schedule).step(key, state, t, s, denoise)
@@ -108,37 +87,39 @@ def half_noise(schedule):
 
 def twice(schedule):
     def init(key, t, shape):
-        state = ddpm(schedule).init(key, t, shape)
-        return state._replace(denoised=jax.random.normal(key, shape))
+        return ddpm(schedule).init(key, t, shape)._replace(denoised=jax.random.normal(key, shape))
 
     return init
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda schedule, data_std: ddpm(schedule)[:3], "expected a diffem_jax.Sampler"),
-        (changed(final=lambda schedule: lambda state, t: state.x[:2]), "shape"),
-        (changed(init=silent_noise, step=lambda schedule: ddim(schedule).step), "different keys"),
-        (changed(init=lambda s: lambda key, t, shape: ddpm(s).init(key, 0.5 * t, shape)), "first state"),
-        (changed(step=still), "mean|covariance|first state"),
-        (changed(step=half_noise), "covariance"),
-        (changed(init=twice), "twice"),
-    ],
-    ids=["type", "shape", "same draw", "init", "still", "noise", "key"],
-)
-def test_wrong_samplers(make, said):
+def one_key(schedule):
+    return lambda key, t, shape: ddpm(schedule).init(jax.random.key(0), t, shape)
+
+
+WRONG_SAMPLERS = {
+    "expected a diffem_jax.Sampler": lambda schedule, data_std: ddpm(schedule)[:3],
+    "shape": changed(final=lambda schedule: lambda state, t: state.x[:2]),
+    "different keys": changed(init=one_key, step=lambda schedule: ddim(schedule).step),
+    "first state": changed(init=lambda s: lambda key, t, shape: ddpm(s).init(key, 0.5 * t, shape)),
+    "mean|covariance|first state": changed(step=lambda schedule: lambda key, state, t, s, denoise: (state, {})),
+    "covariance": changed(step=half_noise),
+    "twice": changed(init=twice),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_SAMPLERS)
+def test_wrong_samplers(said):
     with pytest.raises(AssertionError, match=said):
-        testing.check_sampler(make, steps=24, samples=512)
+        testing.check_sampler(WRONG_SAMPLERS[said], steps=24, samples=512)
 
 
-def toward(rate):
-    """Moves x-hat by a rate toward y, hidden entries of which are 0."""
+def moved(by):
+    """A transform that adds something to x-hat: by(x_hat, corruption, observation)."""
 
     def transform(denoise, schedule, corruption, observation):
         def guided(x_t, t):
             x_hat = denoise(x_t, t)
-            return x_hat + rate * (observation.y - x_hat)
+            return x_hat + by(x_hat, corruption, observation)
 
         return guided
 
@@ -146,32 +127,24 @@ def toward(rate):
 
 
 def masked(rate, seen=lambda corruption, observation: corruption.observed(observation.operator)):
-    """The same for seen entries alone."""
-
-    def transform(denoise, schedule, corruption, observation):
-        def guided(x_t, t):
-            x_hat = denoise(x_t, t)
-            return jnp.where(seen(corruption, observation), x_hat + rate * (observation.y - x_hat), x_hat)
-
-        return guided
-
-    return transform
+    """Moves x-hat by a rate toward y where it is seen."""
+    return moved(lambda x, corruption, o: jnp.where(seen(corruption, o), rate * (o.y - x), 0.0))
 
 
-@pytest.mark.parametrize(
-    ("transform", "exact", "said"),
-    [
-        (toward(0.5), False, "nothing is observed"),
-        (masked(0.5, lambda corruption, observation: observation.operator.any()), False, "hidden entries"),
-        (masked(-0.5), False, "moves away"),
-        (masked(0.0), False, "does not come closer"),
-        (masked(0.5), True, "off E"),
-        (lambda *args: lambda x, t: args[0](x, t)[0], False, "shape"),
-    ],
-)
-def test_wrong_posteriors(transform, exact, said):
+WRONG_POSTERIORS = {
+    "nothing is observed": moved(lambda x_hat, corruption, observation: 0.5 * (observation.y - x_hat)),
+    "hidden entries": masked(0.5, lambda corruption, observation: observation.operator.any()),
+    "moves away": masked(-0.5),
+    "does not come closer": masked(0.0),
+    "off E": masked(0.5),
+    "shape": lambda *args: lambda x, t: args[0](x, t)[0],
+}
+
+
+@pytest.mark.parametrize("said", WRONG_POSTERIORS)
+def test_wrong_posteriors(said):
     with pytest.raises(AssertionError, match=said):
-        testing.check_posterior(transform, exact=exact)
+        testing.check_posterior(WRONG_POSTERIORS[said], exact=said == "off E")
 
 
 def test_a_right_posterior_passes_without_exactness():
@@ -186,9 +159,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise, condition=None, train=False):
-        parts = [x, noise[:, None]]
-        if self.fault == "deaf":
-            parts = [x]
+        parts = [x] if self.fault == "deaf" else [x, noise[:, None]]
         if condition is not None and self.fault != "blind":
             parts.append(condition)
         h = jnp.concatenate(parts, axis=-1)
@@ -200,38 +171,21 @@ class Net(nn.Module):
             h = nn.Dropout(0.5)(h, deterministic=not train)
         if self.fault == "range":
             h = jnp.log(h)
-        return nn.Dense(x.shape[-1] + (self.fault == "shape"), kernel_init=nn.initializers.zeros)(h)
+        init = nn.initializers.ones if self.fault == "start" else nn.initializers.zeros
+        return nn.Dense(x.shape[-1] + (self.fault == "shape"), kernel_init=init)(h)
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("shape", "shape"),
-        ("deaf", "depend on noise"),
-        ("blind", "depend on the condition"),
-        ("batch", "another"),
-        ("state", "parameters alone"),
-        ("dropout", "'dropout'"),
-        ("range", "finite"),
-    ],
-)
-def test_wrong_networks(fault, said):
-    with pytest.raises(AssertionError, match=said):
-        testing.check_network(Net(fault))
+WRONG_NETWORKS = {"shape": "shape", "deaf": "depend on noise", "blind": "depend on the condition", "batch": "another"}
+WRONG_NETWORKS |= {"state": "parameters alone", "dropout": "'dropout'", "range": "finite", "start": "must yield 0"}
+
+
+@pytest.mark.parametrize("fault", WRONG_NETWORKS)
+def test_wrong_networks(fault):
+    with pytest.raises(AssertionError, match=WRONG_NETWORKS[fault]):
+        testing.check_network(Net(fault), starts_at_zero=fault == "start")
 
 
 def test_right_networks():
     testing.check_network(Net("dropout", dropout=0.5))
-    with pytest.raises(AssertionError, match="must yield 0"):
-        testing.check_network(nn.Module.clone(Unzeroed()), starts_at_zero=True)
     with pytest.raises(AssertionError, match=r"flax\.linen\.Module"):
         testing.check_network(Net)
-
-
-class Unzeroed(nn.Module):
-    """Its last layer is drawn."""
-
-    @nn.compact
-    def __call__(self, x, noise, condition=None, train=False):
-        parts = [x, noise[:, None]] + ([] if condition is None else [condition])
-        return nn.Dense(x.shape[-1])(jnp.concatenate(parts, axis=-1))

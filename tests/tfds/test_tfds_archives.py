@@ -4,17 +4,17 @@ Preparing needs TensorFlow (extra ``tfds``); reading is done in a process where 
 """
 
 import io
-import os
-import subprocess
-import sys
 import zipfile
 from importlib.util import find_spec
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from faults.command import without_tensorflow
 from PIL import Image
+
+from diffem_jax.data import prepare
 
 pytestmark = pytest.mark.skipif(
     find_spec("tensorflow") is None,
@@ -41,21 +41,13 @@ def _cifar_folder(root):
     return root, pixels
 
 
-def _read_without_tensorflow(tmp_path, cache, name, output):
-    block = tmp_path / "block" / "tensorflow"
-    block.mkdir(parents=True)
-    (block / "__init__.py").write_text("raise ImportError('TensorFlow is blocked in this test')")
-    path = os.pathsep.join([str(block.parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    code = (
-        "import sys, numpy as np; from diffem_jax import data; "
-        f"d = data.load('tfds:{name}', cache_dir={str(cache)!r}); "
-        f"np.savez({str(output)!r}, x=np.asarray(d.x), test=np.asarray(d.test_x)); "
-        "assert 'tensorflow' not in sys.modules"
+def _read(tmp_path, name):
+    code = "import sys, numpy as np; from diffem_jax import data; d = data.load(sys.argv[1], cache_dir=sys.argv[2])\n"
+    code += (
+        "np.savez(sys.argv[3], x=np.asarray(d.x), test=np.asarray(d.test_x)); assert 'tensorflow' not in sys.modules"
     )
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return np.load(output)
+    without_tensorflow(tmp_path, code, f"tfds:{name}", tmp_path / "cache", tmp_path / "out.npz")
+    return np.load(tmp_path / "out.npz")
 
 
 def _sorted_grey(x):
@@ -64,57 +56,35 @@ def _sorted_grey(x):
 
 
 def test_cifar10(tmp_path):
-    import tensorflow_datasets as tfds
-
-    from diffem_jax.data import prepare
-
     extracted, pixels = _cifar_folder(tmp_path / "extracted")
     with mock.patch.object(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)):
         assert prepare.main(["cifar10", "--cache_dir", str(tmp_path / "cache")]) == 0
-    read = _read_without_tensorflow(tmp_path, tmp_path / "cache", "cifar10", tmp_path / "out.npz")
+    read = _read(tmp_path, "cifar10")
     for key, split in (("x", "train"), ("test", "test")):
         assert _sorted_grey(read[key]) == sorted(np.moveaxis(p, 0, -1).tobytes() for p in pixels[split])
 
 
-def _celeba_files(root):
+def test_celeb_a(tmp_path):
     """The zip of JPEG files and the text tables, as the builder downloads them."""
-    root.mkdir(parents=True)
-    count = 6
-    names = [f"{i:06d}.jpg" for i in range(1, count + 1)]
-    with zipfile.ZipFile(root / "img_align_celeba.zip", "w") as archive:
+    from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeba
+
+    names = [f"{i:06d}.jpg" for i in range(1, 7)]
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for i, name in enumerate(names):
             buffer = io.BytesIO()
             Image.new("RGB", (178, 218), (40 * i, 255 - 40 * i, 128)).save(buffer, "JPEG", quality=95)
             archive.writestr(f"img_align_celeba/{name}", buffer.getvalue())
-    (root / "eval.txt").write_text("".join(f"{n} {p}\n" for n, p in zip(names, (0, 0, 0, 1, 2, 2), strict=True)))
-    return root, names
-
-
-def _table(names, columns, count):
-    rows = "".join(f"{n} " + " ".join(["1"] * len(columns)) + "\n" for n in names)
-    return f"{count}\n{' '.join(columns)}\n{rows}"
-
-
-def test_celeb_a(tmp_path):
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeba
-
-    from diffem_jax.data import prepare
-
-    root, names = _celeba_files(tmp_path / "downloaded")
-    (root / "attr.txt").write_text(_table(names, list(celeba.ATTR_HEADINGS), len(names)))
-    (root / "landmarks.txt").write_text(_table(names, list(celeba.LANDMARK_HEADINGS), len(names)))
-    (root / "identity.txt").write_text("".join(f"{n} 1\n" for n in names))
-    paths = {
-        "img_align_celeba": root / "img_align_celeba.zip",
-        "list_eval_partition": root / "eval.txt",
-        "list_attr_celeba": root / "attr.txt",
-        "landmarks_celeba": root / "landmarks.txt",
-        "identity_celeba": root / "identity.txt",
+    lines = {
+        "list_eval_partition": [f"{name} {part}" for name, part in zip(names, (0, 0, 0, 1, 2, 2), strict=True)],
+        "identity_celeba": [f"{name} 1" for name in names],
     }
+    for table, columns in (("list_attr_celeba", celeba.ATTR_HEADINGS), ("landmarks_celeba", celeba.LANDMARK_HEADINGS)):
+        lines[table] = ["6", " ".join(columns), *(" ".join([name, *["1"] * len(columns)]) for name in names)]
+    paths = {"img_align_celeba": tmp_path / "images.zip"} | {name: tmp_path / f"{name}.txt" for name in lines}
+    for name, rows in lines.items():
+        paths[name].write_text("\n".join(rows) + "\n")
     with mock.patch.object(tfds.download.DownloadManager, "download", lambda self, urls: {k: paths[k] for k in urls}):
         assert prepare.main(["celeb_a", "--cache_dir", str(tmp_path / "cache")]) == 0
-    read = _read_without_tensorflow(tmp_path, tmp_path / "cache", "celeb_a", tmp_path / "out.npz")
+    read = _read(tmp_path, "celeb_a")
     assert read["x"].shape == (3, 64, 64, 3) and read["test"].shape == (2, 64, 64, 3)
-    reds = np.sort((read["x"][..., 0].mean((1, 2)) + 2) * 255 / 4)
-    assert np.allclose(reds, [0, 40, 80], atol=4)
+    assert np.allclose(np.sort((read["x"][..., 0].mean((1, 2)) + 2) * 255 / 4), [0, 40, 80], atol=4)

@@ -1,20 +1,22 @@
-"""``python -m benchmarks.accelerator`` in small: what fits into ten seconds, the rest named as not run."""
+"""What experiments and benchmarks bring of their own: a source of images, and checks of an accelerator."""
 
 import json
+import types
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from benchmarks import accelerator, common
-from benchmarks import accelerator_figures as figures
-from benchmarks.flops import flops
+from diffem_jax.errors import UserError
+from experiments.cifar10 import files
 
 
 def test_the_checks_of_an_accelerator_hold_on_a_cpu(tmp_path):
     output, page = tmp_path / "accelerator.json", tmp_path / "page.md"
     # The normalisations of flax promote bfloat16 by themselves.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        result = accelerator.run(0.15, output)
+        result = accelerator.run(0.05, output)
     assert not result["failed"], result["failed"]
     assert {*result["items"], *result["not run"]} == {name for name, _ in accelerator.items()}
     assert "randomness" in result["items"] and json.loads(output.read_text()) == result
@@ -33,22 +35,18 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert accelerator.run(0, tmp_path / "out.json")["not run"] == ["one", "two"]
 
 
-def test_operations_are_counted_as_often_as_a_loop_runs():
-    def convolve(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).sum()
-
-    def loop(x, a):
-        return jax.lax.scan(lambda h, _: (h @ a, None), x, None, length=5)[0]
-
-    x, a = jnp.ones((2, 3)), jnp.ones((3, 3))
-    assert flops(jax.jit(loop), x, a) == 5 * 2 * 2 * 3 * 3
-    x, kernel = jnp.ones((2, 8, 9, 3)), jnp.ones((3, 3, 3, 4))
-    for function in (convolve, jax.value_and_grad(convolve), jax.value_and_grad(convolve, argnums=1)):
-        counted = jax.jit(function).lower(x, kernel).cost_analysis()["flops"]
-        assert abs(flops(function, x, kernel) / counted - 1) < 0.1
+def request(path, count=None):
+    return types.SimpleNamespace(path=str(path), num_examples=count)
 
 
-def test_draws_are_timed():
-    with jax.numpy_dtype_promotion("standard"):
-        found = figures.e_step(True, "bfloat16", 512)
-    assert found["ms a step"] > 0 and found["TFLOP/s"] > 0
+def test_files_are_read_in_order_as_far_as_needed(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 256, (3, 32, 32, 3), np.uint8) for _ in range(2)]
+    for number, x in enumerate(parts):
+        np.savez(tmp_path / f"train-{number}.npz", x=x, labels=np.full(3, number))
+    found = files.images(request(tmp_path))
+    assert found.x.shape == (6, 32, 32, 3) and found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(found.x[3:], parts[1] * (4 / 255) - 2, atol=1e-6)
+    assert len(files.images(request(tmp_path, 2)).x) == 3
+    with pytest.raises(UserError, match=r"train-0\.npz"):
+        files.images(request(tmp_path / ".."))
