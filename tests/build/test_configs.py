@@ -18,7 +18,9 @@ from diffem_jax.build.problem import load_problem
 from diffem_jax.config import FIELDS, default, differences, flatten, override, validate
 from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians import Gaussian, Mixture, em_iteration, make_start_draw
+from diffem_jax.gaussians import Gaussian, Mixture
+from diffem_jax.gaussians.factor_analysis import em_iteration
+from diffem_jax.gaussians.starts import make_start_draw
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run.start import standard_normal
 from diffem_jax.samplers import SAMPLERS

@@ -11,7 +11,8 @@ from diffem_jax.build.methods import make_model, make_setup
 from diffem_jax.build.parts import make_network
 from diffem_jax.config import default, validate
 from diffem_jax.errors import UserError
-from diffem_jax.networks import MLP, NETWORKS, UNet, convolve, sinusoidal_embedding
+from diffem_jax.networks import MLP, NETWORKS, UNet, sinusoidal_embedding
+from diffem_jax.networks.convolution import convolve
 from diffem_jax.networks.unet import ResBlock, depth_to_space, space_to_depth
 from diffem_jax.run.start import standard_normal
 

@@ -15,7 +15,8 @@ from diffem_jax.build.problem import Problem
 from diffem_jax.config import default
 from diffem_jax.corruptions import PixelMask, Projection
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians import Gaussian, Mixture, posterior_moments, sample_posterior
+from diffem_jax.gaussians import Gaussian, Mixture, sample_posterior
+from diffem_jax.gaussians.gaussians import posterior_moments
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run import sample as draw
 from diffem_jax.run import stopping
