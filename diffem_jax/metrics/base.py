@@ -28,7 +28,7 @@ def mean_estimate(values: ArrayLike) -> Estimate:
 def flat(x: ArrayLike, dtype: type = np.float32) -> np.ndarray:
     """[N, ...] -> [N, D]."""
     x = np.asarray(x, dtype)
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def same_shape(x: np.ndarray, truth: np.ndarray, what: str) -> None:
