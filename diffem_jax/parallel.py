@@ -234,11 +234,7 @@ HEARTBEAT_SECONDS = 30
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins a run of several processes; 'auto' as coordinator lets the cluster's environment decide (TPU pods, Slurm).
-
-    Raises:
-        UserError: the others cannot be reached, or the numbers do not fit.
-    """
+    """Joins a run of several processes; 'auto' as coordinator lets the cluster's environment decide (TPU pods, Slurm)."""
     auto, (host, _, port) = coordinator == "auto", coordinator.rpartition(":")
     if not auto and not (host and port.isdecimal()):
         raise UserError(f"--coordinator: {coordinator!r}; expected host:port of process 0, or auto; correct it")

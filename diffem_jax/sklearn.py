@@ -59,14 +59,9 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> DiffEMImputer:
-        """Trains on the rows of a table.
+        """Trains on the rows of a table X [N, D]: NaN, None, pandas' NA and texts such as "" and "?" where missing; y is not used.
 
-        Args:
-            X: [N, D], NaN, None, pandas' NA and texts such as "" and "?" where missing.
-            y: not used.
-
-        Raises:
-            ValueError: a column without any entry, infinite numbers, a table that cannot be read, or a wrong field.
+        ValueError for a column without any entry, infinite numbers, a table that cannot be read, or a wrong field.
         """
         columns = self._columns(X, reset=True)
         self._constants = [_constant(i, column) for i, column in enumerate(columns)]

@@ -17,14 +17,9 @@ def read_folder(
 ) -> tuple[np.ndarray, dict[str, ArrayLike]]:
     """The images of a folder, y [N, H, W, C] uint8 or uint16, and {'mask': [N, H, W, 1]} where it has masks, else {}.
 
-    Args:
-        root: holds ``images/`` (or the images themselves) and ``masks/``.
-        cache: where the converted images go.
-        shape: (H, W, C) that every image is cropped and resized to, masked ones by ``nearest`` pixels; None: all are of one size.
-        alpha: what an alpha channel that is not opaque everywhere means: 'refuse', 'mask' (0 hidden, 255 seen) or 'drop'.
-
-    Raises:
-        UserError: unreadable images, missing or grey masks, an alpha channel that nobody asked for, or an EXIF turn beside masks.
+    ``root`` holds ``images/`` (or the images themselves) and ``masks/``. Every image is cropped and resized to ``shape`` (H, W, C),
+    masked ones by single pixels. An alpha channel that is not opaque is refused, a 'mask' (0 hidden, 255 seen), or dropped. UserError
+    for unreadable images, missing or grey masks, an alpha channel that nobody asked for, or an EXIF turn beside masks.
     """
     pictures = root / "images" if (root / "images").is_dir() else root
     masks = pictures.parent / "masks"

@@ -21,13 +21,8 @@ def arrange(
 ) -> tuple[np.ndarray, dict[str, Any], str]:
     """Brings y and a mask of the same axes to [N, *spatial, channels]; nothing is copied.
 
-    Args:
-        y: channels first [N, C, H, W], grey [N, H, W], or one example without the axis N.
-        found: the other arrays of the file.
-        shape: the shape of one example, where the user said it.
-        where: names the file in messages.
-
-    Returns (y, the other arrays, a sentence on what was changed or ''); UserError where the axes could mean two things.
+    y may be channels first [N, C, H, W], grey [N, H, W], or one example without the axis N; ``shape`` is that of an example, where
+    the user said it. Returns (y, the other arrays found, a sentence or ''); UserError where the axes could mean two things.
     """
     mask, example = found.get("mask"), y.shape[1:]
     if shape is not None and y.shape == shape and (mask is None or mask.ndim == y.ndim):

@@ -34,10 +34,7 @@ def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = No
     """The arrays of an .npz by name, those of ``names`` alone unless it is None, or of an .npy under the name 'x'.
 
     What is not compressed is memory-mapped, the rest unpacked after a look at the size that it declares; nothing is unpickled.
-
-    Raises:
-        UserError: no such file, not an array or zip file, pickled objects, a member name with a path in it, a declared
-            size or ratio beyond bounds, or a header that does not fit its data.
+    UserError for another file, pickled objects, member names with a path, sizes beyond bounds, or a header that does not fit.
     """
     file = existing(path, "an .npz or .npy file")
     if file.is_dir():

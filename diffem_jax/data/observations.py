@@ -71,9 +71,7 @@ def load_observations(
 
     Raises:
         UserError: a file that is missing, damaged or pickled; wrong shapes, dtypes or counts; NaN or infinity in seen entries;
-            values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything.
-
-    Warns where axes or grey levels had to be guessed, of a mask made here, and of examples with nothing seen.
+            values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything. Guesses are warned of.
     """
     where = npz.existing(path, EXPECTED)
     shape, wanted, masked = tuple(corruption.shape), tuple(corruption.operator_names()), isinstance(corruption, Mask)

@@ -186,8 +186,7 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
 def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None, **fields: Any) -> Dataset:
     """Loads a set of clean examples with values in [-2, 2] (tables: columns of mean 0 and std 1); ``fields`` are those of ``Request``.
 
-    Raises:
-        UserError: an unknown name, a file that is not as expected, more examples asked for than there are.
+    UserError for an unknown name, a file that is not as expected, or more examples than there are.
     """
     request = Request(name, cache_folder(cache_dir), **fields)
     split, num_examples, prepared = request.split, request.num_examples, name.startswith("tfds:")

@@ -46,8 +46,7 @@ def manifold(count: int, seed: int, split: str, dimension: int = 5) -> np.ndarra
 def series(count: int, seed: int, split: str, length: int = 128, modes: int = 2) -> np.ndarray:
     """Sums of damped oscillations, [count, length, 1] float32 in [-2, 2].
 
-    x(t) = 2/modes sum_j a_j exp(-d_j t) sin(2 pi f_j t + p_j) for t in [0, 1], with a in [0.5, 1], d in [0, 1.5], f in
-    [1, 8] and the phase p uniform.
+    x(t) = 2/modes sum_j a_j exp(-d_j t) sin(2 pi f_j t + p_j), t in [0, 1], with a in [0.5, 1], d in [0, 1.5], f in [1, 8], p uniform.
     """
     u = generator(f"series/{split}", seed).random((count, modes, 4)).astype(np.float32)
     t = np.linspace(0.0, 1.0, length, dtype=np.float32)
