@@ -27,7 +27,7 @@ from .command import ROOT
 FIELDS = """
 data.num_examples=200 network.features=(16,) rounds=2 m_step.steps=40 m_step.batch_size=64
 m_step.updates_per_dispatch=10 checkpoint.every_steps=10 e_step.batch_size=100 e_step.shard_size=64 e_step.steps=4
-start.iterations=3 start.rank=4 eval.metrics=('psnr',) eval.posterior_draws=4 eval.posterior_examples=64
+e_step.draws=1 start.iterations=3 start.rank=4 eval.metrics=('psnr',) eval.posterior_draws=4 eval.posterior_examples=64
 """
 TINY: dict[str, Any] = dict(field.split("=", 1) for field in FIELDS.split())
 SMALL = {
