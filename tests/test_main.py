@@ -220,7 +220,7 @@ def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):
     first, second = itertools.islice(batches(0, 2, own), 2)
     # An interrupted M-step goes on with the operators that it would have met.
     jax.tree.map(np.testing.assert_array_equal, second, next(batches(2, 2, own)))
-    drawn = (np.concatenate([a.reshape(-1, 64), b.reshape(-1, 64)]) for a, b in zip(first, second, strict=True))
+    drawn = [np.concatenate([np.reshape(batch[field], (-1, 64)) for batch in (first, second)]) for field in (0, 1)]
     places = [{row.tobytes(): i for i, row in enumerate(rows.reshape(200, 64))} for rows in (x, mask)]
     of_x, of_mask = ([place[row.tobytes()] for row in rows] for place, rows in zip(places, drawn, strict=True))
     assert sorted(of_mask) == list(range(200)) and np.mean(np.equal(of_x, of_mask)) < 0.1
