@@ -135,7 +135,9 @@ def test_lines_say_what_was_chosen_and_how_to_change_it():
 def test_shape_of_x_follows_from_the_file(name, tmp_path):
     """But for a projection, whose matrix has lost the shape of an image."""
     shape = (16, 16, 3)
-    path = write(tmp_path / "x.npz", corruption_of(name, shape), 3)
+    path, corruption, keys = tmp_path / "x.npz", corruption_of(name, shape), jax.random.split(jax.random.key(0), 3)
+    one = jax.eval_shape(jax.vmap(corruption.sample), keys, jnp.zeros((3, *shape)))
+    save_observations(path, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), one), corruption)
     left = {key: value for key, value in fields(name).items() if key not in FOLLOWS.get(name, {})}
     given = config(f"corruption.name={name}", *(f"corruption.{key}={value}" for key, value in left.items()))
     found, arrays = fit_to_file(given, array_shapes(path)), array_shapes(path)
