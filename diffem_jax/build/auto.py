@@ -63,7 +63,7 @@ def _network(config: ConfigDict, shape: Shape) -> str:
 def recommended(shape: Shape, count: int, corruption: Corruption, network: str, start: str = AUTO) -> dict[str, Any]:
     """Field -> value for data of a shape, a number of observations, a corruption, a network and a start."""
     few, count = 0 < count < FEW, count or 2**20
-    batch = 2 ** min(6 if network == "unet" else 8, int(math.log2(max(count, 1))))
+    batch = 2 ** min(5 if network == "unet" else 8, int(math.log2(max(count, 1))))
     found: dict[str, Any] = {
         "network.name": network,
         "denoiser.preconditioning": "posterior" if corruption.is_linear else "edm",
@@ -75,7 +75,7 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
         # Without a closed form nothing says how wide the draws of few steps must be.
         "e_step.sampler": "analytic_2m" if corruption.is_linear else "dpmpp_2m_sde",
         "e_step.time_grid": "tangent" if corruption.is_linear else "log_uniform",
-        "e_step.steps": 16 if corruption.is_linear else 32,
+        "e_step.steps": (8 if network == "unet" else 16) if corruption.is_linear else 32,
         "e_step.draws": min(8, -(-FEW // count)) if few else 1,
         "m_step.steps": 400 if few else 1000,
         "m_step.batch_size": batch,
@@ -89,17 +89,17 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
     if network == "mlp":
         found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}
     if network == "unet":
-        # As many levels as the sides can be halved, at most three, down to eight pixels.
-        levels = 1 + sum(all(side % 2**k == 0 and side // 2**k >= 8 for side in shape[:-1]) for k in (1, 2))
+        # As many levels as the sides can be halved, at most three, down to seven pixels.
+        levels = 1 + sum(all(side % 2**k == 0 and side // 2**k >= 7 for side in shape[:-1]) for k in (1, 2))
         found |= {
-            "network.channels": (32, 64, 96)[:levels],
+            "network.channels": (16, 32, 64)[:levels],
             "network.blocks": 1,
             "network.heads": (),
             "network.embedding": 64,
             "network.dropout": 0.0,
             "start.iterations": 12,
-            "rounds": 3,
-            "m_step.steps": 400 if few else 800,
+            "rounds": 2,
+            "m_step.steps": 400,
             "m_step.learning_rate": 2e-3,
         }
         if corruption.is_linear:
