@@ -29,6 +29,7 @@ setup(
         "scikit-learn>=1.6.0",  # the embedded digits and tables
         "pillow>=11.0.0",  # image files
         "matplotlib>=3.9.0",
+        "tqdm>=4.66",
     ],
     extras_require={
         "images": ["scikit-image"],

@@ -129,8 +129,8 @@ def draw_samples(
     total, devices = count * num_samples, drawing.parallel.num_devices
     if not pad:
         drawing = drawing._replace(batch=max(devices, min(drawing.batch, -(-total // devices) * devices)))
-    progress = Progress("sampling", total, "draws", quiet=quiet)
-    x, _ = draw_rows(drawing, read, keys, np.arange(total), advance=progress.advance)
+    with Progress("sampling", total, "draws", quiet=quiet) as progress:
+        x, _ = draw_rows(drawing, read, keys, np.arange(total), advance=progress.advance)
     check_draws(x)
     return x.reshape(num_samples, count, *x.shape[1:])
 
@@ -165,22 +165,22 @@ def run_e_step(
     processes, me = process_count(), process_index()
     finished = stored.num_examples - sum(len(stored.indices(shard)) for shard in pending)
     redrawn = 0
-    progress = Progress(f"E-step {number}", stored.num_examples, "draws", done=finished, quiet=me != 0)
-    for first in range(0, len(pending), processes):
-        group = pending[first : first + processes]
-        # A process without a shard of its own computes along, since a call spans all devices.
-        own = group[me] if me < len(group) else group[0]
-        size = max(len(stored.indices(shard)) for shard in group)
+    with Progress(f"E-step {number}", stored.num_examples, "draws", done=finished, quiet=me != 0) as progress:
+        for first in range(0, len(pending), processes):
+            group = pending[first : first + processes]
+            # A process without a shard of its own computes along, since a call spans all devices.
+            own = group[me] if me < len(group) else group[0]
+            size = max(len(stored.indices(shard)) for shard in group)
 
-        def advance(count: int, shards: int = len(group)) -> None:
-            progress.advance(count * shards)
+            def advance(count: int, shards: int = len(group)) -> None:
+                progress.advance(count * shards)
 
-        indices = np.asarray(stored.indices(own))
-        x, again = draw_rows(drawing, read, keys, indices, size=size, advance=advance, check=stop.check)
-        mine = me < len(group)
-        redrawn += again if mine else 0
-        _raise_together(_keep(problem, stored, own, x) if mine else None, number)
-        stop.check()
+            indices = np.asarray(stored.indices(own))
+            x, again = draw_rows(drawing, read, keys, indices, size=size, advance=advance, check=stop.check)
+            mine = me < len(group)
+            redrawn += again if mine else 0
+            _raise_together(_keep(problem, stored, own, x) if mine else None, number)
+            stop.check()
     barrier("drawn")
     return {"e_step_seconds": time.monotonic() - began, "redrawn": int(total(np.array([redrawn], np.float64))[0])}
 

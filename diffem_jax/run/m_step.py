@@ -129,7 +129,7 @@ def train(
     key, state = parallel.replicate(key), parallel.place(state)
     begun = saved = course.done
     pending = None
-    with placed as ahead, writer:
+    with progress, placed as ahead, writer:
         for data in ahead:
             update = jax.profiler.StepTraceAnnotation("update", step_num=training.first_step + course.done)
             with no_transfers(after_first=course.done > begun), update:

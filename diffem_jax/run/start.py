@@ -63,18 +63,18 @@ def fit_start(
     fit = lookup("start.name", config.name, starts.STARTS)
     options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
     total = config.iterations * (1 if config.components == 1 or config.name in ("gaussian", "stationary") else 2)
-    progress = Progress("start", total, "iterations", quiet=quiet)
+    with Progress("start", total, "iterations", quiet=quiet) as progress:
 
-    def report(iteration: int, iterations: int, value: float) -> None:
-        progress.advance(1, "" if np.isnan(value) else f"log-likelihood {value:.4f}")
-        check()
+        def report(iteration: int, iterations: int, value: float) -> None:
+            progress.advance(1, "" if np.isnan(value) else f"log-likelihood {value:.4f}")
+            check()
 
-    options["report"] = report
-    if plugged:
-        accepted = inspect.signature(fit).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted):
-            options = {p.name: options[p.name] for p in accepted if p.name in options}
-    found = fit(stream_key(setup.config.seed, "start"), setup.corruption, subset, **options)
+        options["report"] = report
+        if plugged:
+            accepted = inspect.signature(fit).parameters.values()
+            if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+                options = {p.name: options[p.name] for p in accepted if p.name in options}
+        found = fit(stream_key(setup.config.seed, "start"), setup.corruption, subset, **options)
     if plugged:
         return accept_start(config.name, found, setup.shape)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
