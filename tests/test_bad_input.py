@@ -26,7 +26,8 @@ from diffem_jax.storage.workdir import Workdir
 FIELDS = flatten(default())
 CHOICES = {name: field.choices for name, field in configuration.FIELDS.items() if field.choices}
 RANGES = {name: field.range for name, field in configuration.FIELDS.items() if field.range}
-TYPED = [name for name, value in FIELDS.items() if not isinstance(value, str)]
+# A word alone is a name, or a list of one name.
+TYPED = [name for name, value in FIELDS.items() if configuration.FIELDS[name].kind not in (str, tuple[str, ...])]
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,6 @@ DO_NOT_FIT_EACH_OTHER = {
     "e_step.guidance=2.0": "m_step.condition_dropout",
     "method=em_mmps e_step.guidance=2.0": "does not use it",
     "method=ambient m_step.augment=('flip',)": "m_step.augment",
-    "method=oracle e_step.draws=2": "config.e_step.draws",
     "data.name=observations": "data.path",
     "data.name=folder": "data.path",
     "data.name=arrays data.path=/nowhere/x.npy": "/nowhere/x.npy",

@@ -174,8 +174,6 @@ RULES: tuple[Rule, ...] = (
      "config.m_step.accumulate: {c.m_step.accumulate}; expected a divisor of batch_size = {c.m_step.batch_size}; change one"),
     (lambda c: c.data.path != "" or c.data.name not in ("folder", "arrays", "observations"),
      "config.data.path: ''; expected a file or folder, since data.name is {c.data.name!r}; set it"),
-    (lambda c: c.e_step.draws == 1 or c.method not in ("ambient", "oracle"),
-     "config.e_step.draws: {c.e_step.draws} with method {c.method!r}, which does not train on its draws; expected 1; set it"),
     (lambda c: len(c.m_step.time_law_beta) > 0 and min(min(pair) for pair in c.m_step.time_law_beta) > 0,
      "config.m_step.time_law_beta: {c.m_step.time_law_beta!r}; expected pairs of two positive numbers; write ((3.0, 3.0),)"),
     (lambda c: c.m_step.time_law_log_normal[1] > 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffem_jax.data import images, synthetic
 from diffem_jax.data.checks import check_values
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import cache_folder
+from diffem_jax.storage.files import cache_folder, check_memory
 from diffem_jax.storage.rows import as_rows, first
 
 Shape = tuple[int, ...]
@@ -71,6 +72,9 @@ def _shape_of(r: Request, default: Shape, fits: Callable[[Shape], bool], expecte
 
 def _draw(r: Request, make: Callable[..., np.ndarray], shape: Shape, count: int, test_count: int = 2048) -> Dataset:
     count, size = r.num_examples or count, shape[0]
+    # The curve's 32 terms are there at once in double precision, and so is the line that it is scaled by.
+    check_memory("config.data.num_examples", count, count * max(8 * 32, 4 * math.prod(shape)))
+    check_memory("config.data.shape", r.shape, 4097 * 8 * size)
     return _dataset(make(count, r.seed, "train", size), None, make(test_count, r.seed, "test", size))
 
 
