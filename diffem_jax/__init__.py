@@ -4,8 +4,6 @@ The public surface; ``run_em`` runs a whole experiment from a config. Names are 
 that ``diffem --help`` answers at once.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the command does: its modes, what it says, and its exit codes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -1,7 +1,5 @@
 """The command ``diffem``: its flags, and the mode they choose."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

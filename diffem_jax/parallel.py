@@ -8,8 +8,6 @@ A batch of B examples is an array with a leading axis B on the host; ``shard`` l
 back. States are un-stacked: a leaf has the shape it has on one device.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

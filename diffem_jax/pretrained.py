@@ -3,8 +3,6 @@
 ``export`` makes a folder of a work directory: model.npz (arrays alone), config.json, checksums.json and a card, README.md.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The command line as it is typed: help, flags, and the config that they name and change."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """The compiled functions of a run: the E-step and the M-step of a config, mapped over the devices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 

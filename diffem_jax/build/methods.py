@@ -10,8 +10,6 @@
 refusals included, stands in its function here; the rest of the package looks at the ``Model`` alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast

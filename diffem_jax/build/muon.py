@@ -1,7 +1,5 @@
 """Muon: an optimiser that moves a network's matrices equally far in all directions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

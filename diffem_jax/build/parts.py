@@ -1,7 +1,5 @@
 """The parts that a config names, one function per section: every name is looked up here, and nowhere else."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """From a config to observations: simulated from a source of clean examples, or a user's own."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The one table of fields of the configuration, the rules over several of them, and the fields that are gone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

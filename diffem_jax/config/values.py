@@ -1,7 +1,5 @@
 """Configurations made, checked, changed by flags, read back and compared."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

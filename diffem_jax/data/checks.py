@@ -1,7 +1,5 @@
 """What arrays of files may hold: dtypes, values, masks, indices. ``where`` names the file and the array in messages."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """A tensorflow-datasets builder of scikit-learn's digits that needs no TensorFlow; imported where it is used, as it takes half a second."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Folders of a user's corrupted images: ``images/``, and ``masks/`` of the same names or an alpha channel that is the mask."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

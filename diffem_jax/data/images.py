@@ -1,7 +1,5 @@
 """Sets of images: crops of shipped photographs, folders of files, and tensorflow-datasets read without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

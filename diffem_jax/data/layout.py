@@ -1,7 +1,5 @@
 """The axes of arrays that people bring: channels first, no channel axis, or one image without the axis N."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

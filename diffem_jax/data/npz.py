@@ -1,7 +1,5 @@
 """Arrays from files of people we do not know: .npy and .npz without pickles, bombs or paths, memory-mapped."""
 
-from __future__ import annotations
-
 import contextlib
 import lzma
 import math

@@ -4,8 +4,6 @@ A file is an .npz with ``y`` [N, *Y] and the arrays of the corruption's operator
 names in the order of ``jax.tree.leaves`` (for masks: ``mask``), one entry per example or one for all; for folders see ``folders.py``.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

@@ -5,8 +5,6 @@
 This alone needs TensorFlow (extra ``tfds``) and an internet connection; what it writes, DIR/tfds/NAME, can be copied elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Sources of clean examples, by name, for simulated experiments; real use needs ``data.observations`` alone."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Sets that the project makes itself: the manifold, series and volumes. Each is a function of its seed alone."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -7,8 +7,6 @@ np.savez("obs.npz", y=table.y, mask=table.mask)  # for --config=own_data:table
 table.decode(draws["x"])                         # columns as they were, from draws [..., D]
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -4,8 +4,6 @@ Each checkpoint is a folder that Orbax writes under a temporary name and renames
 beside it, written last: a checkpoint without it was never finished. Arrays only, so nothing is executed on load.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

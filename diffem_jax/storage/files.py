@@ -3,8 +3,6 @@
 Everything large is stored as a plain ``.npy`` and memory-mapped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Compiled programs on disk, so that the second start of a run compiles nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import platform

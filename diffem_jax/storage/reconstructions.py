@@ -4,8 +4,6 @@ A round's folder holds ``manifest.json``, the plan, and ``shard-00000-of-00004.n
 Hosts write different shards of one round, which is complete once all are whole.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import zlib

@@ -1,7 +1,5 @@
 """The work directory of a run: its paths, its lock, its configuration and its log of metrics."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
