@@ -34,27 +34,18 @@ if _CPU_DEVICES > 1 and not {"PJRT_NPROC", "NPROC"} & os.environ.keys():
 
 
 class Parallel(NamedTuple):
-    """A way of using devices.
+    """A way of using devices."""
 
-    Attributes:
-        num_devices: devices over all processes.
-        mean: average over the devices inside an M-step; the identity where the batch is global.
-        map_e_step: e_step -> compiled (key, params, observations, indices).
-        map_m_step: m_step -> compiled (key, state, x, slots); donates the state.
-        shard: (tree, axis) -> device arrays, split along ``axis`` (a batch axis of this process's examples).
-        replicate: tree -> device arrays, whole on every device.
-        place: state -> device arrays as ``map_m_step`` takes them: whole on every device, or cut over them.
-        gather: sharded array -> this process's rows on the host.
-    """
-
-    num_devices: int
-    mean: Callable[[PyTree], PyTree]
-    map_e_step: Callable[[Callable], Callable]
-    map_m_step: Callable[[Callable], Callable]
-    shard: Callable[..., PyTree]
-    replicate: Callable[[PyTree], PyTree]
-    place: Callable[[PyTree], PyTree]
-    gather: Callable[[Any], np.ndarray]
+    num_devices: int  # over all processes
+    mean: Callable[[PyTree], PyTree]  # average over devices inside an M-step; the identity where the batch is global
+    map_e_step: Callable[[Callable], Callable]  # e_step -> compiled (key, params, observations, indices)
+    map_m_step: Callable[[Callable], Callable]  # m_step -> compiled (key, state, x, slots); donates the state
+    shard: Callable[..., PyTree]  # (tree, axis of this process's examples) -> device arrays, split along the axis
+    replicate: Callable[[PyTree], PyTree]  # tree -> device arrays, whole on every device
+    place: Callable[
+        [PyTree], PyTree
+    ]  # state -> device arrays for ``map_m_step``, whole on every device or cut over them
+    gather: Callable[[Any], np.ndarray]  # sharded array -> this process's rows on the host
 
 
 def make_parallel(name: str = "pmap", devices: Sequence[jax.Device] | None = None) -> Parallel:
@@ -227,8 +218,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-HEARTBEAT_SECONDS = 30
-"""A process that was not heard of for so long is taken for dead, and all others end."""
+HEARTBEAT_SECONDS = 30  # a process that was not heard of for so long is taken for dead, and all others end
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int) -> None:

@@ -35,8 +35,7 @@ from diffem_jax.storage.files import digest, read_json, write_arrays, write_atom
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree
 
-SHIPPED = Path(__file__).parent / "artefacts"
-"""The models that come with the package, one per folder."""
+SHIPPED = Path(__file__).parent / "artefacts"  # the models that come with the package, one per folder
 SUMMED = ("model.npz", "config.json")
 
 

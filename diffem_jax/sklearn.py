@@ -26,8 +26,7 @@ from diffem_jax.run.train import run_em
 from diffem_jax.types import Observation
 from diffem_jax.usage import load_config
 
-MEANS = 4
-"""Evaluations of the network that ``transform`` averages per row."""
+MEANS = 4  # evaluations of the network that ``transform`` averages per row
 
 
 class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):

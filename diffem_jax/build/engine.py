@@ -97,8 +97,7 @@ def accumulate_gradient(gradient: em.Gradient, parts: int) -> em.Gradient:
         def add(total: PyTree, part: tuple[PyTree, Array]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, gradient(params, key, *part)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, cut)
+        total, _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), cut)
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
     return accumulated

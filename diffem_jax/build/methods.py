@@ -51,29 +51,19 @@ class Setup(NamedTuple):
     time_law: TimeLaw
 
 
-Prior = Callable[[Sampler, Array], em.Draw]
+Prior = Callable[[Sampler, Array], em.Draw]  # (sampler, times) -> draws of p(x)
 
 
 class Model(NamedTuple):
-    """What a method trains and draws with.
+    """What a method trains and draws with."""
 
-    Attributes:
-        denoiser: its parameters are what is trained.
-        loss: (params, key, example) -> [].
-        bind: (params, observation) -> d, the denoiser of one observation, for the sampler of the E-step.
-        draw: (key, params, observation) -> x, where the E-step is not the sampler with ``bind``.
-        prior: (sampler, times) -> draws of p(x), which do not look at the observation; None where the network needs one.
-        trains_on: the examples of ``loss``: 'draws', the reconstructions of the round before, 'observations' or 'truth'.
-        takes: 'operator' and 'own', what an ``Example`` of the loss holds beside x: an operator of the data for the fresh y',
-            the operator of x's own observation.
-    """
-
-    denoiser: denoisers.Denoiser
-    loss: em.Loss
-    bind: Callable[[PyTree, Observation], DenoiseFn]
-    draw: em.Draw | None = None
-    prior: Prior | None = None
-    trains_on: str = "draws"
+    denoiser: denoisers.Denoiser  # its parameters are what is trained
+    loss: em.Loss  # (params, key, example) -> []
+    bind: Callable[[PyTree, Observation], DenoiseFn]  # the denoiser of one observation, for the sampler of the E-step
+    draw: em.Draw | None = None  # (key, params, observation) -> x, where the E-step is not the sampler with ``bind``
+    prior: Prior | None = None  # draws of p(x) without an observation; None where the network needs one
+    trains_on: str = "draws"  # the examples of ``loss``: 'draws' of the round before, 'observations' or 'truth'
+    # What an example of the loss holds beside x: 'operator' of the data for the fresh y', and x's 'own' operator.
     takes: tuple[str, ...] = ()
 
 

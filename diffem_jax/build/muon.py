@@ -8,10 +8,8 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-SCALE = 0.2
-"""Root mean square of an update's entries at rate 1, about that of Adam's, so that both take similar rates."""
-ADAM_SHARE = 0.2
-"""Adam's rate as a share of Muon's."""
+SCALE = 0.2  # root mean square of an update's entries at rate 1, about that of Adam's, so that both take similar rates
+ADAM_SHARE = 0.2  # Adam's rate as a share of Muon's
 
 
 def muon(rate: Callable[[Any], Any]) -> optax.GradientTransformation:

@@ -20,8 +20,7 @@ from diffem_jax.parallel import accelerated
 from diffem_jax.samplers import schedules
 from diffem_jax.types import Corruption, LinearCorruption, Sampler, Schedule, TimeLaw, stream_key
 
-LEAST, MOST = 0.98, 1.03
-"""Between these a config's draws count as wide enough; a larger error is fed back by EM, round by round (docs/theory.md)."""
+LEAST, MOST = 0.98, 1.03  # a config's draws are wide enough between these: EM feeds larger errors back (theory.md)
 DRAWS = 2**14
 
 
@@ -125,8 +124,7 @@ def draw_width(config: ConfigDict) -> float:
     schedule, std = make_schedule(config), config.denoiser.sigma_data
     sampler = make_sampler("e_step.sampler", config.e_step.sampler, schedule, std)
     times = make_times(config, schedule, config.e_step.steps)
-    prior = Gaussian(jnp.zeros(1), jnp.full((1,), std**2), jnp.zeros((0, 1)))
-    denoise = gaussian_denoiser(schedule, prior)
+    denoise = gaussian_denoiser(schedule, Gaussian(jnp.zeros(1), jnp.full((1,), std**2), jnp.zeros((0, 1))))
     draw = jax.jit(jax.vmap(lambda key: samplers.sample(key, sampler, denoise, times, (1,))))
     return float(jnp.var(draw(jax.random.split(stream_key(0, "width"), DRAWS)))) / std**2
 

@@ -17,8 +17,7 @@ from diffem_jax.config.fields import AUTO, AUTOMATIC, CLASSES, FIELDS, OWN, RETI
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError, lookup, nearest
 
-NOT_FIELDS = ("shape", "parent", "name", "report")
-"""Parameters of classes and functions that the program sets."""
+NOT_FIELDS = ("shape", "parent", "name", "report")  # parameters of classes and functions that the program sets
 LIMITS = {
     "noise_std": (0, 1e6), "noise_std_max": (0, 1e6), "rate": (0, 0.999999), "dropout": (0, 0.99), "patch": (1, 64),
 }  # fmt: skip

@@ -86,8 +86,7 @@ class JPEG(AdditiveNoise):
         height, width = plane.shape
         even = jnp.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
         small = round_through(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).mean((1, 3)))
-        wide = jax.image.resize(_code_plane(small, table), even.shape, "linear")
-        return wide[:height, :width]
+        return jax.image.resize(_code_plane(small, table), even.shape, "linear")[:height, :width]
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         levels = jnp.clip(round_through((x + 2.0) * (255 / 4)), 0.0, 255.0)

@@ -22,8 +22,7 @@ PHOTOGRAPHS = (
 """Colour photographs inside the installed packages; nothing is downloaded."""
 TEST_SHARE = 0.2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-TFDS_CROPS = {"celeb_a": 140}
-"""Side of the centre square cut before resizing, where a set is known to need it."""
+TFDS_CROPS = {"celeb_a": 140}  # side of the centre square cut before resizing, where a set is known to need it
 MAX_TEST = 10_000
 Shape = tuple[int, ...]
 

@@ -9,8 +9,7 @@ import numpy as np
 from diffem_jax.errors import UserError
 
 CHANNELS = (1, 2, 3, 4)
-SMALLEST_SIDE = 5
-"""Axes shorter than this are not taken for the side of an image."""
+SMALLEST_SIDE = 5  # axes shorter than this are not taken for the side of an image
 Shape = tuple[int, ...]
 
 

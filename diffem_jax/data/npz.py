@@ -13,10 +13,8 @@ import numpy as np
 
 from diffem_jax.errors import UserError
 
-MAX_BYTES = 4 * 2**30
-"""The largest compressed member that is unpacked into memory."""
-MAX_RATIO, RATIO_FREE_BYTES = 2000, 64 * 2**20
-"""The largest ratio of compression of a member that is larger than so many bytes."""
+MAX_BYTES = 4 * 2**30  # the largest compressed member that is unpacked into memory
+MAX_RATIO, RATIO_FREE_BYTES = 2000, 64 * 2**20  # the largest ratio of compression of a larger member
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 

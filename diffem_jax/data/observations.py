@@ -24,16 +24,11 @@ from diffem_jax.storage.files import cache_folder, write_arrays
 from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept, read_parts
 from diffem_jax.types import Observation, PyTree
 
-LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6
-"""The largest |y|: where y has the shape of x, which catches grey levels 0..255 left unscaled, and elsewhere."""
-SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0
-"""A root mean square of x between these is accepted as that of data in [-2, 2]."""
-EXAMPLES = 256
-"""Examples that the size of y is estimated from."""
-MOST_ZEROS = 0.01
-"""The largest share of zeros in y of floating point, without NaN, that is taken as all seen."""
-KNOWN = ("mask", "operator", "noise_std")
-"""Names of arrays that describe the corruption: refused where the chosen one does not use them."""
+LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6  # the largest |y| where y has the shape of x (no grey levels), and elsewhere
+SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0  # a root mean square of x between these is accepted as that of data in [-2, 2]
+EXAMPLES = 256  # examples that the size of y is estimated from
+MOST_ZEROS = 0.01  # the largest share of zeros in y of floating point, without NaN, that is taken as all seen
+KNOWN = ("mask", "operator", "noise_std")  # names of arrays that only some corruptions use
 EXPECTED = "an .npz file with 'y', or a folder of images"
 Place = str | os.PathLike[str]
 Shape = tuple[int, ...]

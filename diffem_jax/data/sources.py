@@ -33,28 +33,16 @@ class Dataset(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked of a source.
+    """What is asked of a source; one of your own is a function request -> Dataset, named as 'module:name'."""
 
-    Attributes:
-        name: one of ``SOURCES``, 'tfds:NAME' for a prepared tensorflow-datasets image set, or 'module:name' for a function of
-            your own, request -> Dataset.
-        cache: the folder of prepared data.
-        path: the file or folder of 'arrays' and 'folder'.
-        split: 'train'; 'test' for the held-out examples alone; 'all' for both; for tfds any split of the set.
-        num_examples: the first so many; None for the source's default.
-        seed: which points of the sets that are drawn; the manifold's curve never depends on it.
-        shape: the shape of one example, where the source has a choice.
-        crop: side of the centre square that is cut before images are resized.
-    """
-
-    name: str
-    cache: Path
-    path: str | os.PathLike[str] | None = None
-    split: str = "train"
-    num_examples: int | None = None
-    seed: int = 0
-    shape: Shape | None = None
-    crop: int | None = None
+    name: str  # one of ``SOURCES``, 'tfds:NAME' for a prepared tensorflow-datasets image set, or 'module:name'
+    cache: Path  # the folder of prepared data
+    path: str | os.PathLike[str] | None = None  # the file or folder of 'arrays' and 'folder'
+    split: str = "train"  # 'test' for the held-out examples alone; 'all' for both; for tfds any split of the set
+    num_examples: int | None = None  # the first so many; None for the source's default
+    seed: int = 0  # which points of the sets that are drawn; the manifold's curve never depends on it
+    shape: Shape | None = None  # the shape of one example, where the source has a choice
+    crop: int | None = None  # side of the centre square that is cut before images are resized
 
 
 def _dataset(x: Any, labels: Any = None, test_x: Any = None, test_labels: Any = None) -> Dataset:

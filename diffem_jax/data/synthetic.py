@@ -4,8 +4,7 @@ import zlib
 
 import numpy as np
 
-CURVE_SEED = 0
-"""The curve is always this one; a run's seed only picks the points on it."""
+CURVE_SEED = 0  # the curve is always this one; a run's seed only picks the points on it
 
 
 def generator(name: str, *seeds: int) -> np.random.Generator:

@@ -20,10 +20,8 @@ from diffem_jax.data.npz import existing
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import write_atomically
 
-MISSING = frozenset(("", "?", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
-"""Texts that stand for a missing entry, in lower case."""
-MOST_CATEGORIES = 50
-"""A column of texts with more categories than this, and more than half as many as entries, is taken for identifiers."""
+MISSING = frozenset(("", "?", "na", "n/a", "nan", "none", "null", "<na>", "nat"))  # texts, in lower case
+MOST_CATEGORIES = 50  # with more, and more than half as many as entries, texts are taken for identifiers
 NO_NUMBERS = (np.datetime64, np.timedelta64, complex, np.complexfloating)
 
 

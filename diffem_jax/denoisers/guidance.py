@@ -83,8 +83,7 @@ def pigdm(
     """
 
     def solve(r: Array, pull: MatVec, alpha: Array, sigma: Array) -> Array:
-        variance = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
-        return corruption.solve_gram(r, observation.operator, variance)
+        return corruption.solve_gram(r, observation.operator, 1 / (1 / data_std**2 + (alpha / sigma) ** 2))
 
     return _gaussian_likelihood(denoise, schedule, corruption, observation, solve)
 
@@ -179,8 +178,7 @@ def _gaussian_likelihood(
             return (sigma**2 / alpha) * vjp(u)[0]
 
         residual = misfit(corruption, observation, x_hat)
-        weights = solve(residual, pull, alpha, sigma)
-        step = pull(corruption.adjoint(weights, observation.operator))
+        step = pull(corruption.adjoint(solve(residual, pull, alpha, sigma), observation.operator))
         if not bounded:
             return x_hat + step
         # V A^T M^-1 r with a covariance V never takes A x-hat past y. A network's Jacobian is only nearly a covariance: where

@@ -181,8 +181,7 @@ def isotropic_base(mixture: Start) -> Mixture:
     """N(mu, s^2 I) with the mixture's mean and average variance: the plain prior of ``posterior_denoiser``."""
     mean, variance = overall_moments(mixture)
     # A scalar variance: corruptions have their closed forms for that.
-    component = Gaussian(mean[None], variance[None], jnp.zeros((1, 0, *mean.shape)))
-    return Mixture(jnp.zeros((1,)), component)
+    return Mixture(jnp.zeros((1,)), Gaussian(mean[None], variance[None], jnp.zeros((1, 0, *mean.shape))))
 
 
 @full_precision

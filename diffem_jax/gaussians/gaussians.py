@@ -237,5 +237,4 @@ def overall_moments(mixture: Start) -> tuple[Array, Array]:
     variance = mixture.components.variance
     own = variance.reshape(*variance.shape, *(1,) * (mean.ndim + 1 - variance.ndim))
     own = own + jnp.sum(mixture.components.factor**2, axis=1)
-    second = expand(weights, own + (mixture.components.mean - mean[None]) ** 2)
-    return mean, jnp.mean(second)
+    return mean, jnp.mean(expand(weights, own + (mixture.components.mean - mean[None]) ** 2))

@@ -102,13 +102,11 @@ def quadratic_log(matvec: Callable[[Array], Array], z: Array, steps: int) -> Arr
         image = jnp.where(found, image / jnp.where(found, beside, 1.0), 0.0)
         return (basis, image), (diagonal, jnp.where(found, beside, 0.0))
 
-    start = (jnp.zeros((steps, z.size)), first)
-    _, (diagonal, beside) = jax.lax.scan(step, start, jnp.arange(steps))
+    _, (diagonal, beside) = jax.lax.scan(step, (jnp.zeros((steps, z.size)), first), jnp.arange(steps))
     tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     weights = vectors[0] ** 2
-    logs = jnp.log(jnp.where(values > 0, values, 1.0))
-    return square * jnp.sum(weights * logs)
+    return square * jnp.sum(weights * jnp.log(jnp.where(values > 0, values, 1.0)))
 
 
 @full_precision
@@ -194,8 +192,7 @@ def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) 
         return Gaussian(mean, variance, prior.factor), -0.5 * (log_det + jnp.sum(residual**2 / total))
     spread = jnp.broadcast_to(total, x_t.shape)[None]
     scaled = prior.factor / spread
-    precision = jnp.eye(rank) + alpha**2 * (scaled.reshape(rank, -1) @ prior.factor.reshape(rank, -1).T)
-    root = cholesky(precision)
+    root = cholesky(jnp.eye(rank) + alpha**2 * (scaled.reshape(rank, -1) @ prior.factor.reshape(rank, -1).T))
     z = solve_psd_factored(root, alpha * contract(scaled, residual))
     left = prior.factor * (sigma**2 / spread)
     factor = solve_lower(root, left.reshape(rank, -1)).reshape(left.shape)

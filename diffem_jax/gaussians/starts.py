@@ -142,8 +142,7 @@ def fit(
     if components > 1:
         sample_rows = np.linspace(0, count - 1, len(subset.y)).astype(int)
         keys = example_keys(jax.random.fold_in(key, total), jnp.asarray(sample_rows))
-        draw = jax.vmap(make_start_draw(corruption), (0, None, 0))
-        draws = jax.jit(draw)(keys, result.mixture, subset)
+        draws = jax.jit(jax.vmap(make_start_draw(corruption), (0, None, 0)))(keys, result.mixture, subset)
         result = run(spread_components(result.mixture, np.asarray(draws), components, rank), iterations)
     return result
 

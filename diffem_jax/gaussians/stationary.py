@@ -175,8 +175,7 @@ def moments(corruption: LinearCorruption, model: Stationary, observation: Observ
     if not corruption.hides_entries:
         return mean, jnp.full(mean.shape, jnp.mean(model.hidden))
     kept = jnp.broadcast_to(corruption.observed(observation.operator), mean.shape)
-    hidden = jnp.interp(_visibility(kept), model.visibility, model.hidden)
-    return mean, jnp.where(kept, model.seen, hidden)
+    return mean, jnp.where(kept, model.seen, jnp.interp(_visibility(kept), model.visibility, model.hidden))
 
 
 def _visibility(kept: Array) -> Array:

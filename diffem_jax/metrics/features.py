@@ -62,8 +62,7 @@ def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1
         return (a @ b.T / a.shape[1] + 1) ** 3
 
     def discrepancy(a: np.ndarray, b: np.ndarray) -> float:
-        within = kernel(a, a), kernel(b, b)
-        pairs = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in within)
+        pairs = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (kernel(a, a), kernel(b, b)))
         return float(pairs - 2 * kernel(a, b).mean())
 
     starts = range(0, min(len(x), len(y)) - size + 1, size)

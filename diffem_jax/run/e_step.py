@@ -19,8 +19,7 @@ from diffem_jax.storage.reconstructions import ReconstructionStore, Round
 from diffem_jax.types import Key, Observation, PyTree, stream_key
 
 ATTEMPTS = 4  # at drawing again what is not finite
-Keys = Callable[[int], Key]
-"""Attempt -> key; attempt 0 is the first. Row i has the key (key, i), so batches and devices do not change a draw."""
+Keys = Callable[[int], Key]  # attempt, 0 is the first -> key; row i has (key, i), whatever the batches and devices
 Read = Callable[[np.ndarray], PyTree]  # indices [n] -> the observations of these rows, a tree of arrays [n, ...]
 
 

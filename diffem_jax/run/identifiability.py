@@ -92,8 +92,7 @@ def fixed_null_space(problem: Problem) -> list[str]:
     """What cannot be learnt as all observations share an operator with a null space; said before training."""
     index = np.unique(np.linspace(0, problem.num_examples - 1, _CHUNK).astype(np.int64))
     leaves = [np.asarray(leaf[index]) for leaf in jax.tree.leaves(problem.observations.operator)]
-    same = all((leaf == leaf[:1]).all() for leaf in leaves)
-    found = look(problem) if same else None
+    found = look(problem) if all((leaf == leaf[:1]).all() for leaf in leaves) else None
     if found is None or not found.unseen:
         return []
     lost = LOST.get(str(problem.setup.config.corruption.name))

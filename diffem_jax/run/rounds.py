@@ -59,8 +59,7 @@ def restore(run: Run) -> tuple[int, EMState]:
         return 0, fresh_state(run)
     number = checkpoints.metadata(path)["round"]
     run.say(f"continuing after round {number} of {run.problem.setup.config.rounds}")
-    like = jax.eval_shape(lambda: fresh_state(run))._asdict()
-    return number, EMState(**checkpoints.load(path, like))
+    return number, EMState(**checkpoints.load(path, jax.eval_shape(lambda: fresh_state(run))._asdict()))
 
 
 def fresh_state(run: Run, *places: int) -> EMState:

@@ -15,8 +15,7 @@ from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-GRACE_SECONDS = 10.0
-"""How long a loop that ends by an error waits for a job that is under way."""
+GRACE_SECONDS = 10.0  # how long a loop that ends by an error waits for a job that is under way
 
 
 class Background(Generic[T]):

@@ -21,8 +21,7 @@ import numpy as np
 from diffem_jax.errors import UserError
 
 CHUNK_BYTES = 4 * 2**20
-TEMPORARY = ".diffem-tmp"
-"""The end of the name of a file that is being written."""
+TEMPORARY = ".diffem-tmp"  # the end of the name of a file that is being written
 _STALE_SECONDS = 24 * 3600
 
 

@@ -10,14 +10,10 @@ import numpy as np
 
 from diffem_jax.storage.files import CHUNK_BYTES
 
-IN_MEMORY_BYTES = 128 * 2**20
-"""Sets whose float32 form is at most this large are returned as plain arrays, larger ones as lazy ``Rows``."""
-RELEASE_BYTES = 2 * 2**20
-"""How much is read from a memory map before its pages are handed back; twice that may be mapped at once."""
-PAGES_BYTES = 128 * 2**10
-"""What a fault at a random row may map beyond the row itself."""
-BITS = (8, 10, 12, 14, 16)
-"""Depths of grey levels that files of 16 bits hold."""
+IN_MEMORY_BYTES = 128 * 2**20  # sets of at most this size in float32 are plain arrays, larger ones lazy ``Rows``
+RELEASE_BYTES = 2 * 2**20  # read from a memory map before its pages are handed back; up to twice that is mapped
+PAGES_BYTES = 128 * 2**10  # what a fault at a random row may map beyond the row itself
+BITS = (8, 10, 12, 14, 16)  # depths of grey levels that files of 16 bits hold
 
 
 class Rows:
