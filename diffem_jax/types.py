@@ -8,6 +8,7 @@ import jax
 from jax import Array
 
 PyTree = Any
+Shape = tuple[int, ...]
 Key = Array
 """A typed JAX PRNG key, as ``jax.random.key`` returns it."""
 DenoiseFn = Callable[[Array, Array], Array]

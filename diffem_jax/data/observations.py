@@ -22,7 +22,7 @@ from diffem_jax.data.layout import arrange
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, write_arrays
 from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept, read_parts
-from diffem_jax.types import Observation, PyTree
+from diffem_jax.types import Observation, PyTree, Shape
 
 LARGEST_PIXEL, LARGEST_VALUE = 50.0, 1e6  # the largest |y| where y has the shape of x (no grey levels), and elsewhere
 SMALLEST_RMS, LARGEST_RMS = 0.02, 4.0  # a root mean square of x between these is accepted as that of data in [-2, 2]
@@ -31,7 +31,6 @@ MOST_ZEROS = 0.01  # the largest share of zeros in y of floating point, without 
 KNOWN = ("mask", "operator", "noise_std")  # names of arrays that only some corruptions use
 EXPECTED = "an .npz file with 'y', or a folder of images"
 Place = str | os.PathLike[str]
-Shape = tuple[int, ...]
 
 
 def array_shapes(

@@ -15,8 +15,7 @@ from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cache_folder, check_memory
 from diffem_jax.storage.rows import as_rows, first
-
-Shape = tuple[int, ...]
+from diffem_jax.types import Shape
 
 
 class Dataset(NamedTuple):

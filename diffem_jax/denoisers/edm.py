@@ -19,15 +19,11 @@ from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, preco
 from diffem_jax.gaussians.gaussians import Mixture, mixture_posterior_mean
 from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.samplers.schedules import noise_ratio
-from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule
+from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule, Shape
 
 
 def edm_denoiser(
-    network: nn.Module,
-    schedule: Schedule,
-    corruption: Corruption | None,
-    shape: tuple[int, ...],
-    sigma_data: float = 1.0,
+    network: nn.Module, schedule: Schedule, corruption: Corruption | None, shape: Shape, sigma_data: float = 1.0
 ) -> Denoiser:
     """The published preconditioning of a batched network, for x of ``shape`` and standard deviation ``sigma_data``.
 
