@@ -19,7 +19,8 @@ NAMES = ("time_to_quality", "memory", "start", "overhead", "updates", "loop", "w
 HEAD = f"""# Performance
 
 Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`
-measures one again, `make bench` these: {", ".join(NAMES)}."""
+measures one again, `make bench` these: {", ".join(NAMES)}. Of them time_to_quality and overhead were
+measured before `analytic_2m` was the default sampler and `digits` took two draws and `m_step.hidden_weight=0.2`."""
 
 
 def about(name: str) -> str:

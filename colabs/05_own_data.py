@@ -41,8 +41,8 @@ np.savez(file, y=y, mask=mask)
 # %% [markdown]
 # ## Training
 #
-# `config.corruption` must say what made the data; training corrupts the reconstructions in the same way. The only measure
-# without clean data is `observation_distance`: how far reconstructions, corrupted again, are from what was observed.
+# `config.corruption` must say what made the data; training corrupts the reconstructions in the same way. The measure
+# without clean data here is `observation_distance`: how far reconstructions, corrupted again, are from what was observed.
 
 # %%
 config = load_config("own_data:small")

@@ -20,6 +20,9 @@ Written by `python -m experiments.results` from the stored results. Measured on 
 machine. ± is the standard deviation over seeds. Each section names its command, and its folder has every table and figure.
 [Performance](performance.md) has the timings, [scaling](scaling.md) the cost at full size.
 
+All of it was measured with earlier settings: samplers such as `ddpm` in the place of `analytic_2m`, one draw per observation (eight for
+digits with nine of ten pixels erased), and `m_step.hidden_weight=1`. The same commands now run with today's; digits with both weights are in [theory](theory.md#what-a-reconstruction-measured-and-what-it-made-up).
+
 - CRPS: of 8 draws, a proper score of the posterior; lower is better.
 - Coverage: how often the central 90% interval of the draws holds the hidden truth; 0.9 is calibrated.
 - TARP: the same for whole examples (Lemos et al. 2023, arXiv 2302.03026); 0.9 is calibrated.
