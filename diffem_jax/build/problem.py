@@ -22,18 +22,14 @@ CHUNK = 4096
 
 
 class Problem(NamedTuple):
-    """What a run works on: what follows from the config, and arrays (possibly memory-mapped) with a leading axis N.
-
-    ``truth``, the hidden x, and its ``labels`` are for measuring only; own observations have none. ``notes`` say what was assumed
-    about a file; ``table`` is how the columns of a .csv are written.
-    """
+    """What a run works on: what follows from the config, and arrays (possibly memory-mapped) with a leading axis N."""
 
     setup: Setup
     observations: Observation
-    truth: Any
-    labels: Any
-    notes: tuple[str, ...] = ()
-    table: data.Table | None = None
+    truth: Any  # the hidden x, for measuring only; own observations have none
+    labels: Any  # its labels, likewise
+    notes: tuple[str, ...] = ()  # what was assumed about a file
+    table: data.Table | None = None  # how the columns of a .csv are written
 
     @property
     def num_examples(self) -> int:

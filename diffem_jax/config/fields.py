@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffem_jax.corruptions import CORRUPTIONS
-from diffem_jax.denoisers.guidance import POSTERIORS
-from diffem_jax.denoisers.losses import LOSS_WEIGHTS, TIME_LAWS
+from diffem_jax.denoisers import LOSS_WEIGHTS, POSTERIORS, TIME_LAWS
 from diffem_jax.gaussians.starts import STARTS
 from diffem_jax.networks import NETWORKS
 from diffem_jax.samplers.samplers import SAMPLERS

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffem_jax.corruptions.base import Denoising
-from diffem_jax.corruptions.masks import Mask
+from diffem_jax.corruptions import Denoising, Mask
 from diffem_jax.data import checks, npz
 from diffem_jax.data.folders import read_folder
 from diffem_jax.data.layout import arrange
@@ -190,11 +189,7 @@ def _fit_operator(
 
 
 def _make_mask(y: np.ndarray, one_channel: bool, where: str) -> tuple[np.ndarray, str]:
-    """The mask of y [N, *X] where the file has none, and a sentence on it: NaN are hidden, all else is seen.
-
-    The mask is uint8 [N, *X], or [N, *spatial, 1] for ``one_channel``. UserError where many zeros look like hidden entries, or
-    a pixel is NaN in some channels alone.
-    """
+    """A mask where the file has none, uint8 [N, *X] or [N, *spatial, 1], and a sentence on it: NaN are hidden, all else seen."""
     one_channel = one_channel and y.ndim > 2
     mask = np.ones((*y.shape[:-1], 1) if one_channel else y.shape, np.uint8)
     missing, zeros = 0, 0

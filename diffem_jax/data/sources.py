@@ -19,12 +19,9 @@ from diffem_jax.types import Shape
 
 
 class Dataset(NamedTuple):
-    """Clean examples x [N, *shape] and labels [N], and those held out; None is what there is not.
+    """Clean examples x [N, *shape] and labels [N], and those held out; None is what there is not."""
 
-    x is float32, a plain array, or lazy ``Rows`` where it is large: index rows, ``np.asarray`` reads all.
-    """
-
-    x: Any
+    x: Any  # float32, a plain array, or lazy ``Rows`` where it is large: index rows, ``np.asarray`` reads all
     labels: Any
     shape: Shape
     test_x: Any = None

@@ -56,10 +56,7 @@ def series(count: int, seed: int, split: str, length: int = 128, modes: int = 2)
 
 
 def volumes(count: int, seed: int, split: str, size: int = 16) -> np.ndarray:
-    """Two small solids (ellipsoids or boxes) per volume, [count, size, size, size, 1] float32, -2 outside and 2 inside.
-
-    Surfaces are a voxel thick, so that grey values say where they cut the voxels.
-    """
+    """Two small solids (ellipsoids or boxes), -2 outside, 2 inside, surfaces a voxel thick; [count, size, size, size, 1]."""
     u = generator(f"volumes/{split}", seed).random((count, 2, 7)).astype(np.float32)
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     x = np.empty((count, size, size, size, 1), np.float32)

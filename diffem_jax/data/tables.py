@@ -26,15 +26,12 @@ NO_NUMBERS = (np.datetime64, np.timedelta64, complex, np.complexfloating)
 
 
 class Column(NamedTuple):
-    """How one column is written: numbers as (value - offset) / scale, categories as 1 for the own one and -1 for the others.
-
-    ``offset`` and ``scale`` are the mean and standard deviation of the numbers that are there; ``categories`` is () for numbers.
-    """
+    """How one column is written: numbers as (value - offset) / scale, categories as 1 for the own one and -1 for the others."""
 
     name: str
-    offset: float = 0.0
-    scale: float = 1.0
-    categories: tuple[str, ...] = ()
+    offset: float = 0.0  # the mean of the numbers that are there
+    scale: float = 1.0  # their standard deviation
+    categories: tuple[str, ...] = ()  # () for numbers
 
     @property
     def width(self) -> int:

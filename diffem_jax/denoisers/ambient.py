@@ -104,10 +104,7 @@ def _fixed_mask(key: Key, params: PyTree, denoiser: Denoiser, mask: Mask, furthe
 
 
 def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, further: float) -> Draw:
-    """Draws of the prior by the fixed-mask sampler: one A~ for all steps of a draw; the observation is not looked at.
-
-    Source: Daras et al. 2023, arXiv 2305.19256, section 3.3.
-    """
+    """Draws of the prior by the fixed-mask sampler (section 3.3): one A~ for all steps; the observation is not looked at."""
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
         mask_key, key = jax.random.split(key)
@@ -133,10 +130,7 @@ def posterior_draw(
 
 
 def restoration(denoiser: Denoiser, times: Array, schedule: Schedule) -> Draw:
-    """h(A, y, t) at the last time, an estimate of E[x | y] by one network call: a point, not a draw.
-
-    Source: Daras et al. 2023, arXiv 2305.19256, section 5 (restoration).
-    """
+    """h(A, y, t) at the last time (section 5, restoration), an estimate of E[x | y] by one call: a point, not a draw."""
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
         alpha, _ = schedule(times[-1])

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, precondition
-from diffem_jax.gaussians.gaussians import Mixture, mixture_posterior_mean
-from diffem_jax.gaussians.linalg import Gaussian
+from diffem_jax.gaussians import Gaussian, Mixture, mixture_posterior_mean
 from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule, Shape
 

@@ -238,10 +238,7 @@ def _climb(
     batch_size: int,
     report: Callable[[int, float], None],
 ) -> tuple[Fit, int]:
-    """EM iterations of a mixture on the observations, and the number of the next one; the arguments are those of ``fit``.
-
-    Iteration i takes randomness from (key, i); ``report`` takes (iterations done, log-likelihood).
-    """
+    """EM iterations of a mixture, number i with randomness of (key, i), and the number of the next; arguments as of ``fit``."""
     count, size = len(observations.y), math.prod(corruption.shape)
     k, r = mixture.components.factor.shape[:2]
     rows = batch_size or int(np.clip(2**22 // (k * (r + 1) * size), 1, min(count, 1024)))

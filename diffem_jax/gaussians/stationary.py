@@ -159,10 +159,7 @@ def posterior_mean(corruption: LinearCorruption, model: Stationary, observation:
 
 
 def draw(key: Key, corruption: LinearCorruption, model: Stationary, observation: Observation) -> Array:
-    """One draw of p(x | y): x' + E[x - mean | y - A x' - n'] with x' a draw of the prior and n' of the noise, [*X].
-
-    Source: Matheron's rule; Doucet 2010, "A note on efficient conditional simulation of Gaussian distributions".
-    """
+    """One draw of p(x | y), [*X], as ``gaussians.sample_posterior``: x' + E[x - mean | y - A x' - n'] with x' of the prior."""
     prior_key, noise_key = jax.random.split(key)
     start = model._replace(mean=sample(prior_key, model))
     noise = corruption.noise_level(observation.operator) * jax.random.normal(noise_key, observation.y.shape)

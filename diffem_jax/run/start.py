@@ -14,9 +14,8 @@ from diffem_jax.build.methods import Setup
 from diffem_jax.build.parts import lookup
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import UserError
-from diffem_jax.gaussians import starts
+from diffem_jax.gaussians import Gaussian, starts
 from diffem_jax.gaussians.gaussians import Mixture, Start, overall_moments
-from diffem_jax.gaussians.linalg import Gaussian
 from diffem_jax.report.console import CompileClock, Progress
 from diffem_jax.run.termination import Say
 from diffem_jax.storage import checkpoints

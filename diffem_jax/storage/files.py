@@ -1,7 +1,4 @@
-"""Files on disk: written whole or not at all, summed, and the cache of converted data.
-
-Everything large is stored as a plain ``.npy`` and memory-mapped.
-"""
+"""Files on disk: written whole or not at all, summed; and the cache of converted data, memory-mapped ``.npy``."""
 
 import contextlib
 import hashlib

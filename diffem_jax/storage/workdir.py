@@ -22,22 +22,18 @@ Record = dict[str, Any]
 
 
 class Workdir:
-    """Paths under one folder.
-
-    config.json, data.json (the fingerprint of own observations), metrics.jsonl, start/ (the fitted start), rounds/ (one
-    checkpoint per round), latest/ (rolling, inside an M-step), reconstructions/, samples/*.png, prior/, report.html.
-    """
+    """Paths under one folder."""
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root).expanduser()
         self.config = self.root / "config.json"
-        self.data = self.root / "data.json"
+        self.data = self.root / "data.json"  # the fingerprint of own observations
         self.metrics = self.root / "metrics.jsonl"
-        self.start = self.root / "start"
-        self.rounds = self.root / "rounds"
-        self.latest = self.root / "latest"
+        self.start = self.root / "start"  # the fitted start
+        self.rounds = self.root / "rounds"  # one checkpoint per round
+        self.latest = self.root / "latest"  # rolling checkpoints, inside an M-step
         self.reconstructions = self.root / "reconstructions"
-        self.samples = self.root / "samples"
+        self.samples = self.root / "samples"  # pictures
         self.prior = self.root / "prior"
         self.report = self.root / "report.html"
 

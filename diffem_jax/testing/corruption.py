@@ -113,10 +113,7 @@ def _check_noise(batch: _Draw) -> None:
 
 
 def _check_leaks(corruption: Any, one: _Draw, spoil: Callable[[np.ndarray], _Draw]) -> None:
-    """NaN in hidden entries of x must not reach y; NaN in unmeasured entries of y must not reach anything.
-
-    ``spoil`` draws the same with NaN in the given entries of x. Which ones are hidden is known of linear corruptions alone.
-    """
+    """NaN in hidden entries of x must not reach y, nor NaN in unmeasured ones of y anything; ``spoil`` draws with NaN in x."""
     (y, operator), missing = one.observation, ~one.observed
 
     @jax.jit

@@ -13,8 +13,7 @@ import numpy as np
 from diffem_jax.corruptions import PixelMask
 from diffem_jax.denoisers.edm import gaussian_denoiser
 from diffem_jax.gaussians.linalg import Gaussian
-from diffem_jax.samplers.samplers import sample
-from diffem_jax.samplers.schedules import VarianceExploding, VariancePreserving, log_uniform_grid
+from diffem_jax.samplers import VarianceExploding, VariancePreserving, log_uniform_grid, sample
 from diffem_jax.testing.base import require, require_finite
 from diffem_jax.types import DenoiseFn, Observation, Sampler, Schedule
 
