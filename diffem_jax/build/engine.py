@@ -18,15 +18,12 @@ from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observat
 
 
 class Engine(NamedTuple):
-    """The compiled functions of a run.
-
-    ``e_step``: (key, params, observations, indices) -> draws; ``m_step``: (key, state, x, slots) -> (state, info), ``dispatch`` updates.
-    """
+    """The compiled functions of a run."""
 
     parallel: Parallel
     model: Model
-    e_step: Callable[..., Any]
-    m_step: Callable[..., Any]
+    e_step: Callable[..., Any]  # (key, params, observations, indices) -> draws
+    m_step: Callable[..., Any]  # (key, state, x, slots) -> (state, info), ``dispatch`` updates
     dispatch: int
 
 

@@ -11,17 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.gaussians import stationary
-from diffem_jax.gaussians.linalg import (
-    Gaussian,
-    cholesky,
-    condition_on_noisy,
-    contract,
-    expand,
-    full_precision,
-    solve_lower,
-    solve_psd_factored,
-)
+from diffem_jax.gaussians import linalg, stationary
+from diffem_jax.gaussians.linalg import Gaussian, cholesky, contract, expand, full_precision, solve_psd_factored
 from diffem_jax.gaussians.stationary import Stationary
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree
 
@@ -141,7 +132,7 @@ def mixture_posterior_mean(
 
     def one(component: Gaussian) -> tuple[Array, Array]:
         if observation is None or corruption is None:
-            given_x_t, log_prob = condition_on_noisy(component, x_t, alpha, sigma)
+            given_x_t, log_prob = linalg.condition_on_noisy(component, x_t, alpha, sigma)
             return given_x_t.mean, log_prob
         return condition_on_both(corruption, component, x_t, alpha, sigma, observation)
 
@@ -187,7 +178,9 @@ def posterior_moments(corruption: LinearCorruption, mixture: Start, observation:
         own = jnp.maximum(component.variance - component.variance**2 * seen, 1e-6 * component.variance)
         rank = component.factor.shape[0]
         # Given y, x moves with z by U - hidden.
-        half = solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else post.hidden
+        half = (
+            linalg.solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else post.hidden
+        )
         own = own + jnp.sum(half.reshape(rank, *post.mean.shape) ** 2, axis=0)
         return post.mean, own, post.log_prob
 

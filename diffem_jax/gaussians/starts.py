@@ -110,7 +110,6 @@ def fit(
 
     Of many observations ``COARSE``, or eight per factor of the model where that is more, are fitted first, by at most half of
     the iterations; the others begin where that ends.
-
     ``rank`` is R of each of K ``components``, ``iterations`` are EM's at most, for the Gaussian and again for the mixture. A fit
     ends where the log-likelihood per example and coordinate gains less than ``tolerance``, for one Gaussian three times in a row:
     its steps are lengthened (``relax``) as long as the likelihood rises, since the fewer coordinates are seen, the shorter EM's

@@ -215,7 +215,6 @@ def fit(
         K' = H^-1 # (K B K),    the geometric mean of matrices,
 
     which maximises a lower bound of the likelihood and, other than a step of EM, is no shorter where little is seen.
-
     ``FEW`` of the observations [N, ...] serve all but the last third of the iterations, which begin at ``guess``, then ``MANY``;
     ``key`` gives the model's own observations, and ``report`` takes the number of steps done.
 

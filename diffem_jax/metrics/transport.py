@@ -72,9 +72,8 @@ def sinkhorn_cost(x: ArrayLike, y: ArrayLike, regularization: float = 1e-3, iter
     after a fixed number of Sinkhorn iterations, so that no stopping test depends on the number of points. The standard error is
     of the cost's first order, by the variance of the potentials at the points. Samples: the smaller of N and M.
 
-    ott-jax takes nine times as long on one core with the same answer to 1e-5: the exponentials are the cost, and here 16
-    iterations share one kernel matrix that absorbs the potentials. Blocks whose scalings stray further than e^20 from it (the
-    first ones) are done again with a log-sum-exp in each iteration.
+    The exponentials are the cost: 16 iterations share one kernel matrix that absorbs the potentials, and blocks whose
+    scalings stray further than e^20 from it (the first ones) are done again with a log-sum-exp in each iteration.
 
     Source: Cuturi 2013, arXiv 1306.0895; the absorption: Schmitzer 2019, arXiv 1610.06519, algorithm 2; the error: del Barrio
     and Loubes 2019, arXiv 1705.01299 (without regularization).
@@ -178,7 +177,6 @@ def observation_scores(
 
     The mean over observations is strictly proper: with enough rows it is least where p(y | operator) is that of the data, for
     every operator. With the same key the scores of two rounds share their randomness and can be compared row by row.
-
     ``observe`` is (key, x, operator) -> y; of N observations and reconstructions x [N, ...] come N scores, each by ``pool`` of
     the reconstructions, an even number, or fewer where there are fewer.
 
