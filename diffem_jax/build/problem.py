@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffem_jax import data
 from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
-from diffem_jax.config import restore
+from diffem_jax.config.values import restore
 from diffem_jax.errors import UserError
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key

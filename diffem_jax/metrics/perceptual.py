@@ -88,21 +88,11 @@ def fidelity(
     if count < 2:
         raise UserError(f"fid: {count} images; expected at least 2 on each side")
     scored, splits = extractor == EXTRACTORS["inception"], min(10, count)
-    options = {"feature_extractor_weights_path": weights} if weights else {}
+    options: dict[str, Any] = {"cuda": False, "cache": False, "verbose": False, "save_cpu_ram": True}
+    options |= {"fid": truth is not None, "isc": scored, "isc_splits": splits, "batch_size": min(batch, count)}
+    options |= {"feature_extractor": extractor} | ({"feature_extractor_weights_path": weights} if weights else {})
     try:
-        found = torch_fidelity.calculate_metrics(
-            **sides,
-            **options,
-            fid=truth is not None,
-            isc=scored,
-            isc_splits=splits,
-            feature_extractor=extractor,
-            batch_size=min(batch, count),
-            cuda=False,
-            cache=False,
-            verbose=False,
-            save_cpu_ram=True,
-        )
+        found = torch_fidelity.calculate_metrics(**sides, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
             f"fid: torch-fidelity cannot use the extractor {extractor!r} ({first_line(error)}); expected a registered one and, without "

@@ -130,6 +130,7 @@ class UNet(nn.Module):
         spatial, heads, adds = len(sizes), dict(self.heads), self.skips == "add"
         conv = partial(Conv, window=(3,) * spatial, dtype=self.dtype, native_gradient=self.native_gradient)
         residual = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        options: Any = {"dropout": self.dropout, "dtype": self.dtype, "native_gradient": self.native_gradient}
         # Names of their own: with and without remat the parameters and the dropout masks are the same.
         names = (f"ResBlock_{i}" for i in itertools.count())
 
@@ -139,13 +140,7 @@ class UNet(nn.Module):
 
         def blocks(h: Array, level: int) -> Array:
             for _ in range(self.blocks):
-                options: dict[str, Any] = {
-                    "dropout": self.dropout,
-                    "dtype": self.dtype,
-                    "native_gradient": self.native_gradient,
-                }
-                block = residual(self.channels[level], spatial=spatial, name=next(names), **options)
-                h = block(h, embedding, train)
+                h = residual(self.channels[level], spatial=spatial, name=next(names), **options)(h, embedding, train)
                 h = Attention(heads[level], dtype=self.dtype)(h) if level in heads else h
             return h
 

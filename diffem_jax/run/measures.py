@@ -141,23 +141,16 @@ def observation_score(problem: Problem) -> Measure:
 
 
 OF_TRUTH: dict[str, Maker] = {
-    "psnr": against_truth(metrics.psnr),
-    "ssim": against_truth(metrics.ssim),
-    "accuracy": accuracy,
-    "sinkhorn": sinkhorn(False),
-    "sinkhorn_unpaired": sinkhorn(True),
-    "sliced_wasserstein": against_truth(sliced),
-    "sliced_wasserstein_unpaired": against_truth(sliced, unpaired=True),
+    "psnr": against_truth(metrics.psnr), "ssim": against_truth(metrics.ssim), "accuracy": accuracy,
+    "sinkhorn": sinkhorn(False), "sinkhorn_unpaired": sinkhorn(True),
+    "sliced_wasserstein": against_truth(sliced), "sliced_wasserstein_unpaired": against_truth(sliced, unpaired=True),
     "frechet": of_features(metrics.frechet_distance),
     "frechet_unpaired": of_features(metrics.frechet_distance, unpaired=True),
-    "kid": of_features(metrics.kernel_distance),
-    "kid_unpaired": of_features(metrics.kernel_distance, unpaired=True),
+    "kid": of_features(metrics.kernel_distance), "kid_unpaired": of_features(metrics.kernel_distance, unpaired=True),
     **{f"features_{name}": manifolds(name) for name in metrics.Manifolds._fields},
-    "lpips": against_truth(metrics.lpips),
-    "fid": fidelity("inception", "frechet"),
-    "inception_score": fidelity("inception", "inception_score"),
-    "fd_dinov2": fidelity("dinov2", "frechet"),
-}
+    "lpips": against_truth(metrics.lpips), "fid": fidelity("inception", "frechet"),
+    "inception_score": fidelity("inception", "inception_score"), "fd_dinov2": fidelity("dinov2", "frechet"),
+}  # fmt: skip
 """Measures that need the truth -> makers of their functions."""
 METRICS: dict[str, Maker] = OF_TRUTH | {f.__name__: f for f in (observation_distance, observation_score)}
 """What config.eval.metrics may name -> maker; it also takes 'module:name' of a maker."""

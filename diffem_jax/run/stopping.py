@@ -136,14 +136,9 @@ def stop_record(records: list[Record], rule: str, patience: int) -> Record | Non
     if decision.picked is None:
         return None
     reason = f"no better {rule} in {patience} rounds" if decision.end else "all rounds are done"
-    return {
-        "kind": "stop",
-        "round": max(r["round"] for r in records if r.get("kind") == "round"),
-        "picked": decision.picked,
-        "rule": rule,
-        rule: decision.value,
-        "reason": f"{reason}; kept round {decision.picked}",
-    }
+    last = max(r["round"] for r in records if r.get("kind") == "round")
+    found = {"kind": "stop", "round": last, "picked": decision.picked, "rule": rule, rule: decision.value}
+    return found | {"reason": f"{reason}; kept round {decision.picked}"}
 
 
 def picked_round(records: list[Record]) -> int | None:

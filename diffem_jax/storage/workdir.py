@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffem_jax.config import differences, flatten
+from diffem_jax.config.values import differences, flatten
 from diffem_jax.errors import UserError
 from diffem_jax.networks.embedding import NETWORK_VERSION
 from diffem_jax.storage import checkpoints

@@ -17,7 +17,8 @@ from diffem_jax.build.auto import choose, explain, fit_to_file, recommended
 from diffem_jax.build.methods import make_model
 from diffem_jax.build.parts import DRAWS, LEAST, MOST, draw_width
 from diffem_jax.build.problem import load_problem, stored_config
-from diffem_jax.config import AUTO, AUTOMATIC, FIELDS, differences, flatten, override, validate
+from diffem_jax.config import AUTO, AUTOMATIC, FIELDS, flatten, override, validate
+from diffem_jax.config.values import differences
 from diffem_jax.corruptions import CORRUPTIONS, PixelMask
 from diffem_jax.data import array_shapes, save_observations
 from diffem_jax.denoisers.losses import Example

@@ -15,7 +15,8 @@ from diffem_jax.build.engine import make_engine
 from diffem_jax.build.methods import METHODS, make_model, make_setup, prior_model
 from diffem_jax.build.parts import check_noise, make_optimizer
 from diffem_jax.build.problem import load_problem
-from diffem_jax.config import FIELDS, default, differences, flatten, override, validate
+from diffem_jax.config import FIELDS, default, flatten, override, validate
+from diffem_jax.config.values import differences
 from diffem_jax.denoisers.losses import Example
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians import Gaussian, Mixture

@@ -11,7 +11,8 @@ from faults.command import ROOT, command, refused
 from faults.harness import small
 
 from diffem_jax import main, usage
-from diffem_jax.config import FIELDS, RETIRED, class_fields, default, differences, flatten, override, restore, validate
+from diffem_jax.config import FIELDS, RETIRED, class_fields, default, flatten, override, validate
+from diffem_jax.config.values import differences, restore
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
 from diffem_jax.networks import NETWORK_VERSION, NETWORKS
