@@ -116,8 +116,7 @@ def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     def split(axis: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
 
-    def map_e_step(e_step: Callable) -> Callable:
-        return jax.jit(e_step, in_shardings=(whole, whole, split(0), split(0)), out_shardings=split(0))
+    map_e_step = functools.partial(jax.jit, in_shardings=(whole, whole, split(0), split(0)), out_shardings=split(0))
 
     def map_m_step(m_step: Callable) -> Callable:
         def cut_again(*arguments: Any) -> Any:
@@ -140,10 +139,7 @@ def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     def shard(tree: PyTree, axis: int = 0) -> PyTree:
         return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
 
-    def mean(tree: PyTree) -> PyTree:
-        return tree
-
-    return Parallel(len(devices), mean, map_e_step, map_m_step, shard, replicate, place, gather=_local_rows)
+    return Parallel(len(devices), lambda tree: tree, map_e_step, map_m_step, shard, replicate, place, _local_rows)
 
 
 def _pmap(devices: list[jax.Device]) -> Parallel:
@@ -151,11 +147,8 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     stacked, replicate = NamedSharding(mesh, PartitionSpec(AXIS)), functools.partial(_replicate, mesh)
     mapped = functools.partial(jax.pmap, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
 
-    def mean(tree: PyTree) -> PyTree:
-        return jax.lax.pmean(tree, AXIS)
-
-    def map_m_step(m_step: Callable) -> Callable:
-        return mapped(m_step, out_axes=None, donate_argnums=1)
+    mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
+    map_m_step = functools.partial(mapped, out_axes=None, donate_argnums=1)
 
     def shard(tree: PyTree, axis: int = 0) -> PyTree:
         """[.., B, ..] -> [devices, .., B / devices, ..], each device's part on it."""

@@ -9,10 +9,8 @@ from jax import Array
 
 PyTree = Any
 Shape = tuple[int, ...]
-Key = Array
-"""A typed JAX PRNG key, as ``jax.random.key`` returns it."""
-DenoiseFn = Callable[[Array, Array], Array]
-"""(x_t [*X], t []) -> x-hat [*X], an estimate of E[x | x_t] or of E[x | x_t, y]."""
+Key = Array  # a typed JAX PRNG key, as ``jax.random.key`` returns it
+DenoiseFn = Callable[[Array, Array], Array]  # (x_t [*X], t []) -> x-hat [*X], of E[x | x_t] or E[x | x_t, y]
 
 
 class Observation(NamedTuple):

@@ -62,12 +62,6 @@ def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float 
         raise UserError(f"{where}: {found}; {cure}; a table scales itself where data.path is its .csv")
 
 
-def check_positive(array: ArrayLike, where: str) -> None:
-    """Refuses standard deviations that are not positive."""
-    if not all((rows > 0).all() for _, rows in read_parts(array)):
-        raise UserError(f"{where}: a value that is not positive; expected standard deviations > 0; correct them")
-
-
 def read_indices(array: ArrayLike, dtype: np.dtype, size: int, where: str) -> np.ndarray:
     """Indices from 0 and below ``size`` as whole numbers of ``dtype``; small enough to be read whole."""
     values = np.asarray(array)

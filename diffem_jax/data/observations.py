@@ -183,8 +183,8 @@ def _fit_operator(
         return checks.read_indices(array, expected.dtype, size, where)
     else:
         checks.check_values(array, where, largest=1e6)
-    if name.startswith("noise_std"):
-        checks.check_positive(array, where)
+    if name.startswith("noise_std") and not all((rows > 0).all() for _, rows in read_parts(array)):
+        raise UserError(f"{where}: a value that is not positive; expected standard deviations > 0; correct them")
     return kept(array)
 
 

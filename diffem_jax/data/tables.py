@@ -68,10 +68,8 @@ def encode_table(columns: Mapping[str, Any], categories: Sequence[str] = ()) -> 
 
     Missing are None, NaN, masked entries, pandas' NA and the texts of ``MISSING``. A column of numbers, or of texts that are all
     numbers, is one of numbers unless ``categories`` names it; every other text is a category, without the space around it.
-
-    Raises:
-        UserError: no columns, different lengths, a column without two different values, infinite or complex numbers, dates, several
-            axes, or texts nearly all of which differ, such as identifiers.
+    UserError for no columns, different lengths, a column without two different values, infinite or complex numbers, dates,
+    several axes, or texts nearly all of which differ, such as identifiers.
     """
     if unknown := [name for name in categories if name not in columns]:
         raise UserError(f"categories: {unknown[0]!r}; expected names of columns, {list(columns)}; correct it")

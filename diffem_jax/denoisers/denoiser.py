@@ -130,8 +130,5 @@ def attach(x: Array, *others: Array) -> Array:
 
 def blank_condition(corruption: Corruption, shape: tuple[int, ...]) -> Array:
     """Zeros of the shape of the corruption's condition array: what a network sees in place of an observation."""
-
-    def draw() -> Array:
-        return corruption.condition(corruption.sample(jax.random.key(0), jnp.zeros(shape)))
-
-    return jnp.zeros(jax.eval_shape(draw).shape)
+    made = jax.eval_shape(lambda: corruption.condition(corruption.sample(jax.random.key(0), jnp.zeros(shape))))
+    return jnp.zeros(made.shape)

@@ -66,9 +66,4 @@ def mixture_denoiser(
     observation: Observation | None = None,
 ) -> DenoiseFn:
     """The exact denoiser E[x | x_t] or E[x | x_t, y] for x from a mixture of Gaussians."""
-
-    def denoise(x_t: Array, t: Array) -> Array:
-        alpha, sigma = schedule(t)
-        return mixture_posterior_mean(corruption, prior, x_t, alpha, sigma, observation)
-
-    return denoise
+    return lambda x_t, t: mixture_posterior_mean(corruption, prior, x_t, *schedule(t), observation)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PathLike = str | os.PathLike[str]
+Place = str | os.PathLike[str]
 Arrays = ArrayLike | None
 DPI = 150
 INK, ACCENT, SECOND, THIRD, FOURTH = "#222222", "#1f6fb4", "#d1603d", "#3c8d5a", "#8a63a8"
@@ -41,7 +41,7 @@ def set_title(figure: Figure, title: str, inches: float = 0.06) -> None:
         figure.text(0.5125, 0.88 + inches / height, title, fontsize=10, color=INK, ha="center", va="bottom")
 
 
-def save(figure: Figure, path: PathLike) -> Path:
+def save(figure: Figure, path: Place) -> Path:
     """Writes the figure as a PNG, whole or not at all."""
     target = Path(path)
     options: Any = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.06}
@@ -71,7 +71,7 @@ def real(x: ArrayLike) -> np.ndarray:
     return np.abs(values) if np.iscomplexobj(values) else values.astype(np.float32)
 
 
-def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
+def corner(path: Place, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes a corner plot of vectors [N, D], D from 1 to 8: densities of pairs of coordinates below the diagonal, of single ones on it.
 
     ``truth`` [M, D], where it is known, is outlined on the diagonal; its pairs stand above the diagonal.
@@ -121,7 +121,7 @@ def corner(path: PathLike, draws: ArrayLike, truth: Arrays = None, title: str = 
     return save(figure, path)
 
 
-def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
+def series(path: Place, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes one panel per long vector or channel of a series, six at most: what was observed, the draws, the truth.
 
     Of several draws [S, N, T] or [S, N, T, C] their median and the band that holds 80% of them are shown, of a single one the
@@ -160,7 +160,7 @@ def series(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays
     return save(figure, path)
 
 
-def calibration(path: PathLike, levels: Sequence[float], values: Mapping[str, Sequence[float]]) -> Path:
+def calibration(path: Place, levels: Sequence[float], values: Mapping[str, Sequence[float]]) -> Path:
     """Writes observed against nominal coverage, one line per name, with the diagonal of a calibrated posterior.
 
     ``levels`` are nominal coverages [L] in (0, 1), ``values`` name -> observed ones [L]; NaN where it was not measured.

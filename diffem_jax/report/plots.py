@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
 from diffem_jax.report import charts
-from diffem_jax.report.charts import HIGH, LARGEST_CORNER, LOW, Arrays, PathLike, calibration, corner, series
+from diffem_jax.report.charts import HIGH, LARGEST_CORNER, LOW, Arrays, Place, calibration, corner, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def _show(axes: Axes, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: 
     axes.imshow(np.where(hidden[..., None], _HIDDEN_RGB, image), interpolation="nearest")
 
 
-def _grid(path: PathLike, rows: Sequence[Row], title: str) -> Path:
+def _grid(path: Place, rows: Sequence[Row], title: str) -> Path:
     columns = max(len(images) for _, images, _ in rows)
     height, width = as_image(rows[0][1][0]).shape[:2]
     side, aspect = 0.85, min(max(height / width, 0.3), 3.0)
@@ -78,7 +78,7 @@ def _observed_rows(label: str, observations: Arrays, shape: tuple[int, ...]) -> 
 
 
 def image_grid(
-    path: PathLike,
+    path: Place,
     observations: Arrays,
     reconstructions: ArrayLike,
     truth: Arrays = None,
@@ -98,9 +98,7 @@ def image_grid(
     return _grid(path, rows, title)
 
 
-def spread_grid(
-    path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = ""
-) -> Path:
+def spread_grid(path: Place, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes one column for each of at most eight observations [N, ...]: the observation, draws, their mean and deviation, truth.
 
     Of the draws [S, N, ...] of images at most five are shown; mean and standard deviation use all.
@@ -131,7 +129,7 @@ def _are_lines(shape: tuple[int, ...]) -> bool:
     return (len(shape) == 1 and not is_point(shape)) or (len(shape) == 2 and shape[1] <= MOST_CHANNELS < shape[0])
 
 
-def picture(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
+def picture(path: Place, observations: Arrays, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes what suits draws [N, *X]: a corner plot of short vectors, lines, or images; without observations, of the prior."""
     shape = np.shape(draws)[1:]
     if _are_lines(shape):
@@ -142,7 +140,7 @@ def picture(path: PathLike, observations: Arrays, draws: ArrayLike, truth: Array
     return image_grid(path, observations, draws, truth, title, labels)
 
 
-def spread(path: PathLike, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
+def spread(path: Place, observations: ArrayLike, draws: ArrayLike, truth: Arrays = None, title: str = "") -> Path:
     """Writes what suits several draws [S, N, *X] per observation: of short vectors the draws for the first one alone."""
     shape = np.shape(draws)[2:]
     if _are_lines(shape):

@@ -152,11 +152,8 @@ def run_e_step(
 ) -> dict[str, float]:
     """Draws what is left of the reconstructions of round ``number``; returns its seconds and how many were drawn again.
 
-    Row s N + i of the store is draw s of observation i, so the first N rows are one draw of each.
-
-    Raises:
-        NonFinite: draws that are not finite, however often drawn.
-        Preempted: the run was asked to end; finished shards are kept.
+    Row s N + i of the store is draw s of observation i, so the first N rows are one draw of each. ``NonFinite`` for draws that
+    are not finite, however often drawn; ``Preempted`` where the run was asked to end, with finished shards kept.
     """
     began = time.monotonic()
     stored, pending = _plan(problem, store, number, say)

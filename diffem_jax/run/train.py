@@ -36,11 +36,8 @@ def run_em(
     """Runs, or goes on with, the EM rounds of a checked config in a work directory, which it returns.
 
     ``override`` accepts a config that differs from the work directory's, ``say`` takes lines for the person watching, and
-    ``profile`` is how many updates are traced into WORKDIR/profile.
-
-    Raises:
-        UserError: a mistake in the config, the data or the folder.
-        Preempted: SIGTERM came; the same command goes on.
+    ``profile`` is how many updates are traced into WORKDIR/profile. UserError for a mistake in the config, the data or the
+    folder; ``Preempted`` where SIGTERM came: the same command goes on.
     """
     folder, lead = Workdir(workdir), process_index() == 0
     speak: Say = say if lead else lambda line: None

@@ -151,12 +151,10 @@ def check_network(
     condition = jnp.asarray(rng.normal(size=(3, *shape[:-1], channels)), jnp.float32)
     variables = jax.eval_shape(lambda: network.init(key, x, noise, condition, False))
     require(list(variables) == ["params"], f"expected parameters alone, found {list(variables)}: no running averages")
-
     # Random parameters: a last layer of zeros would hide what the others do.
-    def drawn(s: Any) -> jax.Array:
-        return jnp.asarray(rng.normal(size=s.shape) / max(1, s.shape[0]) ** 0.5, s.dtype)
-
-    params = jax.tree.map(drawn, variables)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape) / max(1, s.shape[0]) ** 0.5, s.dtype), variables
+    )
     run = jax.jit(lambda *inputs: network.apply(params, *inputs, False))
     out = np.asarray(run(x, noise, condition))
     require(out.shape == x.shape, f"the output's shape is {out.shape[1:]}, not {shape}")
