@@ -98,10 +98,11 @@ def diffem(setup: Setup, start: Start) -> Model:
     """DiffEM: a conditional denoiser, trained on its own draws and on fresh observations of them."""
     config, corruption = setup.config, setup.corruption
     denoiser, m = conditional_denoiser(setup, start), config.m_step
+    hidden_weight = m.hidden_weight if corruption.is_linear else 1.0
     moved = {"flip", "shift"} & set(m.augment)
-    if m.hidden_weight < 1 and require_linear(setup) and moved:
+    if hidden_weight < 1 and moved:
         raise UserError(
-            f"config.m_step.hidden_weight: {m.hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its "
+            f"config.m_step.hidden_weight: {hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its "
             "observation saw; expected 1; set it, or leave those augmentations out"
         )
 
@@ -114,10 +115,10 @@ def diffem(setup: Setup, start: Start) -> Model:
 
     return Model(
         denoiser,
-        make_loss(setup, denoiser, corruption, m.loss_weight, m.hidden_weight),
+        make_loss(setup, denoiser, corruption, m.loss_weight, hidden_weight),
         bind,
         prior=sampled_prior(setup, denoiser) if config.m_step.condition_dropout > 0 else None,
-        takes=("operator",) * (m.operators == "data") + ("own",) * (m.hidden_weight < 1),
+        takes=("operator",) * (m.operators == "data") + ("own",) * (hidden_weight < 1),
     )
 
 
