@@ -24,6 +24,8 @@ from diffem_jax.types import Corruption
 Shape = tuple[int, ...]
 SMALL_IMAGE = 12 * 12
 """Images of more pixels than this take a convolutional network."""
+LARGE = 2**21
+"""Of images with more entries than this in all an E-step takes minutes on two cores: where operators differ there is one round."""
 FEW = 1000
 """Of fewer observations than this, several draws of each are trained on, in fewer updates."""
 
@@ -62,7 +64,9 @@ def _network(config: ConfigDict, shape: Shape) -> str:
 
 def recommended(shape: Shape, count: int, corruption: Corruption, network: str, start: str = AUTO) -> dict[str, Any]:
     """Field -> value for data of a shape, a number of observations, a corruption, a network and a start."""
-    few, count = 0 < count < FEW, count or 2**20
+    # Where operators differ, together they see all of x: what a round made up need not count for much.
+    together = corruption.is_linear and corruption.random_operator
+    few, large, count = 0 < count < FEW, together and count * math.prod(shape) > LARGE, count or 2**20
     batch = 2 ** min(5 if network == "unet" else 8, int(math.log2(max(count, 1))))
     found: dict[str, Any] = {
         "network.name": network,
@@ -83,8 +87,7 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
         "m_step.loss_weight": "snr",
         "m_step.time_law_beta": ((3.0, 3.0),),
         "m_step.updates_per_dispatch": 50,
-        # Where operators differ, together they see all of x: what a round made up need not count for much.
-        "m_step.hidden_weight": 0.2 if corruption.is_linear and corruption.random_operator else 1.0,
+        "m_step.hidden_weight": 0.2 if together else 1.0,
     }
     if network == "mlp":
         found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}
@@ -98,8 +101,8 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
             "network.embedding": 64,
             "network.dropout": 0.0,
             "start.iterations": 12,
-            "rounds": 2,
-            "m_step.steps": 400,
+            "rounds": 1 if large else 2,
+            "m_step.steps": 450 if large else 400,
             "m_step.learning_rate": 2e-3,
         }
         if corruption.is_linear:
