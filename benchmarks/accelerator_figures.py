@@ -47,8 +47,8 @@ def seconds_of(call: Callable[[], Any], repeats: int = 3) -> float:
 
 @functools.cache
 def unet(small: bool, dtype: str, batch: int, remat: bool = False, blocks: int = 2) -> tuple[Setup, Engine]:
-    """The steps of configs/cifar10.py, with so many blocks a level (published: 5)."""
-    c = cifar10.get_config("mask75")
+    """The published steps of configs/cifar10.py, with so many blocks a level (published: 5)."""
+    c = cifar10.get_config("mask75_paper")
     with c.unlocked():
         c.network.update({"dtype": dtype, "remat": remat, "blocks": blocks})
         if small:

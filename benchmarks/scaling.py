@@ -29,7 +29,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 def imagenet64() -> Any:
     """CelebA's settings with the widths of the 64 x 64 network of Dhariwal and Nichol (2021, arXiv 2105.05233)."""
-    c = celeba.get_config("mask50")
+    c = celeba.get_config("mask50_paper")
     with c.unlocked():
         c.network.channels, c.network.heads, c.network.embedding = (192, 384, 576, 768), ((1, 6), (2, 9), (3, 12)), 768
         c.m_step.batch_size, c.m_step.steps, c.e_step.batch_size = 1024, 50_000, 1024
@@ -37,8 +37,8 @@ def imagenet64() -> Any:
 
 
 CONFIGS: dict[str, tuple[Callable[[], Any], tuple[int, ...], int]] = {
-    "cifar10:mask75": (lambda: cifar10.get_config("mask75"), (32, 32, 3), cifar10.EXAMPLES),
-    "celeba:mask50": (lambda: celeba.get_config("mask50"), (64, 64, 3), celeba.EXAMPLES),
+    "cifar10:mask75_paper": (lambda: cifar10.get_config("mask75_paper"), (32, 32, 3), cifar10.EXAMPLES),
+    "celeba:mask50_paper": (lambda: celeba.get_config("mask50_paper"), (64, 64, 3), celeba.EXAMPLES),
     "imagenet64": (imagenet64, (64, 64, 3), 1_281_167),
 }
 COMPUTE_SHARE = {"evaluation": 0.35, "update": 0.30}
@@ -50,7 +50,7 @@ KEPT_SHARE = {"bfloat16": 0.61, "float32": 0.77}
 STATE_BYTES, WORK_BYTES = 16, 8
 """Per parameter: itself, its average and two moments of Adam; and, in an update, its gradient and a gathered or converted copy."""
 FUSED_SHARE = 0.19
-"""Bytes that move after fusion, as a share of the lowered program's: of an evaluation of cifar10:mask75 in float32, which XLA
+"""Bytes that move after fusion, as a share of the lowered program's: of an evaluation of cifar10:mask75_paper in float32, which XLA
 compiled for TPU v5e without a TPU. Taken for every program."""
 
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # TPU and several devices: the CIFAR-10 config
 #
-# `cifar10:mask75` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 57 million
+# `cifar10:mask75_paper` has the published settings: 50,000 images with three quarters of their pixels erased, a U-Net of 57 million
 # parameters, 21 rounds of 50,000 updates. The same cells run it on a TPU or GPU runtime (Runtime, Change runtime type), and on
 # a CPU a shrunken config on two pretended devices. Nobody has run this config at full size yet: no figure is promised.
 #
@@ -63,7 +63,7 @@ if ACCELERATOR:
 # alone, so the number of devices changes nothing but round-off.
 
 # %%
-config = load_config("cifar10:mask75")
+config = load_config("cifar10:mask75_paper")
 full = config.copy_and_resolve_references()
 with config.unlocked():
     config.checkpoint.every_steps = 500
@@ -116,4 +116,4 @@ print(f"with these, {full.rounds} rounds of {full.m_step.steps} updates: {hours:
 #
 # A TPU pod slice or several GPU machines: the same command on each, one work directory that all see (docs/multihost.md).
 #
-#     diffem --config=cifar10:mask75 --workdir=/shared/cifar10 --coordinator=auto
+#     diffem --config=cifar10:mask75_paper --workdir=/shared/cifar10 --coordinator=auto

@@ -7,6 +7,7 @@ Source: He et al. 2016, arXiv 1512.03385, section 4.2 (shortcuts of option A).
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ VARIABLE = "CIFAR10_RESNET56"
 """The environment variable that names the file of weights for ``features``."""
 
 
-def load(path: str) -> dict[str, np.ndarray]:
+def load(path: Path | str) -> dict[str, np.ndarray]:
     """The weights by name."""
     with np.load(path) as found:
         return {name: found[name] for name in found.files}

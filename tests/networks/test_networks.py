@@ -118,7 +118,7 @@ def test_dropout_acts_in_training_alone():
 
 def test_a_config_chooses_bfloat16_and_remat():
     """The network alone: parameters, gradients and the loss stay float32 and the loss keeps its value."""
-    config = importlib.import_module("configs.cifar10").get_config("mask75")
+    config = importlib.import_module("configs.cifar10").get_config("mask75_paper")
     config.update({"network": {**PLAIN, "channels": (4,), "remat": True}})
     losses, x = {}, jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
     # Flax promotes by itself.
