@@ -21,18 +21,16 @@ import optax
 from jax import Array
 
 from diffem_jax.samplers.samplers import sample
-from diffem_jax.types import DenoiseFn, EMState, Key, Observation, PyTree, Sampler, example_keys
+from diffem_jax.types import DenoiseFn, Draw, EMState, Key, Observation, PyTree, Sampler, Shape, example_keys
 
-Draw = Callable[[Key, PyTree, Observation], Array]
+Bind = Callable[[PyTree, Observation], DenoiseFn]
 EStep = Callable[[Key, PyTree, Observation, Array], Array]
 Loss = Callable[[PyTree, Key, PyTree], Array]
 Gradient = Callable[[PyTree, Key, PyTree, Array], tuple[Array, PyTree]]
 MStep = Callable[[Key, EMState, PyTree, Array], tuple[EMState, dict[str, Array]]]
 
 
-def make_e_step(
-    bind: Callable[[PyTree, Observation], DenoiseFn], sampler: Sampler, times: Array, shape: tuple[int, ...]
-) -> EStep:
+def make_e_step(bind: Bind, sampler: Sampler, times: Array, shape: Shape) -> EStep:
     """The E-step: (key, params, observations [B], indices [B]) -> x [B, *X], one posterior draw per observation.
 
     ``bind`` is (params, observation) -> d, the denoiser of one observation: the conditional network for DiffEM, an

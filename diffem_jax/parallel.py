@@ -42,9 +42,7 @@ class Parallel(NamedTuple):
     map_m_step: Callable[[Callable], Callable]  # m_step -> compiled (key, state, x, slots); donates the state
     shard: Callable[..., PyTree]  # (tree, axis of this process's examples) -> device arrays, split along the axis
     replicate: Callable[[PyTree], PyTree]  # tree -> device arrays, whole on every device
-    place: Callable[
-        [PyTree], PyTree
-    ]  # state -> device arrays for ``map_m_step``, whole on every device or cut over them
+    place: Callable[[PyTree], PyTree]  # state -> device arrays for ``map_m_step``, whole on every device or cut
     gather: Callable[[Any], np.ndarray]  # sharded array -> this process's rows on the host
 
 

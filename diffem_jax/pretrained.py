@@ -31,7 +31,7 @@ from diffem_jax.run.sample import chosen_round, draws_of_prior
 from diffem_jax.run.start import load_start, start_draw
 from diffem_jax.samplers.samplers import ddim
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.files import digest, read_json, write_arrays, write_atomically, write_json
+from diffem_jax.storage.files import Place, digest, read_json, write_arrays, write_atomically, write_json
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree
 
@@ -114,7 +114,7 @@ class Pretrained:
         return self._parallel.map_e_step(em.map_examples(start_draw(self.setup)))
 
 
-def load(name: str | os.PathLike[str]) -> Pretrained:
+def load(name: Place) -> Pretrained:
     """A model that ships with the package ('digits'), or a folder: an exported model, or a work directory.
 
     Of a work directory it is the round that the stopping rule picked, else the last. UserError for no such model, or a damaged one.
@@ -150,7 +150,7 @@ def _of_run(workdir: Workdir) -> Pretrained:
     return Pretrained(stored_config(workdir), parts)
 
 
-def export(workdir: str | os.PathLike[str], folder: str | os.PathLike[str], card: str = "") -> Path:
+def export(workdir: Place, folder: Place, card: str = "") -> Path:
     """Writes the chosen round of a work directory as a small model in ``folder``: no optimiser, 16-bit parameters, checksums.
 
     ``card`` is its README.md. UserError where the run has no finished round, or a parameter does not fit 16 bits.

@@ -14,16 +14,17 @@ DenoiseFn = Callable[[Array, Array], Array]  # (x_t [*X], t []) -> x-hat [*X], o
 
 
 class Observation(NamedTuple):
-    """What is seen of one example.
+    """What is seen of one example: the measurement y, an array of the corruption's own shape [*Y], and the operator.
 
-    Attributes:
-        y: the measurement, an array of the corruption's own shape [*Y].
-        operator: what was drawn for this example (a mask [H, W, 1], a matrix [M, D], ...); ``()`` where the
-            corruption has one fixed operator.
+    That is what was drawn for this example (a mask [H, W, 1], a matrix [M, D], ...), ``()`` where there is one fixed operator.
     """
 
     y: Array
     operator: PyTree
+
+
+Draw = Callable[[Key, PyTree, Observation], Array]
+"""(key, parameters, observation) -> a draw of x, [*X]."""
 
 
 class Corruption(Protocol):
@@ -116,12 +117,8 @@ class Sampler(NamedTuple):
 class EMState(NamedTuple):
     """What training carries from step to step: arrays alone, no key and no function.
 
-    Attributes:
-        params: the network's parameters, float32.
-        ema_params: their exponential moving average, which the E-step uses.
-        opt_state: the optimiser's state.
-        step: updates done in all, int32 [].
-        round: rounds finished, int32 [].
+    ``params`` are the network's parameters, float32, ``ema_params`` their exponential moving average, which the E-step uses,
+    ``step`` the updates done in all and ``round`` the rounds finished, int32 [].
     """
 
     params: PyTree

@@ -45,7 +45,7 @@ def make_engine(setup: Setup, parallel: Parallel, start: Start) -> Engine:
     return Engine(parallel, model, parallel.map_e_step(e_step), m_step, updates_per_dispatch(config, m.steps))
 
 
-def _bind_spread(setup: Setup, model: Model) -> Callable[[PyTree, Observation], DenoiseFn]:
+def _bind_spread(setup: Setup, model: Model) -> em.Bind:
     """The model's denoisers, with the spread that a linear corruption knows in closed form."""
     if not setup.corruption.is_linear:
         return model.bind

@@ -59,7 +59,7 @@ class Model(NamedTuple):
 
     denoiser: denoisers.Denoiser  # its parameters are what is trained
     loss: em.Loss  # (params, key, example) -> []
-    bind: Callable[[PyTree, Observation], DenoiseFn]  # the denoiser of one observation, for the sampler of the E-step
+    bind: em.Bind  # the denoiser of one observation, for the sampler of the E-step
     draw: em.Draw | None = None  # (key, params, observation) -> x, where the E-step is not the sampler with ``bind``
     prior: Prior | None = None  # draws of p(x) without an observation; None where the network needs one
     trains_on: str = "draws"  # the examples of ``loss``: 'draws' of the round before, 'observations' or 'truth'
@@ -101,10 +101,9 @@ def diffem(setup: Setup, start: Start) -> Model:
     hidden_weight = m.hidden_weight if corruption.is_linear else 1.0
     moved = {"flip", "shift"} & set(m.augment)
     if hidden_weight < 1 and moved:
-        raise UserError(
-            f"config.m_step.hidden_weight: {hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its "
-            "observation saw; expected 1; set it, or leave those augmentations out"
-        )
+        found = f"{hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its observation saw"
+        cure = "expected 1; set it, or leave those augmentations out"
+        raise UserError(f"config.m_step.hidden_weight: {found}; {cure}")
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)

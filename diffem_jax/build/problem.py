@@ -67,17 +67,15 @@ def load_problem(config: ConfigDict) -> Problem:
     """Reads the data a config names and makes or checks its observations; UserError if they are missing or do not fit."""
     d = config.data
     if d.name == OWN:
-        return load_own(config, d.path, d.num_examples or None)
+        return load_own(config, d.path, d.num_examples)
     named = {name: d[name] or None for name in ("path", "num_examples", "crop", "cache_dir")}
     dataset = data.load(d.name, split=d.split, seed=config.seed, shape=tuple(d.shape) or None, **named)
     setup = make_setup(config, dataset.shape, len(dataset.x))
     return Problem(setup, simulate(setup, dataset.x, config.seed), dataset.x, dataset.labels)
 
 
-def load_own(
-    config: ConfigDict, path: str, count: int | None = None, columns: Sequence[data.Column] | None = None
-) -> Problem:
-    """The first ``count`` of a user's observations under the config's corruption; there is no truth.
+def load_own(config: ConfigDict, path: str, count: int = 0, columns: Sequence[data.Column] | None = None) -> Problem:
+    """The first ``count`` of a user's observations, 0 for all, under the config's corruption; there is no truth.
 
     What the file decides is in the config of the returned setup; ``columns`` is how the .csv that a run was trained on was written.
     """
@@ -99,13 +97,13 @@ def load_own(
     return Problem(setup, observations, None, None, tuple(notes))
 
 
-def _count(wanted: int | None, held: int, path: str) -> int:
-    if wanted is not None and wanted > held:
+def _count(wanted: int, held: int, path: str) -> int:
+    if wanted > held:
         raise UserError(f"config.data.num_examples: {wanted}; {path} holds {held}; lower it")
     return wanted or held
 
 
-def _load_table(config: ConfigDict, path: str, count: int | None, columns: Sequence[data.Column] | None) -> Problem:
+def _load_table(config: ConfigDict, path: str, count: int, columns: Sequence[data.Column] | None) -> Problem:
     """The rows of a .csv under 'group_mask', whose groups are its columns."""
     table, note = data.load_spreadsheet(path, tuple(config.data.categories), columns)
     if (name := config.corruption.name) != "group_mask":

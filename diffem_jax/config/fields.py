@@ -143,12 +143,8 @@ AUTOMATIC = (
 FIELDS = {field.name: field for field in TABLE}  # every field that no class brings, in the order of the help
 
 CLASSES: dict[str, dict[str, Any]] = {
-    "corruption": CORRUPTIONS,
-    "data_corruption": CORRUPTIONS,
-    "network": NETWORKS,
-    "schedule": SCHEDULES,
-    "start": STARTS,
-}
+    "corruption": CORRUPTIONS, "data_corruption": CORRUPTIONS, "network": NETWORKS, "schedule": SCHEDULES, "start": STARTS,
+}  # fmt: skip
 """Sections whose ``name`` chooses a class or function, which brings fields of its own; no data_corruption is that of ``corruption``."""
 RETIRED: dict[str, Any] = {
     "recover": 0, "e_step.steps_added": 0, "e_step.parts": 1, "e_step.burn_in": 0, "e_step.picard": 0, "m_step.noise_levels": 1,

@@ -63,13 +63,12 @@ class _CartesianFourier(Linear):
     def _unimage(self, z: Array) -> Array:
         return to_real(z) if self.complex_image else z.real
 
-    def _spectrum(self, z: Array) -> Array:
+    def _spectrum(self, z: Array, transform: Any = jnp.fft.fftn) -> Array:
         z = jnp.fft.ifftshift(z, self._axes)
-        return jnp.fft.fftshift(jnp.fft.fftn(z, axes=self._axes, norm="ortho"), self._axes)
+        return jnp.fft.fftshift(transform(z, axes=self._axes, norm="ortho"), self._axes)
 
     def _unspectrum(self, z: Array) -> Array:
-        z = jnp.fft.ifftshift(z, self._axes)
-        return jnp.fft.fftshift(jnp.fft.ifftn(z, axes=self._axes, norm="ortho"), self._axes)
+        return self._spectrum(z, jnp.fft.ifftn)
 
     @property
     def _centre(self) -> slice:

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from diffem_jax.corruptions.base import AdditiveNoise
+from diffem_jax.gaussians.linalg import cosines
 from diffem_jax.types import Observation, PyTree
 
 # Tables K.1 and K.2 of ITU-T T.81 (the JPEG standard), for quality 50.
@@ -36,20 +37,13 @@ def quantisation_table(base: str, quality: int) -> np.ndarray:
     return np.clip((table * scale + 50) // 100, 1, 255)
 
 
-def _dct() -> np.ndarray:
-    """The orthonormal cosine transform of eight samples."""
-    k, n = np.indices((8, 8))
-    return np.where(k == 0, np.sqrt(1 / 8), 0.5) * np.cos(np.pi * k * (2 * n + 1) / 16)
-
-
 def _code_plane(plane: Array, table: np.ndarray) -> Array:
     """One plane [H, W] of levels 0..255 coded and decoded: the blocks' cosine coefficients rounded to the table."""
     height, width = plane.shape
     padded = jnp.pad(plane, ((0, -height % 8), (0, -width % 8)), mode="edge") - 128.0
     rows, columns = padded.shape[0] // 8, padded.shape[1] // 8
     blocks = padded.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3)
-    dct = jnp.asarray(_dct(), plane.dtype)
-    step = jnp.asarray(table, plane.dtype)[None, None]
+    dct, step = jnp.asarray(cosines(8).T, plane.dtype), jnp.asarray(table, plane.dtype)[None, None]
     coefficients = jnp.einsum("ij,abjk,lk->abil", dct, blocks, dct)
     # Encoders keep the coefficients to an eighth before they divide by the table.
     coefficients = step * round_through(round_through(8 * coefficients) / (8 * step))

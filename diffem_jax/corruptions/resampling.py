@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import AdditiveNoise, DiagonalGram, Separable, gather_matrix, mirror_columns
+from diffem_jax.corruptions.base import AdditiveNoise, DiagonalGram, Linear, Separable, gather_matrix, mirror_columns
 from diffem_jax.types import Observation, PyTree
 
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BoxDownsampling(DiagonalGram):
-    """Every pixel of y is the mean over a block of factor x factor pixels of x (any number of spatial axes).
+class _Downsampling(Linear):
+    """Base of what lowers the resolution in space.
 
     Attributes:
-        factor: the block's side; it divides every spatial axis.
+        factor: the ratio of the sides of x and y; it divides every spatial axis.
     """
 
     factor: int = 2
@@ -29,6 +29,15 @@ class BoxDownsampling(DiagonalGram):
     @property
     def _cell(self) -> int:
         return self.factor ** len(self.spatial)
+
+    def condition(self, observation: Observation) -> Array:
+        """The back-projection, scaled so that a constant image stays (nearly) that constant, of the shape of x."""
+        return self._cell * self.adjoint(observation.y, observation.operator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxDownsampling(_Downsampling, DiagonalGram):
+    """Every pixel of y is the mean over a block of factor x factor pixels of x (any number of spatial axes)."""
 
     def forward(self, x: Array, operator: PyTree) -> Array:
         for axis in range(len(self.spatial)):
@@ -50,25 +59,13 @@ class BoxDownsampling(DiagonalGram):
         means = np.full((1, self.factor), 1 / self.factor)
         return tuple(np.kron(np.eye(n // self.factor), means) for n in self.spatial)
 
-    def condition(self, observation: Observation) -> Array:
-        return self._cell * self.adjoint(observation.y, observation.operator)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BicubicDownsampling(Separable):
+class BicubicDownsampling(_Downsampling, Separable):
     """Antialiased bicubic downsampling (Keys' kernel with a = -1/2, stretched by the factor; mirrored borders).
-
-    Attributes:
-        factor: the ratio of the sides; it divides every spatial axis.
 
     Source: Keys 1981; the degradation that is usual in super-resolution ("imresize").
     """
-
-    factor: int = 2
-
-    def __post_init__(self) -> None:
-        divides = self.factor >= 1 and not any(n % self.factor for n in self.spatial)
-        self._expect("factor", divides, f"an integer >= 1 that divides the spatial shape {self.spatial}")
 
     def matrices(self) -> tuple[np.ndarray, ...]:
         """One [N / factor, N] matrix per axis, its rows summing to 1."""
@@ -83,11 +80,6 @@ class BicubicDownsampling(Separable):
             weights /= weights.sum(1, keepdims=True)
             matrices.append(gather_matrix(mirror_columns(near.astype(int), n), weights, n))
         return tuple(matrices)
-
-    def condition(self, observation: Observation) -> Array:
-        """The back-projection, scaled so that a constant image stays (nearly) that constant, of the shape of x."""
-        gain = self.factor ** len(self.spatial)
-        return gain * self.adjoint(observation.y, observation.operator)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

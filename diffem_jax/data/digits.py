@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from diffem_jax.storage.files import publish
+from diffem_jax.storage.files import Place, publish
 
 TRAIN_EXAMPLES = 1500
 
@@ -41,7 +40,7 @@ class DiffemDigits(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": image, "label": label}
 
 
-def prepare_digits(data_dir: str | os.PathLike[str]) -> Path:
+def prepare_digits(data_dir: Place) -> Path:
     """Prepares the set under ``data_dir`` unless it is there, whole or not at all; returns its folder."""
 
     def build(scratch: Path) -> Path:

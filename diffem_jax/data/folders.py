@@ -30,9 +30,7 @@ def read_folder(
             cure = "expected the axes of its mask; save it upright, without EXIF"
             raise UserError(f"{file}: its EXIF data turn it; {cure}")
         if alpha == "refuse" and has_alpha and (read_alpha(file) < 255).any():
-            cure = (
-                "expected none, or --config.data.alpha=mask (0 hidden, 255 seen), or --config.data.alpha=drop; set one"
-            )
+            cure = "expected none; set --config.data.alpha=mask (0 hidden, 255 seen) or --config.data.alpha=drop"
             raise UserError(f"{file}: has an alpha channel that is not opaque; {cure}")
     y = images.folder(files, cache, shape, nearest=beside or alpha == "mask")
     if not beside and alpha != "mask":

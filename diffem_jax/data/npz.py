@@ -3,7 +3,6 @@
 import contextlib
 import lzma
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import IO, Any
 import numpy as np
 
 from diffem_jax.errors import UserError
+from diffem_jax.storage.files import Place
 
 MAX_BYTES = 4 * 2**30  # the largest compressed member that is unpacked into memory
 MAX_RATIO, RATIO_FREE_BYTES = 2000, 64 * 2**20  # the largest ratio of compression of a larger member
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 
-def existing(path: str | os.PathLike[str], what: str) -> Path:
+def existing(path: Place, what: str) -> Path:
     """The path, or UserError where nothing is there."""
     found = Path(path).expanduser()
     if not found.exists():
@@ -26,7 +26,7 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     return found
 
 
-def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+def read_arrays(path: Place, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name, those of ``names`` alone unless it is None, or of an .npy under the name 'x'.
 
     What is not compressed is memory-mapped, the rest unpacked after a look at the size that it declares; nothing is unpickled.
@@ -46,9 +46,7 @@ def read_arrays(path: str | os.PathLike[str], names: tuple[str, ...] | None = No
             members = archive.infolist()
             for name in (info.filename for info in members):
                 if "/" in name or "\\" in name or ".." in name or ":" in name or not name.endswith(".npy"):
-                    raise UserError(
-                        f"{file}: member {name!r}; expected plain names such as 'y.npy'; save with numpy.savez"
-                    )
+                    raise UserError(f"{file}: member {name!r}; expected plain names like 'y.npy'; use numpy.savez")
             wanted = {info.filename.removesuffix(".npy"): info for info in members}
             if len(wanted) < len(members):
                 raise UserError(f"{file}: two members of one name; expected each once; save with numpy.savez")

@@ -5,7 +5,6 @@ names in the order of ``jax.tree.leaves`` (for masks: ``mask``), one entry per e
 """
 
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from diffem_jax.data import checks, npz
 from diffem_jax.data.folders import read_folder
 from diffem_jax.data.layout import arrange
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import cache_folder, write_arrays
+from diffem_jax.storage.files import Place, cache_folder, write_arrays
 from diffem_jax.storage.rows import ArrayLike, Rows, in_units, kept, read_parts
 from diffem_jax.types import Observation, PyTree, Shape
 
@@ -29,7 +28,6 @@ EXAMPLES = 256  # examples that the size of y is estimated from
 MOST_ZEROS = 0.01  # the largest share of zeros in y of floating point, without NaN, that is taken as all seen
 KNOWN = ("mask", "operator", "noise_std")  # names of arrays that only some corruptions use
 EXPECTED = "an .npz file with 'y', or a folder of images"
-Place = str | os.PathLike[str]
 
 
 def array_shapes(
@@ -161,9 +159,7 @@ class _Seen:
         return np.asarray(self.observed(part))
 
 
-def _fit_operator(
-    array: ArrayLike, count: int, expected: jax.ShapeDtypeStruct, name: str, where: str, size: int
-) -> ArrayLike:
+def _fit_operator(array: ArrayLike, count: int, expected: Any, name: str, where: str, size: int) -> ArrayLike:
     """One array of the operators, checked, with a leading axis N = ``count``; whole numbers are indices below ``size``."""
     indices, shape = expected.dtype.kind == "i", tuple(expected.shape)
     checks.check_dtype(array, where, integers=_is_mask(name) or indices)

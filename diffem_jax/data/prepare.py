@@ -6,7 +6,6 @@ This alone needs TensorFlow (extra ``tfds``) and an internet connection; what it
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from diffem_jax.data.images import check_tfds_name, how_to_prepare, prepared_folder
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import cache_folder
+from diffem_jax.storage.files import Place, cache_folder
 
 
 def _elsewhere(name: str, cache: Path, why: str) -> UserError:
@@ -22,9 +21,7 @@ def _elsewhere(name: str, cache: Path, why: str) -> UserError:
     return UserError(f"tfds name: {name!r}: cannot be prepared here, {why}; {expected}")
 
 
-def prepare(
-    name: str, cache_dir: str | os.PathLike[str] | None = None, archives: str | os.PathLike[str] | None = None
-) -> Path:
+def prepare(name: str, cache_dir: Place | None = None, archives: Place | None = None) -> Path:
     """Downloads and prepares a set as array_record files under ``cache_dir``/tfds unless it is there; returns its folder.
 
     ``archives`` is a folder of archives downloaded by hand. UserError, with what to run and what to copy, if there is no TensorFlow

@@ -1,7 +1,6 @@
 """Sources of clean examples, by name, for simulated experiments; real use needs ``data.observations`` alone."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from diffem_jax.data import images, synthetic
 from diffem_jax.data.checks import check_values
 from diffem_jax.data.npz import existing, read_arrays
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import cache_folder, check_memory
+from diffem_jax.storage.files import Place, cache_folder, check_memory
 from diffem_jax.storage.rows import as_rows, first
 from diffem_jax.types import Shape
 
@@ -33,7 +32,7 @@ class Request(NamedTuple):
 
     name: str  # one of ``SOURCES``, 'tfds:NAME' for a prepared tensorflow-datasets image set, or 'module:name'
     cache: Path  # the folder of prepared data
-    path: str | os.PathLike[str] | None = None  # the file or folder of 'arrays' and 'folder'
+    path: Place | None = None  # the file or folder of 'arrays' and 'folder'
     split: str = "train"  # 'test' for the held-out examples alone; 'all' for both; for tfds any split of the set
     num_examples: int | None = None  # the first so many; None for the source's default
     seed: int = 0  # which points of the sets that are drawn; the manifold's curve never depends on it
@@ -123,7 +122,7 @@ def _folder(r: Request) -> Dataset:
     return _dataset(as_rows(x), None, as_rows(test))
 
 
-def _path(r: Request, expected: str) -> str | os.PathLike[str]:
+def _path(r: Request, expected: str) -> Place:
     if r.path is None:
         raise UserError(f"data.path: None for data.name {r.name!r}; expected {expected}; set it")
     return r.path
@@ -169,7 +168,7 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
 }  # fmt: skip
 
 
-def load(name: str, *, cache_dir: str | os.PathLike[str] | None = None, **fields: Any) -> Dataset:
+def load(name: str, *, cache_dir: Place | None = None, **fields: Any) -> Dataset:
     """Loads a set of clean examples with values in [-2, 2] (tables: columns of mean 0 and std 1); ``fields`` are those of ``Request``.
 
     UserError for an unknown name, a file that is not as expected, or more examples than there are.

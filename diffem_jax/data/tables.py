@@ -9,7 +9,6 @@ table.decode(draws["x"])                         # columns as they were, from dr
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 
 from diffem_jax.data.npz import existing
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import write_atomically
+from diffem_jax.storage.files import Place, write_atomically
 
 MISSING = frozenset(("", "?", "na", "n/a", "nan", "none", "null", "<na>", "nat"))  # texts, in lower case
 MOST_CATEGORIES = 50  # with more, and more than half as many as entries, texts are taken for identifiers
@@ -176,12 +175,12 @@ def _category(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def is_spreadsheet(path: str | os.PathLike[str]) -> bool:
+def is_spreadsheet(path: Place) -> bool:
     """Whether a path names a table by its suffix."""
     return Path(path).suffix.lower() in (".csv", ".parquet")
 
 
-def read_spreadsheet(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_spreadsheet(path: Place) -> dict[str, Any]:
     """Name -> values of the columns of a file, as texts or as the file's own types; UserError for a file that is no table."""
     file = existing(path, "a .csv or .parquet file")
     if file.suffix.lower() == ".parquet":
@@ -208,7 +207,7 @@ def read_spreadsheet(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_spreadsheet(
-    path: str | os.PathLike[str], categories: Sequence[str] = (), columns: Sequence[Column] | None = None
+    path: Place, categories: Sequence[str] = (), columns: Sequence[Column] | None = None
 ) -> tuple[Table, str]:
     """A file as observations, by ``encode_table`` or, given columns, by ``encode_like``, and a sentence on the kinds of columns."""
     given = read_spreadsheet(path)

@@ -27,9 +27,9 @@ from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers.denoiser import Base, Denoiser, bind, precondition
 from diffem_jax.denoisers.guidance import dps
 from diffem_jax.samplers import noise_ratio, sample
-from diffem_jax.types import DenoiseFn, Key, Observation, PyTree, Sampler, Schedule, TimeLaw
+from diffem_jax.types import DenoiseFn, Draw, Key, Observation, PyTree, Sampler, Schedule, TimeLaw
 
-Draw = Callable[[Key, PyTree, Observation], Array]
+Guide = Callable[[DenoiseFn, Observation], DenoiseFn]
 
 
 def hide_further(key: Key, mask: Array, probability: float) -> Array:
@@ -97,18 +97,22 @@ def ambient_loss(
     return loss
 
 
-def _fixed_mask(key: Key, params: PyTree, denoiser: Denoiser, mask: Mask, further: float) -> DenoiseFn:
-    draw_key, hide_key = jax.random.split(key)
-    operator = hide_further(hide_key, mask.draw_operator(draw_key), further)
-    return bind(denoiser, params, Observation(jnp.zeros(mask.shape), operator))
-
-
-def prior_draw(denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, further: float) -> Draw:
-    """Draws of the prior by the fixed-mask sampler (section 3.3): one A~ for all steps; the observation is not looked at."""
+def prior_draw(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    times: Array,
+    mask: Mask,
+    further: float,
+    guide: Guide = lambda prior, _: prior,
+) -> Draw:
+    """Draws of the prior by the fixed-mask sampler (section 3.3): one A~ for all steps; ``guide`` alone sees the observation."""
 
     def draw(key: Key, params: PyTree, observation: Observation) -> Array:
         mask_key, key = jax.random.split(key)
-        return sample(key, sampler, _fixed_mask(mask_key, params, denoiser, mask, further), times, mask.shape)
+        draw_key, hide_key = jax.random.split(mask_key)
+        operator = hide_further(hide_key, mask.draw_operator(draw_key), further)
+        prior = bind(denoiser, params, Observation(jnp.zeros(mask.shape), operator))
+        return sample(key, sampler, guide(prior, observation), times, mask.shape)
 
     return draw
 
@@ -121,12 +125,10 @@ def posterior_draw(
     Source: Aali, Daras, Levac, Kumar, Dimakis and Tamir 2024, arXiv 2403.08728 (Ambient Diffusion Posterior Sampling).
     """
 
-    def draw(key: Key, params: PyTree, observation: Observation) -> Array:
-        mask_key, key = jax.random.split(key)
-        prior = _fixed_mask(mask_key, params, denoiser, mask, further)
-        return sample(key, sampler, dps(prior, schedule, mask, observation, step=step), times, mask.shape)
+    def guide(prior: DenoiseFn, observation: Observation) -> DenoiseFn:
+        return dps(prior, schedule, mask, observation, step=step)
 
-    return draw
+    return prior_draw(denoiser, sampler, times, mask, further, guide)
 
 
 def restoration(denoiser: Denoiser, times: Array, schedule: Schedule) -> Draw:

@@ -178,9 +178,8 @@ def posterior_moments(corruption: LinearCorruption, mixture: Start, observation:
         own = jnp.maximum(component.variance - component.variance**2 * seen, 1e-6 * component.variance)
         rank = component.factor.shape[0]
         # Given y, x moves with z by U - hidden.
-        half = (
-            linalg.solve_lower(post.root, (component.factor - post.hidden).reshape(rank, -1)) if rank else post.hidden
-        )
+        half = component.factor - post.hidden
+        half = linalg.solve_lower(post.root, half.reshape(rank, -1)) if rank else half
         own = own + jnp.sum(half.reshape(rank, *post.mean.shape) ** 2, axis=0)
         return post.mean, own, post.log_prob
 

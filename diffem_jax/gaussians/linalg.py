@@ -1,11 +1,13 @@
 """Linear algebra for one example, in full float32 on any backend (``full_precision``): solves, low-rank Gaussians."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -151,6 +153,14 @@ def solve_psd(a: Array, b: Array) -> Array:
 def solve_psd_factored(factor: Array, b: Array) -> Array:
     """(L L^T)^-1 b for a lower Cholesky factor L [n, n] and b [n] or [n, m]."""
     return solve_lower(factor, solve_lower(factor, b), transpose=True)
+
+
+@functools.lru_cache(maxsize=32)
+def cosines(n: int) -> np.ndarray:
+    """The orthonormal cosine transform (type II) [n, n]: rows are places, columns frequencies."""
+    basis = np.cos(np.pi * (np.arange(n)[:, None] + 0.5) * np.arange(n) / n) * math.sqrt(2 / n)
+    basis[:, 0] = 1 / math.sqrt(n)
+    return basis.astype(np.float32)
 
 
 class Gaussian(NamedTuple):

@@ -43,12 +43,9 @@ def make_start_draw(corruption: LinearCorruption) -> Callable[[Key, Start, Obser
     return lambda key, start, observation: sample_posterior(key, corruption, start, observation)
 
 
-def gaussian_start(
-    key: Key, corruption: LinearCorruption, observations: Observation, *, rank: int, **options: Any
-) -> Mixture:
+def gaussian_start(key: Key, corruption: LinearCorruption, observations: Observation, **options: Any) -> Mixture:
     """One Gaussian fitted by ``fit``; options as there."""
-    options.pop("components", None)
-    return fit(key, corruption, observations, rank=rank, **options).mixture
+    return mixture_start(key, corruption, observations, **{**options, "components": 1})
 
 
 def mixture_start(key: Key, corruption: LinearCorruption, observations: Observation, **options: Any) -> Mixture:

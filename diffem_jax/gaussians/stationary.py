@@ -6,7 +6,6 @@ rank: a fit, a solve and a draw cost a few transforms, each a small matrix produ
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.gaussians.linalg import conjugate_gradient, full_precision
+from diffem_jax.gaussians.linalg import conjugate_gradient, cosines, full_precision
 from diffem_jax.types import Key, LinearCorruption, Observation, PyTree, example_keys
 
 TOLERANCE, MASK_TOLERANCE = 1e-5, 1e-4  # of a solve's squared error: draws are off by a percent or two of their spread
@@ -37,26 +36,18 @@ class Stationary(NamedTuple):
     seen: Array  # the same of one that is, []
 
 
-@functools.lru_cache(maxsize=32)
-def _cosines(n: int) -> np.ndarray:
-    """The orthonormal cosine transform (type II) [n, n]: rows are places, columns frequencies."""
-    basis = np.cos(np.pi * (np.arange(n)[:, None] + 0.5) * np.arange(n) / n) * math.sqrt(2 / n)
-    basis[:, 0] = 1 / math.sqrt(n)
-    return basis.astype(np.float32)
-
-
 def _frequencies(x: Array) -> Array:
     """The cosine transform, orthonormal: [*X] -> [C, *spatial]; a vector has one channel."""
     z = x[None] if x.ndim == 1 else jnp.moveaxis(x, -1, 0)
     for n in z.shape[1:]:
-        z = jnp.tensordot(z, _cosines(n), (1, 0))
+        z = jnp.tensordot(z, cosines(n), (1, 0))
     return z
 
 
 def _places(z: Array, shape: tuple[int, ...]) -> Array:
     """Its inverse, to an x of ``shape``."""
     for n in z.shape[1:]:
-        z = jnp.tensordot(z, _cosines(n), (1, 1))
+        z = jnp.tensordot(z, cosines(n), (1, 1))
     return z[0] if len(shape) == 1 else jnp.moveaxis(z, 0, -1)
 
 

@@ -37,7 +37,9 @@ def same_shape(x: np.ndarray, truth: np.ndarray, what: str) -> None:
         raise UserError(f"{what}: {x.shape}; expected the truth's shape {truth.shape}; pass matching rows")
 
 
-def same_width(x: np.ndarray, y: np.ndarray, what: str) -> None:
-    """Raises a ``UserError`` unless two sets of points have one dimension and hold something."""
+def point_sets(x: ArrayLike, y: ArrayLike, what: str, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """``flat`` of both; a ``UserError`` unless the two sets of points have one dimension and hold something."""
+    x, y = flat(x, dtype), flat(y, dtype)
     if x.shape[1:] != y.shape[1:] or not len(x) or not len(y):
         raise UserError(f"{what}: {x.shape} against {y.shape}; expected two non-empty sets of points of one dimension")
+    return x, y

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
+from diffem_jax.metrics.base import Estimate, mean_estimate, point_sets
 
 
 def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
@@ -19,8 +19,7 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
 
     Source: Heusel et al. 2017, arXiv 1706.08500.
     """
-    x, y = (flat(a, np.float64) for a in (features_x, features_y))
-    same_width(x, y, "frechet_distance")
+    x, y = point_sets(features_x, features_y, "frechet_distance", np.float64)
     count = min(len(x), len(y))
     if count < 2:
         raise UserError(f"frechet_distance: {count} samples; expected at least 2 on each side")
@@ -52,8 +51,7 @@ def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1
 
     Source: Binkowski et al. 2018, arXiv 1801.01401.
     """
-    x, y = (flat(a, np.float64) for a in (features_x, features_y))
-    same_width(x, y, "kernel_distance")
+    x, y = point_sets(features_x, features_y, "kernel_distance", np.float64)
     size = min(block, len(x), len(y))
     if size < 2:
         raise UserError(f"kernel_distance: blocks of {size} rows; expected at least 2 on each side")
@@ -100,8 +98,7 @@ def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLi
 
     Source: Kynkaanniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.
     """
-    x, y = (flat(a, np.float64) for a in (features_x, features_y))
-    same_width(x, y, "precision_recall_density_coverage")
+    x, y = point_sets(features_x, features_y, "precision_recall_density_coverage", np.float64)
     if not 1 <= k < min(len(x), len(y)):
         raise UserError(f"k: {k}; expected from 1 to {min(len(x), len(y)) - 1}, one less than the smaller set; lower k")
     x, y = x - y.mean(axis=0), y - y.mean(axis=0)

@@ -94,10 +94,9 @@ def fidelity(
     try:
         found = torch_fidelity.calculate_metrics(**sides, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"fid: torch-fidelity cannot use the extractor {extractor!r} ({first_line(error)}); expected a registered one and, without "
-            "a network, its weights file in config.eval.weights"
-        ) from error
+        found = f"fid: torch-fidelity cannot use the extractor {extractor!r} ({first_line(error)})"
+        cure = "expected a registered one and, without a network, its weights file in config.eval.weights"
+        raise UserError(f"{found}; {cure}") from error
     out = {}
     if truth is not None:
         out["frechet"] = Estimate(float(found["frechet_inception_distance"]), None, count)

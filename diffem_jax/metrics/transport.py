@@ -12,7 +12,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.metrics.base import Estimate, flat, mean_estimate, same_width
+from diffem_jax.metrics.base import Estimate, flat, mean_estimate, point_sets
 from diffem_jax.types import Key, Observation
 
 BLOCK, LARGEST_LOG_SCALE = 16, 20.0  # iterations that share one kernel matrix; how far scalings may stray from it
@@ -78,8 +78,7 @@ def sinkhorn_cost(x: ArrayLike, y: ArrayLike, regularization: float = 1e-3, iter
     Source: Cuturi 2013, arXiv 1306.0895; the absorption: Schmitzer 2019, arXiv 1610.06519, algorithm 2; the error: del Barrio
     and Loubes 2019, arXiv 1705.01299 (without regularization).
     """
-    x, y = flat(x), flat(y)
-    same_width(x, y, "sinkhorn_cost")
+    x, y = point_sets(x, y, "sinkhorn_cost")
     cost, error = _entropic_cost(x, y, np.float32(regularization), iterations)
     return Estimate(float(cost), float(error), min(len(x), len(y)))
 
@@ -113,12 +112,6 @@ def sinkhorn_divergence(
     return cost._replace(value=cost.value - floor)
 
 
-def _quantile_match(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # The steps of two empirical quantile functions: on each piece between the breaks i/n and j/m both are constant.
-    breaks = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))
-    return breaks[:-1] // m, breaks[:-1] // n, np.diff(breaks) / (n * m)
-
-
 @functools.partial(jax.jit, static_argnames="projections")
 def _sliced(key: Key, x: Array, y: Array, i: Array, j: Array, weights: Array, projections: int) -> Array:
     directions = jax.random.normal(key, (projections, x.shape[1]))
@@ -141,12 +134,13 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, key: Key, projections: int = 
 
     Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
     """
-    x, y = flat(x), flat(y)
-    same_width(x, y, "sliced_wasserstein")
-    i, j, weights = _quantile_match(len(x), len(y))
-    i, j, weights = i.astype(np.int32), j.astype(np.int32), weights.astype(np.float32)
-    values = _sliced(key, x, y, i, j, weights, projections=projections)
-    return mean_estimate(values)._replace(samples=min(len(x), len(y)))
+    x, y = point_sets(x, y, "sliced_wasserstein")
+    n, m = len(x), len(y)
+    # The steps of two empirical quantile functions: on each piece between the breaks i/n and j/m both are constant.
+    breaks = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))
+    i, j = (breaks[:-1] // m).astype(np.int32), (breaks[:-1] // n).astype(np.int32)
+    values = _sliced(key, x, y, i, j, (np.diff(breaks) / (n * m)).astype(np.float32), projections=projections)
+    return mean_estimate(values)._replace(samples=min(n, m))
 
 
 def observation_features(y: ArrayLike, operator: Any = ()) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import write_atomically
+from diffem_jax.storage.files import Place, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Place = str | os.PathLike[str]
 Arrays = ArrayLike | None
 DPI = 150
 INK, ACCENT, SECOND, THIRD, FOURTH = "#222222", "#1f6fb4", "#d1603d", "#3c8d5a", "#8a63a8"

@@ -1,7 +1,6 @@
 """What a work directory holds, as the page of a run needs it; a missing or damaged file costs its part only."""
 
 import contextlib
-import json
 import platform
 import re
 import shlex
@@ -15,7 +14,7 @@ import jax
 from diffem_jax.parallel import process_count
 from diffem_jax.report.numbers import number
 from diffem_jax.report.template import Point
-from diffem_jax.storage.files import write_json
+from diffem_jax.storage.files import read_json, write_json
 from diffem_jax.storage.workdir import Workdir
 
 ENVIRONMENT = "environment.json"
@@ -70,7 +69,7 @@ def read_facts(workdir: Workdir) -> Facts:
                 samples[name] = int(number(record.get(f"{name}_samples")) or 0)
     # The loss is the means, not the end: it stands last.
     metrics = {name: metrics[name] for name in sorted(metrics, key=lambda n: n == "loss")}
-    config, environment = _read_json(workdir.config), _read_json(workdir.root / ENVIRONMENT)
+    config, environment = _read_object(workdir.config), _read_object(workdir.root / ENVIRONMENT)
     last = rounds[-1]["round"] if rounds else None
     return Facts(workdir, config, records, metrics, seconds, samples, last, read_calibration(records), environment)
 
@@ -100,12 +99,10 @@ def read_calibration(records: list[dict[str, Any]]) -> Calibration | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_bytes().decode("utf-8", "replace"))
-        return found if isinstance(found, dict) else {}
-    return {}
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def note_environment(workdir: Workdir) -> None:

@@ -58,10 +58,9 @@ class Report(NamedTuple):
         lines = []
         if self.unseen:
             about = "about " if self.method == "lanczos" else ""
-            lines.append(
-                f"warning, {about}{self.unseen} of {self.dimensions} directions of x are seen by none of {self.examples} "
-                "observations; what the draws hold there comes from the start and the network, not from data"
-            )
+            found = f"{about}{self.unseen} of {self.dimensions} directions of x are seen by none of {self.examples} observations"
+            so = "what the draws hold there comes from the start and the network, not from data"
+            lines.append(f"warning, {found}; {so}")
         if self.pairs:
             what = f"{self.pairs} pairs of coordinates are never seen together"
             lines.append(f"warning, {what}; their correlation cannot be learnt")

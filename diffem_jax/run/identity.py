@@ -34,11 +34,10 @@ def check_data(workdir: Workdir, problem: Problem) -> str:
         return ""
     now, stored = fingerprint(problem.observations), _stored_facts(workdir)
     if stored.get("fingerprint", now) != now:
-        raise UserError(
-            f"{config.data.path}: holds other observations than the run in {workdir.root} began with ({stored.get('examples')} then, "
-            f"{problem.num_examples} now); expected the same, since draws of both would be mixed; restore the file or name it by "
-            "--config.data.path, or give another --workdir"
-        )
+        counts = f"{stored.get('examples')} then, {problem.num_examples} now"
+        found = f"holds other observations than the run in {workdir.root} began with ({counts})"
+        cure = "expected the same; restore the file or name it by --config.data.path, or give another --workdir"
+        raise UserError(f"{config.data.path}: {found}; {cure}")
     return now
 
 

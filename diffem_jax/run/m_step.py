@@ -111,9 +111,8 @@ def train(
     Each process places its own part of every batch. While a call runs, one thread reads and places the next one's rows, and (of
     a single process) another writes the last rolling checkpoint, whose failure ends the training at the next call.
 
-    Raises:
-        NonFinite: a loss, a gradient or a parameter, with its update and step.
-        Preempted: the run was asked to end; a rolling checkpoint is written.
+    ``NonFinite`` names a loss, a gradient or a parameter that is not, with its update and step; ``Preempted`` where the run was
+    asked to end: a rolling checkpoint is written.
     """
     state, course = _resume(training, begin, say)
     local = training.batch_size // process_count()

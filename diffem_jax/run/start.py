@@ -77,10 +77,9 @@ def fit_start(
     if plugged:
         return accept_start(config.name, found, setup.shape)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
-        raise UserError(
-            f"config.start.name: the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones; raise "
-            f"start.variance_floor ({config.variance_floor}) or corruption.noise_std, or lower start.rank ({config.rank})"
-        )
+        found = f"the fit of {config.name!r} has entries that are NaN or infinite; expected finite ones"
+        raised = f"start.variance_floor ({config.variance_floor}) or corruption.noise_std"
+        raise UserError(f"config.start.name: {found}; raise {raised}, or lower start.rank ({config.rank})")
     return found
 
 
@@ -95,10 +94,9 @@ def accept_start(name: str, found: Any, shape: tuple[int, ...]) -> Mixture:
         fits, found = False, f"{type(found).__name__}, {type(error).__name__}: {error}"
     if not fits:
         what = found if isinstance(found, str) else jax.tree.map(np.shape, found)
-        raise UserError(
-            f"config.start.name: {name!r} returned {what}; expected a finite diffem_jax.Mixture with log_weights [K], mean "
-            f"[K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]"
-        )
+        arrays = f"log_weights [K], mean [K, *{shape}], variance [K] or as the mean, factor [K, R, *{shape}]"
+        expected = f"expected a finite diffem_jax.Mixture with {arrays}; correct it"
+        raise UserError(f"config.start.name: {name!r} returned {what}; {expected}")
     # A checkpoint holds no empty array.
     factor = factor if factor.shape[1] else jnp.zeros((len(weights), 1, *shape))
     return Mixture(weights, Gaussian(mean, variance, factor))
@@ -121,10 +119,9 @@ def solve_warnings(setup: Setup, observations: Observation, start: Start) -> lis
     worst = float(jnp.max(jax.jit(jax.vmap(lambda o: corruption.solve_residual(o.y, o.operator, variance)))(some)))
     if worst <= 0.3:
         return []
-    return [
-        f"warning, solves with {setup.config.corruption.name!r} have not converged: they end {worst:.1f} noise standard deviations "
-        "from y, and draws will miss y by as much; give a larger config.corruption.noise_std"
-    ]
+    found = f"solves with {setup.config.corruption.name!r} have not converged: they end {worst:.1f} noise standard deviations"
+    cure = "and draws will miss y by as much; give a larger config.corruption.noise_std"
+    return [f"warning, {found} from y, {cure}"]
 
 
 def start_draw(setup: Setup) -> Callable[..., Any]:

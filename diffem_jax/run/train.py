@@ -85,9 +85,8 @@ def preflight(problem: Problem, folder: Workdir) -> PyTree:
     try:
         parameters = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
     except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(
-            f"config.network: {dict(config.network)!r} does not fit examples of shape {setup.shape} ({first_line(error)[:200]}); correct its fields"
-        ) from error
+        found = f"config.network: {dict(config.network)!r} does not fit examples of shape {setup.shape}"
+        raise UserError(f"{found} ({first_line(error)[:200]}); correct its fields") from error
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
     # Parameters, their average and gradients are there in any case.
     check_memory("config.network", f"{config.network.name} of {size / 4:,.0f} parameters", 3 * size)
@@ -101,10 +100,9 @@ def _advice(config: ConfigDict) -> Iterator[str]:
     """Lines on a sampler whose draws have the wrong width whatever the network learns, and on settings meant for a CPU."""
     f = draw_width(config)
     if not LEAST <= round(f, 2) <= MOST:
-        yield (
-            f"warning     draws of {config.e_step.sampler} in {config.e_step.steps} steps have {f:.2f} times the variance they should "
-            "have, and EM feeds that back (docs/theory.md); use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
-        )
+        draws = f"draws of {config.e_step.sampler} in {config.e_step.steps} steps"
+        cure = "EM feeds that back (docs/theory.md); use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
+        yield f"warning     {draws} have {f:.2f} times the variance they should have, and {cure}"
     better = []
     if config.network.get("dtype") == "float32" and config.network.name == "unet":
         better.append("network.dtype=bfloat16 (half the time and memory of an update on an H200)")
@@ -152,10 +150,9 @@ def make_run(
 def _explained(folder: Workdir, error: NonFinite, lead: bool) -> UserError:
     """What to do about numbers that are not finite; a round whose draws are not is set aside, so that it is trained again."""
     if error.folder is None and error.number == 0:
-        return UserError(
-            f"{error}; expected a start with finite draws; give another config.start (a higher variance_floor, a lower rank) "
-            "or a higher config.corruption.noise_std, and another --workdir"
-        )
+        another = "config.start (a higher variance_floor, a lower rank) or a higher config.corruption.noise_std"
+        cure = f"expected a start with finite draws; give another {another}, and another --workdir"
+        return UserError(f"{error}; {cure}")
     broken = folder.round_checkpoint(error.number)
     if lead and error.folder is None and broken.exists():
         checkpoints.set_aside(broken)
@@ -165,6 +162,5 @@ def _explained(folder: Workdir, error: NonFinite, lead: bool) -> UserError:
     folders = [folder.rounds, folder.start] if error.folder is None else [error.folder, folder.rounds, folder.start]
     last = next(filter(None, (checkpoints.latest(f) for f in folders)), None)
     place = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-    return UserError(
-        f"{error}; {place}; expected finite numbers: lower config.m_step.learning_rate (with --override) and run the command again"
-    )
+    cure = "expected finite numbers: lower config.m_step.learning_rate (with --override) and run the command again"
+    return UserError(f"{error}; {place}; {cure}")

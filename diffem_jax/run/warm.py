@@ -95,10 +95,9 @@ def _earlier_reconstructions(problem: Problem) -> Round:
     elif make_setup(config, stored.shape).data_corruption != problem.setup.data_corruption:
         differing.append("another corruption made the observations there")
     if differing:
-        raise UserError(
-            f"{FIELD}: {workdir.root} has other observations ({'; '.join(differing)}); expected the same seed, data and corruption, "
-            "so that row i is of observation i; change these fields, or set config.start.take=parameters"
-        )
+        expected = "expected the same seed, data and corruption, so that row i is of observation i"
+        cure = f"{expected}; change these fields, or set config.start.take=parameters"
+        raise UserError(f"{FIELD}: {workdir.root} has other observations ({'; '.join(differing)}); {cure}")
     return stored
 
 
@@ -114,9 +113,7 @@ def _earlier_parameters(problem: Problem, params: PyTree) -> tuple[PyTree, str]:
     differing = sorted(name for name in there | here if there.get(name) != here.get(name))
     if differing:
         name = differing[0]
-        raise UserError(
-            f"{FIELD}: the parameters of {path} do not fit the network here ({len(differing)} differ, the first {name}: "
-            f"{there.get(name)} there, {here.get(name)} here); expected the same network, method and denoiser; set "
-            "config.start.take=reconstructions"
-        )
+        first = f"{len(differing)} differ, the first {name}: {there.get(name)} there, {here.get(name)} here"
+        cure = "expected the same network, method and denoiser; set config.start.take=reconstructions"
+        raise UserError(f"{FIELD}: the parameters of {path} do not fit the network here ({first}); {cure}")
     return found, str(path)

@@ -53,20 +53,15 @@ def _exponential(schedule: Schedule, *, stochastic: bool, order: int, data_std: 
         SDE:  x_s = (sigma_s / sigma_t) e^-h x_t    + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
     """
 
-    def log_snr(t: Array) -> Array:
-        alpha, sigma = schedule(t)
-        return jnp.log(alpha / sigma)
-
     def init(key: Key, t: Array, shape: tuple[int, ...]) -> _State:
         x = initial_noise(schedule, data_std, key, t, shape)
         # The first step has no past: an infinitely long previous step makes the extrapolation vanish.
         return _State(x, jnp.zeros(shape), jnp.full((), -jnp.inf))
 
     def step(key: Key, state: _State, t: Array, s: Array, denoise: DenoiseFn) -> tuple[_State, dict[str, Array]]:
-        _, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
-        now, then = log_snr(t), log_snr(s)
-        h = then - now
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        now = jnp.log(alpha_t / sigma_t)
+        h = jnp.log(alpha_s / sigma_s) - now
         denoised = denoise(state.x, t)
         target = denoised
         if order == 2:

@@ -26,9 +26,7 @@ from diffem_jax.types import PyTree
 # Arrays are stored whole and loaded onto the host, which is what this warning is about.
 warnings.filterwarnings("ignore", message="Sharding info not provided")
 _OURS = re.compile(r"^(round_\d{5,}(_update_\d{9,})?|fit|final)$")
-_STORAGE_ERROR = re.compile(
-    "no space|resource_exhausted|file too large|disk quota|errno|failed to write|write failed", re.IGNORECASE
-)
+_REFUSED = re.compile("(?i)no space|resource_exhausted|file too large|disk quota|errno|failed to write|write failed")
 
 
 def _checksums(path: Path) -> Path:
@@ -59,7 +57,7 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         for leftover in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*") if lead else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        if isinstance(error, ValueError) and not _STORAGE_ERROR.search(str(error)):
+        if isinstance(error, ValueError) and not _REFUSED.search(str(error)):
             raise
         cure = "earlier checkpoints are whole: make space and run the same command again"
         found = f"could not be written ({_shorten(error)}); expected free space and write permission"

@@ -17,6 +17,7 @@ import numpy as np
 
 from diffem_jax.errors import UserError
 
+Place = str | os.PathLike[str]  # a file or folder, as people name it
 CHUNK_BYTES = 4 * 2**20
 TEMPORARY = ".diffem-tmp"  # the end of the name of a file that is being written
 _STALE_SECONDS = 24 * 3600
@@ -58,7 +59,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> Path:
+def write_arrays(path: Place, arrays: Mapping[str, Any]) -> Path:
     """Writes name -> array as an uncompressed .npz, which can be memory-mapped; returns its path, with '.npz' added where missing."""
     name = os.fspath(path)
     target = Path(name if name.endswith(".npz") else f"{name}.npz")
@@ -101,7 +102,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def cache_folder(cache_dir: Place | None = None) -> Path:
     """The folder of prepared data: the argument, else $DIFFEM_DATA_DIR, else ~/.cache/diffem_jax."""
     chosen = cache_dir or os.environ.get("DIFFEM_DATA_DIR")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "diffem_jax"

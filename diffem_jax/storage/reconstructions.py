@@ -4,7 +4,6 @@ A round's folder holds ``manifest.json``, the plan, and ``shard-00000-of-00004.n
 Hosts write different shards of one round, which is complete once all are whole.
 """
 
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffem_jax.errors import UserError
-from diffem_jax.storage.files import TEMPORARY, crc32, read_json, set_aside, write_atomically, write_json
+from diffem_jax.storage.files import TEMPORARY, Place, crc32, read_json, set_aside, write_atomically, write_json
 from diffem_jax.storage.rows import ArrayLike, Rows, Shards, kept
 
 FORMAT = "diffem_jax reconstructions 1"
@@ -105,7 +104,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 class ReconstructionStore:
     """The rounds under ``reconstructions/`` of a run. Files that this class did not make are left alone."""
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: Place):
         self.folder = Path(folder)
 
     def _path(self, round: int) -> Path:

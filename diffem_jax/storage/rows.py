@@ -59,10 +59,6 @@ class Rows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.float32, copy=False)
 
-    def first(self, n: int) -> Rows:
-        """The first n rows, as lazily."""
-        return Rows(self.stored[:n], self.scale, self.offset, None if self.mask is None else self.mask[:n])
-
 
 class Shards:
     """Arrays [n, *X], all but the last of one length, indexed as one."""
@@ -87,7 +83,9 @@ def first(x: Any, n: int | None) -> Any:
     """The first n rows of an array or of ``Rows`` without reading them; all for n = None."""
     if n is None or x is None:
         return x
-    return x.first(n) if isinstance(x, Rows) else x[:n]
+    if not isinstance(x, Rows):
+        return x[:n]
+    return Rows(x.stored[:n], x.scale, x.offset, None if x.mask is None else x.mask[:n])
 
 
 def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:

@@ -15,7 +15,7 @@ from diffem_jax.config.values import differences, flatten
 from diffem_jax.errors import UserError
 from diffem_jax.networks.embedding import NETWORK_VERSION
 from diffem_jax.storage import checkpoints
-from diffem_jax.storage.files import sweep_temporaries, write_atomically, write_json
+from diffem_jax.storage.files import Place, sweep_temporaries, write_atomically, write_json
 
 _VERSION = "network_version"
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 class Workdir:
     """Paths under one folder."""
 
-    def __init__(self, root: str | os.PathLike[str]):
+    def __init__(self, root: Place):
         self.root = Path(root).expanduser()
         self.config = self.root / "config.json"
         self.data = self.root / "data.json"  # the fingerprint of own observations

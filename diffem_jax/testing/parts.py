@@ -152,9 +152,7 @@ def check_network(
     variables = jax.eval_shape(lambda: network.init(key, x, noise, condition, False))
     require(list(variables) == ["params"], f"expected parameters alone, found {list(variables)}: no running averages")
     # Random parameters: a last layer of zeros would hide what the others do.
-    params = jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape) / max(1, s.shape[0]) ** 0.5, s.dtype), variables
-    )
+    params = jax.tree.map(lambda s: jnp.float32(rng.normal(size=s.shape) / max(1, s.shape[0]) ** 0.5), variables)
     run = jax.jit(lambda *inputs: network.apply(params, *inputs, False))
     out = np.asarray(run(x, noise, condition))
     require(out.shape == x.shape, f"the output's shape is {out.shape[1:]}, not {shape}")
