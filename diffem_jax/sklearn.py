@@ -5,14 +5,12 @@ imputer.transform(X)                      # E[x | y], the likeliest categories
 imputer.sample(X, num_samples=8)          # several imputations: their spread is the uncertainty
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
@@ -57,7 +55,7 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> DiffEMImputer:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Trains on the rows of a table X [N, D]: NaN, None, pandas' NA and texts such as "" and "?" where missing; y is not used.
 
         ValueError for a column without any entry, infinite numbers, a table that cannot be read, or a wrong field.

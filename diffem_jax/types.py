@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from jax import Array
@@ -37,12 +37,12 @@ class Corruption(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def noise_std(self) -> float: ...
-    @property
-    def is_linear(self) -> bool: ...
+
+    is_linear: ClassVar[bool]
+    hides_entries: ClassVar[bool]
+
     @property
     def random_operator(self) -> bool: ...
-    @property
-    def hides_entries(self) -> bool: ...
     @property
     def can_hold_out(self) -> bool: ...
     def draw_operator(self, key: Key) -> PyTree: ...

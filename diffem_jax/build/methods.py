@@ -71,20 +71,14 @@ def make_setup(config: ConfigDict, shape: tuple[int, ...], count: int = 0) -> Se
     """Looks up everything that needs no data, but for the number of observations (0: many) where fields are 'auto'."""
     config = choose(config, shape, count, parts.make_corruption("corruption", config.corruption, shape))
     corruption = parts.make_corruption("corruption", config.corruption, shape)
-    other = config.data_corruption
-    schedule = parts.make_schedule(config)
+    other, schedule = config.data_corruption, parts.make_schedule(config)
     return Setup(
-        config=config,
-        shape=shape,
-        corruption=corruption,
+        config=config, shape=shape, corruption=corruption, schedule=schedule, network=parts.make_network(config.network),
         data_corruption=parts.make_corruption("data_corruption", other, shape) if len(other) else corruption,
-        schedule=schedule,
-        network=parts.make_network(config.network),
         sampler=parts.make_sampler("e_step.sampler", config.e_step.sampler, schedule, config.denoiser.sigma_data),
-        times=parts.make_times(config, schedule, config.e_step.steps),
+        times=parts.make_times(config, schedule, config.e_step.steps), time_law=parts.make_time_law(config, schedule),
         optimizer=parts.make_optimizer(config.m_step, config.m_step.steps),
-        time_law=parts.make_time_law(config, schedule),
-    )
+    )  # fmt: skip
 
 
 def make_model(setup: Setup, start: Start) -> Model:
@@ -257,9 +251,8 @@ def make_loss(
     """The denoising loss with the config's distribution of t and augmentations; 'base' weighs by what the base leaves open."""
     m, sigma_data = setup.config.m_step, setup.config.denoiser.sigma_data
     strengths = {"shift": m.augment_shift, "hue": m.augment_hue, "saturation": m.augment_saturation}
-    options = {"condition_dropout": m.condition_dropout, "data_std": sigma_data, "operators": m.operators}
-    options["hidden_weight"] = hidden_weight
-    options["augment"] = augment.make(tuple(m.augment), setup.shape, **strengths)
+    options = {"condition_dropout": m.condition_dropout, "operators": m.operators, "hidden_weight": hidden_weight}
+    options |= {"augment": augment.make(tuple(m.augment), setup.shape, **strengths), "data_std": sigma_data}
     given = denoiser, setup.schedule, corruption, setup.time_law, losses.LOSS_WEIGHTS.get(weight)
     return denoisers.denoising_loss(*given, **options)
 

@@ -75,10 +75,8 @@ class Mask(DiagonalGram):
                 u = -_laplace(u)
             return u
 
-        def on_hidden(u: Array) -> Array:
-            return hidden * bend(hidden * u)
-
-        return known + hidden * conjugate_gradient(on_hidden, -hidden * bend(known), self.fill_iterations)
+        right, count = -hidden * bend(known), self.fill_iterations
+        return known + hidden * conjugate_gradient(lambda u: hidden * bend(hidden * u), right, count)
 
     def condition(self, observation: Observation) -> Array:
         """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors; then the fill, if any."""

@@ -48,19 +48,14 @@ def load_observations(
 ) -> Observation:
     """Reads and checks observations (y [N, *Y] float32, operator with a leading axis N, or () where there is none).
 
+    ``path`` is an .npz file, or a folder of images, which are cropped and resized to the shape of x, converted into ``cache_dir``,
+    and whose alpha channel is refused, a 'mask' or dropped, as ``alpha`` says. The ``corruption`` assumed says which shapes y and
+    the operators must have; ``scale`` multiplies y, and 1 brings grey levels of uint8 or uint16 to [-2, 2].
+
     Entries of y that are not measured (hidden by a mask) may hold anything, NaN too: they read as 0. Where a mask is expected and
-    the file has none, NaN are hidden, all else is seen. Arrays that are large stay on disk as lazy ``Rows``.
-
-    Args:
-        path: an .npz file, or a folder of images, which are cropped and resized to the shape of x.
-        corruption: the corruption assumed; says which shapes y and the operators must have.
-        cache_dir: for folders: where the converted images go.
-        scale: multiplies y; 1 brings grey levels of uint8 or uint16 to [-2, 2] and leaves other numbers as they are.
-        alpha: for folders: what an alpha channel means, 'refuse', 'mask' or 'drop'.
-
-    Raises:
-        UserError: a file that is missing, damaged or pickled; wrong shapes, dtypes or counts; NaN or infinity in seen entries;
-            values far outside of [-2, 2]; masks with other values than 0 and 1 or that hide everything. Guesses are warned of.
+    the file has none, NaN are hidden, all else is seen. Arrays that are large stay on disk as lazy ``Rows``. UserError for a file that
+    is missing, damaged or pickled; wrong shapes, dtypes or counts; NaN or infinity in seen entries; values far outside of [-2, 2];
+    masks with other values than 0 and 1 or that hide everything. Guesses are warned of.
     """
     where = npz.existing(path, EXPECTED)
     shape, wanted, masked = tuple(corruption.shape), tuple(corruption.operator_names()), isinstance(corruption, Mask)

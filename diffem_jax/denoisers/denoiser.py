@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree
+from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree, Schedule
 
 
 class Denoiser(NamedTuple):
@@ -116,6 +116,12 @@ def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = N
         return free + guidance * (conditional - free)
 
     return denoise
+
+
+def rescaled(schedule: Schedule, x_t: Array, t: Array) -> tuple[Array, Array]:
+    """x_t / alpha_t = x + ratio e, and ratio = sigma_t / alpha_t."""
+    alpha, sigma = schedule(t)
+    return x_t / alpha, sigma / alpha
 
 
 def attach(x: Array, *others: Array) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, precondition
+from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, precondition, rescaled
 from diffem_jax.gaussians import Gaussian, Mixture, mixture_posterior_mean
 from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule, Shape
@@ -32,8 +32,7 @@ def edm_denoiser(
     blank = None if corruption is None else blank_condition(corruption, shape)
 
     def base(condition: Array | None, x_t: Array, t: Array) -> Base:
-        alpha, sigma = schedule(t)
-        x, ratio = x_t / alpha, sigma / alpha
+        x, ratio = rescaled(schedule, x_t, t)
         total = ratio**2 + sigma_data**2
         c_in = jax.lax.rsqrt(total)
         return Base((sigma_data**2 / total) * x, ratio * sigma_data * c_in, x * c_in, jnp.log(ratio), condition)

@@ -19,10 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffem_jax.gaussians.gaussians import Mixture
-from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, contract, expand
+from diffem_jax.gaussians.linalg import Gaussian, MatVec, condition_on_noisy, conjugate_gradient, contract, expand
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule
-
-MatVec = Callable[[Array], Array]
 
 
 def mmps(

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, precondition
+from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, precondition, rescaled
 from diffem_jax.gaussians import gaussians
 from diffem_jax.gaussians.gaussians import Mixture, Start, mixture_posterior_mean, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
@@ -169,12 +169,6 @@ def left_by_context(schedule: Schedule, start: Start) -> Callable[[Array, Moment
 def combined(variance: Array, ratio: Array) -> Array:
     """The variance 1 / (1/variance + 1/ratio^2) that remains of x once x + ratio e is known."""
     return variance * ratio**2 / (variance + ratio**2)
-
-
-def rescaled(schedule: Schedule, x_t: Array, t: Array) -> tuple[Array, Array]:
-    """x_t / alpha_t = x + ratio e, and ratio = sigma_t / alpha_t."""
-    alpha, sigma = schedule(t)
-    return x_t / alpha, sigma / alpha
 
 
 def isotropic_base(mixture: Start) -> Mixture:

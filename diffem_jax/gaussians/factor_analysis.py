@@ -94,16 +94,9 @@ def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
 
 @partial(jax.jit, static_argnames=("corruption", "variance_floor", "batch_size"))
 def em_iteration(
-    key: Key,
-    mixture: Mixture,
-    observations: Observation,
-    indices: Array,
-    present: Array,
-    *,
-    corruption: LinearCorruption,
-    variance_floor: float,
-    batch_size: int,
-) -> tuple[Mixture, Array]:
+    key: Key, mixture: Mixture, observations: Observation, indices: Array, present: Array, *,
+    corruption: LinearCorruption, variance_floor: float, batch_size: int,
+) -> tuple[Mixture, Array]:  # fmt: skip
     """One EM iteration over observations [N, ...] of the given indices [N]: the new mixture, and the old one's log-likelihood.
 
     The log-likelihood is a mean over examples. ``batch_size`` examples are in memory at once; N is a multiple of it (padding has

@@ -11,12 +11,11 @@ import numpy as np
 from jax import Array
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+MatVec = Callable[[Array], Array]
 Carry = tuple[Array, Array, Array, Array, Array]
 
 # Up to this size a Cholesky factor is written out entry by entry: under vmap a batch of LAPACK calls costs a microsecond a matrix.
 UNROLL = 8
-TOLERANCE = 1e-14  # of conjugate gradients, on the squared residual: about the square of float32's precision
-ITERATIONS = 1024  # of conjugate gradients, at most
 
 
 def full_precision(function: Function) -> Function:
@@ -38,23 +37,19 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def conjugate_gradient(
-    matvec: Callable[[Array], Array],
-    b: Array,
-    iterations: int = ITERATIONS,
-    precondition: Callable[[Array], Array] = lambda r: r,
-    tolerance: float = TOLERANCE,
+    matvec: MatVec, b: Array, iterations: int = 1024, precondition: MatVec = lambda r: r, tolerance: float = 1e-14
 ) -> Array:
     """Solves A x = b for a symmetric positive definite A by preconditioned conjugate gradients.
 
     ``matvec`` is x -> A x for arrays of b's shape, which may be any; ``precondition`` is r -> M r with a symmetric positive
-    definite M near A^-1. Iterations end where r^T M r <= tolerance b^T M b with r = b - A x, or at the given number; under
-    ``vmap`` an example that has converged stays where it is. The derivative is that of the solution, A dx = db - dA x, by one
-    more solve: that of the iterations is not finite once they have converged.
+    definite M near A^-1. Iterations end where r^T M r <= tolerance b^T M b with r = b - A x, by default at about float32's
+    precision, or at the given number; under ``vmap`` an example that has converged stays where it is. The derivative is that of
+    the solution, A dx = db - dA x, by one more solve: that of the iterations is not finite once they have converged.
 
     Source: Hestenes and Stiefel 1952; Concus, Golub and O'Leary 1976 for the preconditioned form.
     """
 
-    def solve(matvec: Callable[[Array], Array], b: Array) -> Array:
+    def solve(matvec: MatVec, b: Array) -> Array:
         z = precondition(b)
         size = _dot(b, z)
 
@@ -80,7 +75,7 @@ def conjugate_gradient(
 
 
 @full_precision
-def quadratic_log(matvec: Callable[[Array], Array], z: Array, steps: int) -> Array:
+def quadratic_log(matvec: MatVec, z: Array, steps: int) -> Array:
     """z^T log(A) z for a symmetric positive definite A, by Gauss quadrature of so many Lanczos steps from z.
 
     For a z of random signs its mean is log det A. ``matvec`` is x -> A x for arrays of z's shape; at most z.size steps.

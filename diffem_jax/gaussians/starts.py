@@ -54,21 +54,16 @@ def mixture_start(key: Key, corruption: LinearCorruption, observations: Observat
 
 
 def stationary_start(
-    key: Key,
-    corruption: LinearCorruption,
-    observations: Observation,
-    *,
-    iterations: int,
-    report: Report | None = None,
-    **options: Any,
-) -> Stationary:
+    key: Key, corruption: LinearCorruption, observations: Observation, *,
+    iterations: int, report: Report = lambda *course: None, **options: Any,
+) -> Stationary:  # fmt: skip
     """A stationary Gaussian about a mean image (``stationary``), begun at the least-squares mean and variance."""
-    del options
     seen = back_project(jax.random.fold_in(key, 0), corruption, _spaced(observations, 2048))
     variance = float(jnp.mean(seen.residual**2) / jnp.clip(seen.seen, 1e-3, 1.0))
     guess = stationary.first_guess(seen.mean, variance)
-    done = (lambda i: None) if report is None else (lambda i: report(i, iterations, math.nan))
-    return stationary.fit(key, corruption, observations, guess, iterations=iterations, report=done)
+    return stationary.fit(
+        key, corruption, observations, guess, iterations=iterations, report=lambda i: report(i, iterations, math.nan)
+    )
 
 
 def start_arrays(start: Start) -> dict[str, Array]:
@@ -91,18 +86,9 @@ STARTS: dict[str, Any] = {"gaussian": gaussian_start, "mixture": mixture_start, 
 
 
 def fit(
-    key: Key,
-    corruption: LinearCorruption,
-    observations: Observation,
-    *,
-    rank: int,
-    components: int = 1,
-    iterations: int = 30,
-    tolerance: float = 1e-4,
-    variance_floor: float = 1e-4,
-    batch_size: int = 0,
-    report: Report | None = None,
-) -> Fit:
+    key: Key, corruption: LinearCorruption, observations: Observation, *, rank: int, components: int = 1, iterations: int = 30,
+    tolerance: float = 1e-4, variance_floor: float = 1e-4, batch_size: int = 0, report: Report = lambda *course: None,
+) -> Fit:  # fmt: skip
     """Fits the start to observations [N, ...]: a Gaussian first, then, for components > 1, a mixture seeded by its draws.
 
     Of many observations ``COARSE``, or eight per factor of the model where that is more, are fitted first, by at most half of
@@ -122,10 +108,8 @@ def fit(
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
     seen = back_project(jax.random.fold_in(key, 2 * total + 1), corruption, subset)  # type: ignore[arg-type]
     mixture = initial_gaussian(seen, gaussian_rank, scalar_variance=scalar)
-    said = (lambda i, value: None) if report is None else (lambda i, value: report(i, total, value))
-    climb = partial(
-        _climb, key, corruption, tolerance=tolerance, variance_floor=variance_floor, batch_size=batch_size, report=said
-    )
+    fixed: Any = {"tolerance": tolerance, "variance_floor": variance_floor, "batch_size": batch_size}
+    climb = partial(_climb, key, corruption, report=lambda i, value: report(i, total, value), **fixed)
 
     def run(mixture: Mixture, first: int) -> Fit:
         done, coarse = first, max(COARSE, 8 * math.prod(mixture.components.factor.shape[:2]))
@@ -223,17 +207,9 @@ def _spaced(observations: Observation, most: int) -> Observation:
 
 
 def _climb(
-    key: Key,
-    corruption: LinearCorruption,
-    observations: Observation,
-    mixture: Mixture,
-    iterations: range,
-    *,
-    tolerance: float,
-    variance_floor: float,
-    batch_size: int,
-    report: Callable[[int, float], None],
-) -> tuple[Fit, int]:
+    key: Key, corruption: LinearCorruption, observations: Observation, mixture: Mixture, iterations: range, *,
+    tolerance: float, variance_floor: float, batch_size: int, report: Callable[[int, float], None],
+) -> tuple[Fit, int]:  # fmt: skip
     """EM iterations of a mixture, number i with randomness of (key, i), and the number of the next; arguments as of ``fit``."""
     count, size = len(observations.y), math.prod(corruption.shape)
     k, r = mixture.components.factor.shape[:2]

@@ -97,9 +97,7 @@ def fidelity(
         found = f"fid: torch-fidelity cannot use the extractor {extractor!r} ({first_line(error)})"
         cure = "expected a registered one and, without a network, its weights file in config.eval.weights"
         raise UserError(f"{found}; {cure}") from error
-    out = {}
-    if truth is not None:
-        out["frechet"] = Estimate(float(found["frechet_inception_distance"]), None, count)
+    out = {} if truth is None else {"frechet": Estimate(float(found["frechet_inception_distance"]), None, count)}
     if scored:
         deviation = float(found["inception_score_std"]) / splits**0.5
         out["inception_score"] = Estimate(float(found["inception_score_mean"]), deviation, len(sides["input1"]))

@@ -67,21 +67,14 @@ def _convolve_jvp(strides: tuple[int, ...], primals: tuple, tangents: tuple) -> 
 
 
 class Conv(nn.Module):
-    """A 'SAME' convolution by ``convolve``; parameters as of ``flax.linen.Conv``.
+    """A 'SAME' convolution by ``convolve``; parameters as of ``flax.linen.Conv``."""
 
-    Attributes:
-        features: output channels.
-        window: sides of the kernel, one per spatial axis.
-        strides: one per spatial axis; empty for 1.
-        native_gradient: XLA's own kernel gradient, the right choice on accelerators.
-    """
-
-    features: int
-    window: Sequence[int]
-    strides: Sequence[int] = ()
+    features: int  # output channels
+    window: Sequence[int]  # sides of the kernel, one per spatial axis
+    strides: Sequence[int] = ()  # one per spatial axis; empty for 1
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     dtype: jnp.dtype = jnp.float32
-    native_gradient: bool = False
+    native_gradient: bool = False  # XLA's own kernel gradient, the right choice on accelerators
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -1,10 +1,8 @@
 """Pictures, each a PNG that is there whole or not at all; ``picture`` and ``spread`` choose by the shape of x."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,9 +10,6 @@ from numpy.typing import ArrayLike
 from diffem_jax.errors import UserError
 from diffem_jax.report import charts
 from diffem_jax.report.charts import HIGH, LARGEST_CORNER, LOW, Arrays, Place, calibration, corner, series
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["calibration", "corner", "image_grid", "is_point", "picture", "series", "spread", "spread_grid"]
 COLUMNS, SPREAD_COLUMNS, SPREAD_DRAWS, MOST_CHANNELS = 10, 8, 5, 4
@@ -34,7 +29,7 @@ def as_image(x: ArrayLike) -> np.ndarray:
     return image
 
 
-def _show(axes: Axes, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: str = "gray") -> None:
+def _show(axes: Any, x: ArrayLike, low: float = LOW, high: float = HIGH, cmap: str = "gray") -> None:
     """Draws one image; NaN is hidden, in a colour that no grey has, and infinite values are at the ends of the range."""
     image = as_image(x)
     hidden = np.isnan(image)

@@ -43,19 +43,12 @@ def train_prior(run: Run) -> None:
     barrier("prior")
     reader, began = run.store.round(number).open(), time.monotonic()
     model, optimizer = prior_model(setup, run.start), make_optimizer(config.m_step, config.prior.steps)
+    m_step, size = make_mapped_m_step(setup, parallel, model.loss, optimizer), config.m_step.batch_size
     training = Training(
-        label="prior",
-        number=number,
-        first_step=number * config.m_step.steps,
-        steps=config.prior.steps,
-        dispatch=updates_per_dispatch(config, config.prior.steps),
-        batch_size=config.m_step.batch_size,
-        every=config.checkpoint.every_steps,
-        m_step=make_mapped_m_step(setup, parallel, model.loss, optimizer),
-        batches=row_batches(config.seed, STREAM, len(reader), config.m_step.batch_size, reader.__getitem__),
-        folder=workdir.prior,
-        record=wanted,
-    )
+        label="prior", number=number, first_step=number * config.m_step.steps, steps=config.prior.steps, batch_size=size,
+        dispatch=updates_per_dispatch(config, config.prior.steps), every=config.checkpoint.every_steps, m_step=m_step,
+        batches=row_batches(config.seed, STREAM, len(reader), size, reader.__getitem__), folder=workdir.prior, record=wanted,
+    )  # fmt: skip
 
     def begin() -> EMState:
         return em.make_state(jax.jit(model.denoiser.init)(stream_key(config.seed, "prior_init")), optimizer)

@@ -94,19 +94,11 @@ def run_m_step(run: Run, number: int, state: EMState) -> tuple[EMState, Record]:
         run.writers.losses(first_step + done, float(losses.mean()))
 
     training = Training(
-        label=f"M-step {number}",
-        number=number,
-        first_step=first_step,
-        steps=m.steps,
-        dispatch=run.engine.dispatch,
-        batch_size=m.batch_size,
-        every=config.checkpoint.every_steps,
-        m_step=run.engine.m_step,
-        batches=round_batches(run.problem, run.engine.model, run.store, number),
-        folder=run.workdir.latest,
-        record={"round": number},
-        note=note,
-    )
+        label=f"M-step {number}", number=number, first_step=first_step, steps=m.steps, batch_size=m.batch_size,
+        dispatch=run.engine.dispatch, every=config.checkpoint.every_steps, m_step=run.engine.m_step,
+        batches=round_batches(run.problem, run.engine.model, run.store, number), folder=run.workdir.latest,
+        record={"round": number}, note=note,
+    )  # fmt: skip
     key = stream_key(config.seed, "m_step", number)
     state, loss = train(training, run.engine.parallel, key, lambda: carry_over(run, state, number), run.stop, run.say)
     state = state._replace(round=jnp.asarray(number, jnp.int32))

@@ -131,20 +131,11 @@ def make_run(
     engine = make_engine(setup, parallel, start)
     shapes = jax.eval_shape(engine.model.denoiser.init, stream_key(config.seed, "init"))
     return Run(
-        problem=problem,
-        workdir=folder,
-        store=ReconstructionStore(folder.reconstructions),
-        engine=engine,
-        start=start,
-        start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))),
-        params=warm.adopt(problem, folder, shapes, say),
-        measure=measure,
-        stop=stop,
-        say=say,
-        writers=opened or writers.Writers(folder, config, lead=False),
-        clock=clock,
+        problem=problem, workdir=folder, store=ReconstructionStore(folder.reconstructions), engine=engine, start=start,
+        start_draw=parallel.map_e_step(em.map_examples(start_draw(setup))), measure=measure, stop=stop, say=say, clock=clock,
+        params=warm.adopt(problem, folder, shapes, say), writers=opened or writers.Writers(folder, config, lead=False),
         profile=Profile(folder.root / "profile"),
-    )
+    )  # fmt: skip
 
 
 def _explained(folder: Workdir, error: NonFinite, lead: bool) -> UserError:

@@ -7,12 +7,10 @@
 One thread does one job at a time. What a job raises is raised in the main loop; a thread that hangs keeps no process alive.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Generator
 from concurrent import futures
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 GRACE_SECONDS = 10.0  # how long a loop that ends by an error waits for a job that is under way
@@ -50,7 +48,7 @@ class Background(Generic[T]):
         job, self._job = self._job, None
         return job.result()
 
-    def __enter__(self) -> Background[T]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -1,7 +1,5 @@
 """Rows of arrays on disk, converted when they are read."""
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Iterator
 from typing import Any
