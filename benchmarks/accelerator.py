@@ -69,9 +69,7 @@ def page(result: dict[str, Any]) -> str:
         lines += ["", f"### {heading}", "", "| | |", "|---|---|"]
         for name in (name for name in part if name in result["items"]):
             found = {key: value for key, value in result["items"][name].items() if key != "seconds"}
-            cells = (
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
-            )
+            cells = (f"{key} {v:.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in found.items())
             lines.append(f"| {name} | {'; '.join(cells)} |")
     for heading, missing in (("Failed", result["failed"]), ("Not run", dict.fromkeys(result["not run"], ""))):
         if missing:

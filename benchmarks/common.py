@@ -1,12 +1,13 @@
 """What the benchmarks share: interleaved timing, runs without measures, the machine, results as JSON."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,8 @@ def machine() -> dict[str, Any]:
     """The card, its driver and the versions that compute."""
     device, versions = jax.devices()[0], {}
     for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "flax", "optax", "numpy"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
@@ -83,6 +82,12 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "driver": driver,
     }
+
+
+def markdown(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    first, *others = (f"| {' | '.join(map(str, row))} |" for row in (head, *rows))
+    return "\n".join([first.replace("|  |", "| |"), "|" + "---|" * len(head), *others])
 
 
 def write_page(path: Path, text: str) -> None:

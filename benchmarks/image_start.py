@@ -6,8 +6,6 @@ Images are the first array of an .npz, uint8 [N, H, W, C]. PSNR is of the mean s
 [-2, 2]; seconds are of the processor, with compilation.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 
@@ -22,8 +20,8 @@ from diffem_jax.metrics import psnr
 from diffem_jax.types import Observation
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def main() -> None:
+    """Fits, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True)
     parser.add_argument("--rate", type=float, default=0.75)
@@ -32,12 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("--shown", type=int, default=128, help="images that the PSNR is of")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Fits, draws and prints."""
-    given = parse()
+    given = parser.parse_args()
     with np.load(given.images) as arrays:
         x = np.asarray(arrays[arrays.files[0]][: given.count], np.float32) / 255 * 4 - 2
     corruption = PixelMask(shape=x.shape[1:], rate=given.rate, noise_std=1e-3, fill_iterations=80, fill_order=2)

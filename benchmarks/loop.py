@@ -117,10 +117,8 @@ def checkpoint() -> dict[str, float]:
     steps = calls * len(x)
 
     # every = steps / 3 writes two: none after the last update, which the round's own checkpoint holds
-    sides = {
-        "none": partial(train, mapped, state, x, calls),
-        "two": partial(train, mapped, state, x, calls, steps // 3),
-    }
+    run = partial(train, mapped, state, x, calls)
+    sides = {"none": run, "two": partial(run, steps // 3)}
     seconds = interleave(sides, 2, time.monotonic)
     update, interval = statistics.median(seconds["none"]) / steps, default().checkpoint.every_steps
     extra = statistics.median((two - none) / 2 for none, two in zip(seconds["none"], seconds["two"], strict=True))

@@ -7,8 +7,6 @@ FLOPs and bytes are XLA's own counts of the lowered program of one network evalu
 differentiation keeps. How long an accelerator takes for them is a model, whose shares one card showed.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import RESULTS, write
+from benchmarks.common import RESULTS, markdown, write
 from configs import celeba, cifar10
 from diffem_jax import em
 from diffem_jax.build import methods
@@ -95,11 +93,7 @@ def programs(config: Any, shape: tuple[int, ...]) -> dict[str, tuple[Callable[..
         return key, state, images(1, batch), jax.ShapeDtypeStruct((1, batch), jnp.int32)
 
     update = em.make_m_step(model.loss, setup.optimizer, ema_decay=config.m_step.ema_decay)
-    return {
-        "evaluation": (evaluate, evaluation_shapes),
-        "update": (update, update_shapes),
-        "kept": (kept, kept_shapes),
-    }
+    return {"evaluation": (evaluate, evaluation_shapes), "update": (update, update_shapes), "kept": (kept, kept_shapes)}
 
 
 def per_example(function: Callable[..., Any], shapes: Callable[[int], Any]) -> dict[str, float]:
@@ -164,11 +158,6 @@ def at_once(chips: int, chip: Chip, row: dict[str, Any], dtype: str) -> str:
     return f"{max(free, 0) / (KEPT_SHARE[dtype] * row['kept']):,.0f}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def write_page() -> None:
     """Writes the page from the counts."""
     counts = json.loads((RESULTS / "scaling.json").read_text())["count"]
@@ -191,7 +180,7 @@ def write_page() -> None:
 Written by `python -m benchmarks.scaling`. Hours are a model: XLA's counts of operations, and the shares of the peak that one card
 reached. A round is E-step + M-step; compilation, start, measures and reading from disk are left out.
 
-{chr(10).join(table(head, times))}
+{markdown(head, times)}
 
 The last four columns are hours per round. Seconds = max(FLOPs / (share x peak), bytes / (share x bandwidth)) + all-reduce of the
 gradients, 4 bytes per parameter. 64 chips keep the config's batch, so each has a few examples. `imagenet64` is no shipped config:
@@ -210,7 +199,7 @@ or converted copy. `parallel='pmap'` and `'jit'` hold all of it on every device.
 devices: XLA gathers parameters where they are used and scatters gradients, so that up to 3 x 4 bytes per parameter and update cross
 the links in place of 2 x 4, and the state takes 1 / devices of the memory. How many examples of an update then fit a chip at once:
 
-{chr(10).join(table(state_head, memory))}
+{markdown(state_head, memory)}
 
 Where that is less than the batch over the devices, `m_step.accumulate` takes the batch in parts. Per example it is what
 differentiation keeps, times the share that XLA allocated on that H200 ({KEPT_SHARE["bfloat16"]:.0%} in bfloat16, {KEPT_SHARE["float32"]:.0%} in float32), of {USABLE:.0%} of the

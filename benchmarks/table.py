@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -31,8 +31,7 @@ def about(name: str) -> str:
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
     """The lines of a Markdown table."""
-    first, *rest = (f"| {' | '.join(map(show, row))} |" for row in ([head.replace("_", " ") for head in heads], *rows))
-    return ["", first, "|" + "---|" * len(heads), *rest]
+    return ["", markdown([head.replace("_", " ") for head in heads], (map(show, row) for row in rows))]
 
 
 def blocks(title: str, value: dict[str, Any]) -> list[str]:

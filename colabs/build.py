@@ -67,11 +67,7 @@ def text(script: Path, address: str) -> str:
 
 
 def execute(script: Path) -> float:
-    """Runs a notebook in an empty folder; returns the seconds.
-
-    Raises:
-        nbclient.exceptions.CellExecutionError: a cell failed.
-    """
+    """Runs a notebook in an empty folder; returns the seconds. ``CellExecutionError`` of nbclient where a cell fails."""
     from nbclient import NotebookClient  # needed for this alone
 
     began = time.monotonic()

@@ -23,8 +23,6 @@ CORRUPTIONS = {
     "jpeg": {"name": "jpeg", "quality": 20, "noise_std": 0.01},
     "phase": {"name": "phase", "oversampling": 2, "offset": 2.0, "noise_std": 0.05},
 }
-
-
 PUBLISHED = {f"{name}_paper": name for name in ("mask50", "mask75", "mask90", "projection")} | {"paper": "mask50"}
 
 

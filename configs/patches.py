@@ -19,8 +19,6 @@ CORRUPTIONS = {
     "blur": {"name": "gaussian_blur", "std": 1.0, "border": "reflect", "noise_std": 0.01},
     "jpeg": {"name": "jpeg", "quality": 20, "noise_std": 0.01},
 }
-
-
 PUBLISHED = {f"{name}_paper": name for name in CORRUPTIONS} | {"paper": "mask50"}
 
 

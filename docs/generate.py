@@ -15,11 +15,7 @@ PACKAGE = ROOT / "diffem_jax"
 
 
 def config_page() -> str:
-    """Every field: default, meaning, what it may be; and the fields of the classes that a section's name chooses.
-
-    Raises:
-        ValueError: a field without a meaning.
-    """
+    """Every field: default, meaning, what it may be; and those of the classes of a section; ValueError for one without a meaning."""
     from diffem_jax import config, corruptions, networks, samplers
 
     missing = [name for name, field in config.FIELDS.items() if not field.meaning]
@@ -118,21 +114,15 @@ def public() -> dict[str, object]:
     names = {f"diffem_jax.{dx._HOME[name]}.{name}": getattr(dx, name) for name in dx.__all__}
     for module in MODULES:
         loaded = importlib.import_module(module)
-        own = {
-            name: thing for name, thing in vars(loaded).items() if getattr(thing, "__module__", "").startswith(module)
-        }
-        names |= {f"{module}.{name}": thing for name, thing in own.items()}
+        own = ((name, thing) for name, thing in vars(loaded).items() if hasattr(thing, "__module__"))
+        names |= {f"{module}.{name}": thing for name, thing in own if thing.__module__.startswith(module)}
     return names
 
 
 def api_page() -> str:
     """The public surface, from its docstrings, which the linter asks for."""
     names = public()
-    lines = [
-        "# API",
-        "",
-        "`import diffem_jax as dx` has the names of the first part; the rest is imported from its module.",
-    ]
+    lines = ["# API", "", "`import diffem_jax as dx` has the first part's names; the rest is imported from its module."]
     short = "import diffem_jax as dx"
     heads = {full: full.rpartition(".")[0] if full.startswith(MODULES) else short for full in names}
     section = ""

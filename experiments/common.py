@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common import write_page
+from benchmarks.common import markdown, write_page
 from diffem_jax.parallel import make_parallel
 from diffem_jax.run.e_step import attempt_keys, draw_samples
 from diffem_jax.run.sample import round_drawing
@@ -29,21 +29,13 @@ Row = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """One run a seed.
+    """One run a seed."""
 
-    Attributes:
-        method: what is compared.
-        flags: of the command, but for --workdir and the seed; '{before}' is the work directory of ``before``.
-        group: the setting it is compared in ('rate 0.5'), '' where there is one.
-        before: the method of the same group and seed that must have run.
-        evaluate: measure the posterior at the end (--mode=evaluate).
-    """
-
-    method: str
-    flags: tuple[str, ...]
-    group: str = ""
-    before: str = ""
-    evaluate: bool = True
+    method: str  # what is compared
+    flags: tuple[str, ...]  # of the command but --workdir and the seed; '{before}' is the work directory of ``before``
+    group: str = ""  # the setting it is compared in ('rate 0.5'), '' where there is one
+    before: str = ""  # the method of the same group and seed that must have run
+    evaluate: bool = True  # measure the posterior at the end (--mode=evaluate)
 
     def folder(self, work: Path, seed: int) -> Path:
         """The work directory of a seed."""
@@ -89,6 +81,18 @@ def run_jobs(jobs: Sequence[Job], work: Path, options: argparse.Namespace) -> li
                         print(f"FAILED: {error}", file=sys.stderr, flush=True)
     pairs = [(job, seed) for job in jobs for seed in range(options.seeds)]
     return [(job, seed) for job, seed in pairs if (job.folder(work, seed) / "trained.json").exists()]
+
+
+def run_each(doc: str, path: Path, page: str, names: Iterable[str], measure: Callable[..., Row], tables: Any) -> None:
+    """The command of runs that need no seeds: measures all, those of --only, or with --report none; writes ``path`` and the page."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=names)
+    parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
+    given, results = parser.parse_args(), json.loads(path.read_text()) if path.exists() else {}
+    for name in () if given.report else [given.only] if given.only else names:
+        results[name] = measure(name)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    write_page(path.with_name(page), tables(results))
 
 
 def main(
@@ -199,13 +203,11 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
 def table(rows: Sequence[Row], value: Callable[[Row], float | None], across: str = "group", digits: int = 3) -> str:
     """A Markdown table of a value over seeds, a line per method, in the order in which the runs are listed."""
     lines, heads = ([*dict.fromkeys(row[name] for row in rows)] for name in ("method", across))
-    out = [f"| | {' | '.join(map(str, heads))} |", "|---|" + "---|" * len(heads)]
-    for line in lines:
-        cells = [
-            spread((value(r) for r in rows if r["method"] == line and r[across] == head), digits) for head in heads
-        ]
-        out.append(f"| {line} | {' | '.join(cells)} |")
-    return "\n".join(out)
+    found: dict[Any, list[Any]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row[across]), []).append(value(row))
+    body = [[line, *(spread(found.get((line, head), ()), digits) for head in heads)] for line in lines]
+    return markdown(["", *heads], body)
 
 
 def columns(rows: Sequence[Row], values: Mapping[str, Callable[[Row], float | None]], digits: int = 3) -> str:

@@ -30,11 +30,8 @@ digits with nine of ten pixels erased), and `m_step.hidden_weight=1`. The same c
   method that loses spread gains PSNR too. It is dB in the range [-2, 2].
 """
 MEASURES = {
-    "crps": "CRPS",
-    "coverage_90": "coverage of 90% intervals",
-    "tarp_90": "TARP at 90%",
-    "psnr": "PSNR of a draw, dB",
-}
+    "crps": "CRPS", "coverage_90": "coverage of 90% intervals", "tarp_90": "TARP at 90%", "psnr": "PSNR of a draw, dB",
+}  # fmt: skip
 
 
 def load(name: str, file: str = "results") -> Any:
@@ -63,8 +60,8 @@ def manifold() -> str:
 def stops() -> str:
     """How often each rule picks a good round."""
     rows = load("stopping")
-    lines = [f"| `{rule}` | {stopping.good(rows, rule)} of {len(rows)} runs |" for rule in stopping.RULES]
-    return "\n".join(["| rule | within 5% of the best round |", "|---|---|", *lines])
+    cells = [[f"`{rule}`", f"{stopping.good(rows, rule)} of {len(rows)} runs"] for rule in stopping.RULES]
+    return common.markdown(["rule", "within 5% of the best round"], cells)
 
 
 def others() -> str:
@@ -78,16 +75,13 @@ def others() -> str:
 
 def page() -> str:
     """The whole page."""
+    restored = classical.tables(load("patches", "classical"))
     sections = [
         ("Digits, by the share of erased pixels", "digits.run", measures("digits")),
         ("Photographs, by the share of erased pixels", "patches.run", measures("patches")),
         ("Nine of ten pixels erased", "extreme.run", measures("extreme")),
         ("Manifold", "manifold.run", manifold()),
-        (
-            "Photographs against classical restoration",
-            "patches.classical",
-            classical.tables(load("patches", "classical")),
-        ),
+        ("Photographs against classical restoration", "patches.classical", restored),
         ("Tables, series, volumes", "kinds.run", kinds.tables(load("kinds"))),
         ("Stopping without clean data", "stopping.run", stops()),
     ]

@@ -9,8 +9,7 @@ shows whether training on one's own draws eats itself.
 
 from pathlib import Path
 
-from diffem_jax import samplers
-from diffem_jax.samplers import EVALUATIONS
+from diffem_jax.samplers import EVALUATIONS, SAMPLERS
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
@@ -25,10 +24,7 @@ VARIETY = fields(eval__metrics="('psnr','features_recall','features_precision','
 # Of the data, whatever rate the method assumes.
 TRUE = fields(data_corruption__name="pixel_mask", data_corruption__rate=0.5, data_corruption__noise_std=0.01)
 ASSUMED = "assumed rate (true 0.50)"
-SAMPLERS = [
-    (name, "tangent" if name == "analytic_2m" else "log_uniform", 16 // EVALUATIONS.get(name, 1))
-    for name in samplers.SAMPLERS
-]
+CASES = [(n, "tangent" if n == "analytic_2m" else "log_uniform", 16 // EVALUATIONS.get(n, 1)) for n in SAMPLERS]
 
 
 def job(group: str, method: str, *flags: str, before: str = "", config: str = "digits") -> Job:
@@ -40,7 +36,7 @@ JOBS = [
     *(job("sampler steps", str(n), *fields(e_step__steps=n)) for n in (8, 16, 32, 64, 128, 256)),
     *(
         job("sampler, 16 evaluations", name, *fields(e_step__sampler=name, e_step__time_grid=grid, e_step__steps=steps))
-        for name, grid, steps in SAMPLERS
+        for name, grid, steps in CASES
     ),
     job("start", "gaussian"),
     job("start", "mixture of 10", *MIXTURE),
@@ -57,13 +53,9 @@ JOBS = [
     job("rounds", "30 rounds", *VARIETY, *fields(rounds=30)),
 ]
 COLUMNS = {
-    "psnr": "PSNR, dB",
-    "accuracy": "accuracy",
-    "sliced_wasserstein_unpaired": "sliced Wasserstein, unpaired",
-    "posterior_spread": "spread of the posterior",
-    "coverage_90": "coverage of 90%",
-    "crps": "CRPS",
-}
+    "psnr": "PSNR, dB", "accuracy": "accuracy", "sliced_wasserstein_unpaired": "sliced Wasserstein, unpaired",
+    "posterior_spread": "spread of the posterior", "coverage_90": "coverage of 90%", "crps": "CRPS",
+}  # fmt: skip
 
 
 def of(rows: list[Row], group: str) -> list[Row]:

@@ -1,14 +1,12 @@
 """Tables, series and volumes: posterior draws against imputers that know one value only.
 
-    python -m experiments.kinds.run [--only=wine30]
+    python -m experiments.kinds.run [--only=wine30] [--report]
 
 For each config: train, draw 64 posteriors for every observation, and compare the error of the posterior mean on missing
 entries with classical answers; coverage is how often central intervals of the draws hold the hidden value. Writes
 results.json and the table in README.md.
 """
 
-import argparse
-import json
 import pathlib
 from typing import Any
 
@@ -24,18 +22,12 @@ from diffem_jax.run.train import run_em
 from experiments import common
 
 HERE = pathlib.Path(__file__).parent
-KINDS: dict[str, Any] = {
-    **{name: (tables, name) for name in tables.VARIANTS},
-    "series": (series, "gaps"),
-    "volumes": (volumes, "mask50"),
-}
+KINDS: dict[str, Any] = {name: (tables, name) for name in tables.VARIANTS}
+KINDS |= {"series": (series, "gaps"), "volumes": (volumes, "mask50")}
 DRAWS = {"series": 32, "volumes": 16}
 """Draws an observation; 64 for tables."""
 ROWS = {"series": 512, "volumes": 128}
-HEADS = (
-    "| data | missing | draws' mean | start's mean | classical | coverage 80 % | 95 % | start's 80 % | 95 % |"
-    " seconds of training |"
-)
+HEADS = ("data", "missing", "draws' mean", "start's mean", "classical", "coverage 80 %", "95 %", "start's 80 %", "95 %")
 
 
 def interpolate(v: np.ndarray, m: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -95,23 +87,16 @@ def measure(name: str) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """A line per set, the least error in bold."""
-    lines = [HEADS, "|---" * 10 + "|"]
+    lines = []
     for name, r in results.items():
         errors = (r["mean"], r["start"], *r["classical"].values())
         mean, start, *others = (f"**{v:.3f}**" if v == min(errors) else f"{v:.3f}" for v in errors)
         classical = ", ".join(f"{n} {v}" for n, v in zip(r["classical"], others, strict=True))
         cells = [f"{r['missing']:.0%}", mean, start, classical]
         cells += [f"{c:.3f}" for c in (*r["coverage"], *r["start_coverage"])] + [f"{r['seconds']:.0f}"]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"`{name}`", *cells])
+    return common.markdown((*HEADS, "seconds of training"), lines)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(KINDS), help="names; the others keep their stored numbers")
-    file = HERE / "results.json"
-    stored = json.loads(file.read_text()) if file.exists() else {}
-    stored |= {name: measure(name) for name in parser.parse_args().only.split(",")}
-    results = {name: stored[name] for name in KINDS if name in stored}
-    file.write_text(json.dumps(results, indent=1) + "\n")
-    common.write_page(HERE / "README.md", tables(results))
+    common.run_each(__doc__, HERE / "results.json", "README.md", KINDS, measure, tables)

@@ -7,8 +7,6 @@ round that is kept, corrupts the draws again without noise and compares with y. 
 variant), nonlinear_VARIANT.png and the tables of README.md.
 """
 
-import argparse
-import json
 import pathlib
 from typing import Any
 
@@ -35,12 +33,13 @@ def tables(results: dict[str, Any]) -> str:
     parts = []
     for variant, result in results.items():
         title = f"`digits:{variant}` with `{' '.join(result['flags'])}`, noise {result['noise']}"
-        lines = [f"{title}; {result['seconds']:.0f} s of M-steps, E-steps and compilation", ""]
-        lines += ["| draws of | rms of y - A(x) | in noise stds | PSNR |", "|---|---|---|---|"]
+        rows = []
         for row in result["draws"]:
             psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
-            lines.append(f"| {row['of']} | {row['misfit']:.4f} | {row['misfit'] / result['noise']:.2f} | {psnr} |")
-        parts += ["\n".join(lines), f"![Truth, start, last round](nonlinear_{variant}.png)"]
+            rows.append([row["of"], f"{row['misfit']:.4f}", f"{row['misfit'] / result['noise']:.2f}", psnr])
+        parts.append(f"{title}; {result['seconds']:.0f} s of M-steps, E-steps and compilation")
+        parts.append(common.markdown(["draws of", "rms of y - A(x)", "in noise stds", "PSNR"], rows))
+        parts.append(f"![Truth, start, last round](nonlinear_{variant}.png)")
     return "\n\n".join(parts)
 
 
@@ -67,12 +66,4 @@ def measure(variant: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=VARIANTS)
-    parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
-    given, path = parser.parse_args(), HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    for variant in () if given.report else [given.only] if given.only else VARIANTS:
-        results[variant] = measure(variant)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    common.write_page(HERE / "README.md", tables(results))
+    common.run_each(__doc__, HERE / "results.json", "README.md", VARIANTS, measure, tables)

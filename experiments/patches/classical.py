@@ -9,8 +9,6 @@ a parameter it gets the value that is best for the hidden truth. Numbers go to c
 ``--report`` without a run) into the tables of classical.md.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,9 +52,7 @@ def deconvolution(observations: Any, corruption: Any) -> dict[str, np.ndarray]:
         out = np.stack([np.stack([method(x[..., c]) for c in range(x.shape[-1])], -1) for x in wrapped])
         return out[:, margin:-margin, margin:-margin] * 4 - 2
 
-    lucy = {
-        n: lambda x, n=n: restoration.richardson_lucy(x.clip(1e-3), kernel, num_iter=n) for n in (5, 10, 20, 40, 80)
-    }
+    lucy = {n: lambda x, n=n: restoration.richardson_lucy(x.clip(1e-3), kernel, n) for n in (5, 10, 20, 40, 80)}
     balances = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     wiener = {b: lambda x, b=b: restoration.wiener(x, kernel, b, clip=False) for b in balances}
     return {
@@ -102,24 +98,14 @@ def compare(variant: str) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """A table per variant: what this package answers, then the classical methods."""
-    lines = []
+    parts = []
     for variant, result in sorted(results.items()):
-        lines += [f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training", ""]
-        lines += ["| answer | PSNR, dB | mean of the images' PSNR, dB |", "|---|---|---|"]
-        answers = result["answers"]
-        for name in sorted(answers, key=lambda name: (not name.startswith(("start", "DiffEM")), name)):
-            lines.append(f"| {name} | {answers[name]['psnr']:.2f} | {answers[name]['psnr_per_image']:.2f} |")
-        lines.append("")
-    return "\n".join(lines).strip()
+        parts.append(f"`patches:{variant}`, {result['seconds'] / 60:.1f} minutes of training")
+        found = sorted(result["answers"].items(), key=lambda one: (not one[0].startswith(("start", "DiffEM")), one[0]))
+        rows = [[name, f"{answer['psnr']:.2f}", f"{answer['psnr_per_image']:.2f}"] for name, answer in found]
+        parts.append(common.markdown(["answer", "PSNR, dB", "mean of the images' PSNR, dB"], rows))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=VARIANTS)
-    parser.add_argument("--report", action="store_true", help="run nothing: the tables of classical.json")
-    given, path = parser.parse_args(), HERE / "classical.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    for variant in () if given.report else [given.only] if given.only else VARIANTS:
-        results[variant] = compare(variant)
-        path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    common.write_page(HERE / "classical.md", tables(results))
+    common.run_each(__doc__ or "", HERE / "classical.json", "classical.md", VARIANTS, compare, tables)

@@ -71,18 +71,13 @@ def tables(rows: list[Row]) -> str:
     """A table per rule."""
     parts = []
     for rule in RULES:
-        lines = [
-            f"`{rule}`: within 5% of the best round in {good(rows, rule)} of {len(rows)} runs.",
-            "",
-            "| data | run | seed | picked | best | picked is worse by | the last is worse by |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        parts.append(f"`{rule}`: within 5% of the best round in {good(rows, rule)} of {len(rows)} runs.")
+        cells = []
         for row in rows:
-            v = verdict(row, rule)
-            cells = [row["group"], row["method"], row["seed"], v["picked"], v["best"]]
-            cells += [f"{v['worse']:.1f}%", f"{v['last_worse']:.1f}%"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        parts.append("\n".join(lines))
+            picked, best, *worse = verdict(row, rule).values()
+            cells.append([row["group"], row["method"], row["seed"], picked, best, *(f"{s:.1f}%" for s in worse)])
+        head = ["data", "run", "seed", "picked", "best", "picked is worse by", "the last is worse by"]
+        parts.append(common.markdown(head, cells))
     return "\n\n".join([*parts, "![Rules and truth](stopping.png)"])
 
 

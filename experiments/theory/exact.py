@@ -17,14 +17,9 @@ class Normal(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """y = A_j x + n, j drawn with equal probabilities and known, n ~ N(0, noise_std^2 I).
+    """y = A_j x + n, j drawn with equal probabilities and known, n ~ N(0, noise_std^2 I)."""
 
-    Attributes:
-        operators: [J, M, D].
-        noise_std: of n.
-    """
-
-    operators: np.ndarray
+    operators: np.ndarray  # [J, M, D]
     noise_std: float
 
 

@@ -159,11 +159,9 @@ def network_course(rounds: int, updates: int, count: int, steps: int = 48, batch
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as they stand in the README."""
-    lines = ["| round | KL exact | KL | moved | score error | bound on KL | rms error of x-hat |", "|" + "---|" * 7]
-    for number, *values in (row.values() for row in rows):
-        cells = ["" if value is None else f"{value:.4f}" for value in values]
-        lines.append(f"| {number} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = ["round", "KL exact", "KL", "moved", "score error", "bound on KL", "rms error of x-hat"]
+    cells = [[n, *("" if value is None else f"{value:.4f}" for value in rest)] for n, *rest in map(dict.values, rows)]
+    return common.markdown(head, cells)
 
 
 def tables(results: dict[str, Any]) -> str:
