@@ -14,6 +14,7 @@ import numpy as np
 from diffem_jax.data.synthetic import generator
 from diffem_jax.errors import UserError
 from diffem_jax.storage.files import cached_arrays
+from diffem_jax.types import Shape
 
 PHOTOGRAPHS = (
     "skimage/data/astronaut.png", "skimage/data/chelsea.png", "skimage/data/coffee.png", "skimage/data/motorcycle_left.png",
@@ -24,7 +25,6 @@ TEST_SHARE = 0.2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TFDS_CROPS = {"celeb_a": 140}  # side of the centre square cut before resizing, where a set is known to need it
 MAX_TEST = 10_000
-Shape = tuple[int, ...]
 
 
 def _photographs() -> Iterator[np.ndarray]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from diffem_jax.errors import UserError
+from diffem_jax.types import Shape
 
 CHANNELS = (1, 2, 3, 4)
 SMALLEST_SIDE = 5  # axes shorter than this are not taken for the side of an image
-Shape = tuple[int, ...]
 
 
 def arrange(

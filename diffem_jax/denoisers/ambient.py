@@ -98,12 +98,7 @@ def ambient_loss(
 
 
 def prior_draw(
-    denoiser: Denoiser,
-    sampler: Sampler,
-    times: Array,
-    mask: Mask,
-    further: float,
-    guide: Guide = lambda prior, _: prior,
+    denoiser: Denoiser, sampler: Sampler, times: Array, mask: Mask, further: float, guide: Guide = lambda d, _: d
 ) -> Draw:
     """Draws of the prior by the fixed-mask sampler (section 3.3): one A~ for all steps; ``guide`` alone sees the observation."""
 

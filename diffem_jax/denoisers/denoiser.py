@@ -90,13 +90,13 @@ def precondition(
         base = posterior(context, x_t, t)
         return base.mean + base.std * project(context, t, evaluate(params, base, dropout))
 
-    def denoise_both(params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key | None) -> Array:
+    def denoise_any(params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key | None) -> Array:
         choose = partial(jnp.where, seen)
         base = jax.tree.map(choose, posterior(context, x_t, t), prior(x_t, t))
         out = evaluate(params, base, dropout)
         return base.mean + base.std * choose(project(context, t, out), out)
 
-    return Denoiser(init, denoise_prior, denoise_posterior, denoise_both, prepare, variance)
+    return Denoiser(init, denoise_prior, denoise_posterior, denoise_any, prepare, variance)
 
 
 def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1) -> DenoiseFn:

@@ -66,7 +66,7 @@ def prior_draws(workdir: Workdir, num_samples: int, seed: int = 0, round: int | 
     prior = (prior_model if trained else make_model)(setup, load_start(workdir)).prior
     if prior is None or not (trained or number):
         expected = "config.prior.steps > 0 or config.m_step.condition_dropout > 0 in training"
-        cure = "run that command again with --config.prior.steps=2000, or give --observations for posterior draws"
+        cure = "train on with --config.prior.steps=2000, or give --observations for posterior draws"
         raise UserError(f"{workdir.root}: this run has no prior; expected {expected}; {cure}")
     params = checkpoints.load(own if trained else workdir.round_checkpoint(number))["ema_params"]
     return draws_of_prior(setup, make_parallel(config.parallel), prior, params, num_samples, seed)
