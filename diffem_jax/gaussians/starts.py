@@ -108,8 +108,10 @@ def fit(
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
     seen = back_project(jax.random.fold_in(key, 2 * total + 1), corruption, subset)  # type: ignore[arg-type]
     mixture = initial_gaussian(seen, gaussian_rank, scalar_variance=scalar)
-    fixed: Any = {"tolerance": tolerance, "variance_floor": variance_floor, "batch_size": batch_size}
-    climb = partial(_climb, key, corruption, report=lambda i, value: report(i, total, value), **fixed)
+    climb = partial(
+        _climb, key, corruption, tolerance=tolerance, variance_floor=variance_floor, batch_size=batch_size,
+        report=lambda i, value: report(i, total, value),
+    )  # fmt: skip
 
     def run(mixture: Mixture, first: int) -> Fit:
         done, coarse = first, max(COARSE, 8 * math.prod(mixture.components.factor.shape[:2]))
