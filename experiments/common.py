@@ -96,13 +96,9 @@ def run_each(doc: str, path: Path, page: str, names: Iterable[str], measure: Cal
 
 
 def main(
-    name: str,
-    description: str,
-    jobs: Sequence[Job],
-    tables: Callable[[list[Row]], str],
-    draw: Callable[[list[Row], Path], None],
-    measure: Callable[[Job, Path, int], Iterable[Row]] | None = None,
-) -> None:
+    name: str, description: str, jobs: Sequence[Job], tables: Callable[[list[Row]], str],
+    draw: Callable[[list[Row], Path], None], measure: Callable[[Job, Path, int], Iterable[Row]] | None = None,
+) -> None:  # fmt: skip
     """An experiment's command: runs what is missing, writes the rows, the tables of the README, the figures in its folder."""
     options, place = arguments(description), ROOT / "experiments" / name
     work = options.work / ("quick" if options.quick else "") / name

@@ -189,14 +189,9 @@ def first_guess(mean: Array, variance: float) -> Stationary:
 
 
 def fit(
-    key: Key,
-    corruption: LinearCorruption,
-    observations: Observation,
-    guess: Stationary,
-    *,
-    iterations: int,
-    report: Callable[[int], None] = lambda done: None,
-) -> Stationary:
+    key: Key, corruption: LinearCorruption, observations: Observation, guess: Stationary, *,
+    iterations: int, report: Callable[[int], None] = lambda done: None,
+) -> Stationary:  # fmt: skip
     """Fits mean and spectrum to observations, then tabulates the variances given y.
 
     With the score b = A^T (A S A^T + noise_std^2 I)^-1 (y - A mean) of an observation, B = E[b b^T] over the data and H the same
