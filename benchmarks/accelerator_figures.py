@@ -86,16 +86,11 @@ def time_m_step(setup: Setup, engine: Engine, updates: int, repeats: int = 3) ->
     loss = np.asarray(call())
     each = seconds_of(call, repeats) / updates
     memory = compiled.memory_analysis()
-    found = {
-        "ms an update": 1e3 * each,
-        "examples a second": batch / each,
-        "GFLOP an update": flops / 1e9,
-        **rate(flops, each),
-        "seconds of tracing": traced - began,
-        "seconds of compilation": done - traced,
-        "GB of temporaries": memory.temp_size_in_bytes / 1e9 if memory else None,
-        "finite": bool(np.isfinite(loss).all()),
-    }
+    found: dict[str, Any] = {"ms an update": 1e3 * each, "examples a second": batch / each}
+    found |= {"GFLOP an update": flops / 1e9}
+    found |= rate(flops, each) | {"seconds of tracing": traced - began, "seconds of compilation": done - traced}
+    found |= {"GB of temporaries": memory.temp_size_in_bytes / 1e9 if memory else None}
+    found |= {"finite": bool(np.isfinite(loss).all())}
     stats = jax.devices()[0].memory_stats() or {}
     return found | {f"GB {name}": stats[name] / 1e9 for name in ("peak_bytes_in_use",) if name in stats}
 
@@ -196,12 +191,9 @@ def stalls(small: bool) -> dict[str, Any]:
     once = partial(train, engine.m_step, host, x, calls)
     once()  # compiles
     plain = statistics.median(once() for _ in range(2))
-    return {
-        "seconds": plain,
-        "slow reader adds": once(pause=0.8 * plain / calls) / plain - 1,
-        "a checkpoint adds seconds": once(every=updates * (calls // 2)) - plain,
-        "GB of the checkpoint": sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e9,
-    }
+    found = {"seconds": plain, "slow reader adds": once(pause=0.8 * plain / calls) / plain - 1}
+    found |= {"a checkpoint adds seconds": once(every=updates * (calls // 2)) - plain}
+    return found | {"GB of the checkpoint": sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e9}
 
 
 def second_start(small: bool) -> dict[str, Any]:

@@ -74,14 +74,8 @@ def machine() -> dict[str, Any]:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         driver = "not asked: no nvidia-smi"
-    return {
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "backend": jax.default_backend(),
-        "platform": device.client.platform_version.strip(),
-        "versions": versions,
-        "driver": driver,
-    }
+    found = {"device": device.device_kind, "devices": jax.device_count(), "backend": jax.default_backend()}
+    return found | {"platform": device.client.platform_version.strip(), "versions": versions, "driver": driver}
 
 
 def markdown(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

@@ -98,12 +98,8 @@ def reader() -> dict[str, float]:
     pauses = {"fast": 0.0, "slow": 0.8 * CALL_SECONDS}
     sides = {name: lambda pause=pause: train(mapped, state, x, calls, pause=pause) for name, pause in pauses.items()}
     seconds = interleave(sides, TURNS, time.monotonic)
-    return {
-        "calls": calls,
-        "call_seconds": CALL_SECONDS,
-        **{f"{name}_reader_seconds": value for name, value in medians(seconds).items()},
-        "lost": excess(seconds["slow"], seconds["fast"]),
-    }
+    found = {f"{name}_reader_seconds": value for name, value in medians(seconds).items()}
+    return {"calls": calls, "call_seconds": CALL_SECONDS, **found, "lost": excess(seconds["slow"], seconds["fast"])}
 
 
 def checkpoint() -> dict[str, float]:
@@ -122,13 +118,8 @@ def checkpoint() -> dict[str, float]:
     seconds = interleave(sides, 2, time.monotonic)
     update, interval = statistics.median(seconds["none"]) / steps, default().checkpoint.every_steps
     extra = statistics.median((two - none) / 2 for none, two in zip(seconds["none"], seconds["two"], strict=True))
-    return {
-        "state_gb": 4 * 4 * 2 * rows * width / 1e9,
-        "update_seconds": update,
-        "interval": interval,
-        "checkpoint_seconds": extra,
-        "lost": extra / (interval * update),
-    }
+    found = {"state_gb": 4 * 4 * 2 * rows * width / 1e9, "update_seconds": update, "interval": interval}
+    return found | {"checkpoint_seconds": extra, "lost": extra / (interval * update)}
 
 
 def start() -> dict[str, Any]:
@@ -179,12 +170,8 @@ def on_devices() -> dict[str, float]:
         state, info = step(parallel.replicate(jax.random.key(1)), state, parallel.shard(x, 1), parallel.shard(slots, 1))
         found[way] = share, np.asarray(info["loss"])
     (whole, expected), (share, losses) = found["jit"], found["fsdp"]
-    return {
-        "devices": jax.device_count(),
-        "share_jit": whole,
-        "share_fsdp": share,
-        "largest_relative_difference_of_losses": float(np.max(np.abs(losses / expected - 1))),
-    }
+    shares = {"devices": jax.device_count(), "share_jit": whole, "share_fsdp": share}
+    return shares | {"largest_relative_difference_of_losses": float(np.max(np.abs(losses / expected - 1)))}
 
 
 if __name__ == "__main__":

@@ -124,17 +124,11 @@ def count(case: str, dtype: str) -> dict[str, Any]:
     config = make()
     with config.unlocked():
         config.network.dtype, config.network.native_gradient = dtype, True  # what runs on accelerators
-    work = programs(config, shape)
-    return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(work["kept"][1](1)[0])),
-        "examples": examples,
-        "evaluations": config.e_step.steps,
-        "updates": config.m_step.steps,
-        "batch": config.m_step.batch_size,
-        "e_batch": config.e_step.batch_size,
-        **{part: per_example(*work[part]) for part in ("evaluation", "update")},
-        "kept": kept_per_example(*work["kept"]),
-    }
+    work, e, m = programs(config, shape), config.e_step, config.m_step
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(work["kept"][1](1)[0]))
+    sizes = {"evaluations": e.steps, "updates": m.steps, "batch": m.batch_size, "e_batch": e.batch_size}
+    costs = {part: per_example(*work[part]) for part in ("evaluation", "update")}
+    return {"parameters": parameters, "examples": examples, **sizes, **costs, "kept": kept_per_example(*work["kept"])}
 
 
 def hours(chips: int, chip: Chip, row: dict[str, Any], dtype: str) -> str:

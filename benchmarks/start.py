@@ -95,11 +95,9 @@ def manifold_start() -> dict[str, Any]:
         found = {"seconds": median, "seconds_with_compile": seconds[0], "log_likelihood": judge(mixture)}
         return found | {"speedup": sampled_seconds / median}
 
-    return {
-        "published_seconds": sampled_seconds,
-        "published_log_likelihood": judge(sampled),
-        "closed_form": {"fitted to all": closed_form(problem.num_examples), "fitted to 4096": closed_form(4096)},
-    }
+    fitted = {"fitted to all": closed_form(problem.num_examples), "fitted to 4096": closed_form(4096)}
+    found = {"published_seconds": sampled_seconds, "published_log_likelihood": judge(sampled)}
+    return {**found, "closed_form": fitted}
 
 
 def little_seen() -> dict[str, Any]:

@@ -55,14 +55,11 @@ def digits_summary(published: list[dict[str, float]], best: list[dict[str, float
     end = published[-1]
     reached = [r["seconds"] for r in best[1:] if r["psnr"] >= end["psnr"] and r["accuracy"] >= end["accuracy"]]
     within = [r["psnr"] for r in best[1:] if r["seconds"] <= end["seconds"]]
-    return {
-        "published_seconds": end["seconds"],
-        "best_seconds_to_published": reached[0] if reached else None,
-        "share_of_published_time": reached[0] / end["seconds"] if reached else None,
-        "gain_at_equal_time_db": within[-1] - end["psnr"] if within else None,
-        "published_rounds": published,
-        "best_rounds": best,
-    }
+    first = reached[0] if reached else None
+    found = {"published_seconds": end["seconds"], "best_seconds_to_published": first}
+    found |= {"share_of_published_time": first and first / end["seconds"]}
+    found |= {"gain_at_equal_time_db": within[-1] - end["psnr"] if within else None}
+    return {**found, "published_rounds": published, "best_rounds": best}
 
 
 def main() -> None:

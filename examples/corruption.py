@@ -15,11 +15,7 @@ import diffem_jax as dx
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowDropout(dx.Mask):
-    """Erases every row with probability ``rate``, independently of the others.
-
-    Attributes:
-        rate: the probability that a row is erased, in [0, 1).
-    """
+    """Erases every row with probability ``rate``, independently of the others."""
 
     rate: float = 0.3
 

@@ -14,15 +14,10 @@ import diffem_jax as dx
 
 
 class Gated(nn.Module):
-    """(x [B, *X], noise [B], condition [B, ...] or None, train) -> [B, *X].
+    """(x [B, *X], noise [B], condition [B, ...] or None, train) -> [B, *X]."""
 
-    Attributes:
-        width: of the residual stream.
-        depth: number of blocks.
-    """
-
-    width: int = 256
-    depth: int = 3
+    width: int = 256  # of the residual stream
+    depth: int = 3  # number of blocks
 
     @nn.compact
     def __call__(self, x, noise, condition=None, train=False):

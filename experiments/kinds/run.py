@@ -74,15 +74,10 @@ def measure(name: str) -> dict[str, Any]:
 
     parts = ("m_step_seconds", "e_step_seconds")  # compilation is in them
     seconds = sum(record.get(part, 0.0) for record in folder.records() for part in parts)
-    return {
-        "missing": float(missing.mean()),
-        "mean": error(drawn.mean(0)),
-        "start": error(first.mean(0)),
-        "classical": {n: error(x) for n, x in impute(name, observed.y, observed.operator).items()},
-        "coverage": cover(drawn),
-        "start_coverage": cover(first),
-        "seconds": seconds,
-    }
+    classical = {n: error(x) for n, x in impute(name, observed.y, observed.operator).items()}
+    errors = {"mean": error(drawn.mean(0)), "start": error(first.mean(0)), "classical": classical}
+    held = {"coverage": cover(drawn), "start_coverage": cover(first)}
+    return {"missing": float(missing.mean()), **errors, **held, "seconds": seconds}
 
 
 def tables(results: dict[str, Any]) -> str:

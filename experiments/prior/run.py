@@ -82,17 +82,12 @@ def measure(job: Job, work: Path, seed: int) -> list[Row]:
     began = time.monotonic()
     x = sample.prior_draws(workdir, count, seed)
     sampling = time.monotonic() - began
-    final = workdir.prior / "final"
+    final, rounds = workdir.prior / "final", common.collect(job, work, seed)["rounds"][-1]["seconds"]
+    second = checkpoints.metadata(final)["seconds"] if final.exists() else 0.0
     weights = GUIDANCE if job.method.startswith("one") else (1.0,)
     base = {"method": job.method, "seed": seed}
-    row = {
-        **base,
-        **quality(x, problem, classifier),
-        "rounds, s": common.collect(job, work, seed)["rounds"][-1]["seconds"],
-        "second training, s": checkpoints.metadata(final)["seconds"] if final.exists() else 0.0,
-        "sampling, s": sampling,
-        "posterior": [guided(workdir, problem, weight, min(count, 512)) for weight in weights],
-    }
+    row = {**base, **quality(x, problem, classifier), **dict(zip(TIMES, (rounds, second, sampling), strict=True))}
+    row["posterior"] = [guided(workdir, problem, weight, min(count, 512)) for weight in weights]
     if seed == 0:
         truth = SHOWN.pop("the truth", np.asarray(problem.truth[:12]))
         SHOWN.update({job.method.replace(", ", "\n"): x[:12], "the truth": truth})
