@@ -27,6 +27,7 @@ from diffem_jax.config import validate
 from diffem_jax.errors import Preempted
 from diffem_jax.run.train import run_em
 from diffem_jax.storage import checkpoints
+from diffem_jax.storage.files import read_json, write_json
 from diffem_jax.storage.programs import keep_compiled
 from diffem_jax.storage.workdir import Workdir
 from experiments.cifar10 import measures, resnet
@@ -101,8 +102,7 @@ def main(argv: list[str]) -> None:
         found["measures"] = {"round": number, **by}
     found["seconds of this command"] = time.monotonic() - began
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(options.results.read_text()) if options.results.exists() else []
-    options.results.write_text(json.dumps([*before, found], indent=1) + "\n")
+    write_json(options.results, [*(read_json(options.results) or []), found], indent=1)
     print(json.dumps(found.get("measures", {}), indent=1), flush=True)
 
 
