@@ -29,7 +29,6 @@ from diffem_jax.config import default, validate
 from diffem_jax.config.values import put
 from diffem_jax.errors import Preempted
 from diffem_jax.run.train import run_em
-from diffem_jax.storage import checkpoints
 from diffem_jax.storage.files import read_json, write_json
 from diffem_jax.storage.programs import keep_compiled
 from diffem_jax.storage.workdir import Workdir
@@ -51,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ambient": {**EDM, "method": "ambient", "ambient.reconstruction": "dps", "dps.step": 10.0},
     "oracle": {**OURS, "method": "oracle"},
 }
-START, UPDATE = 130.0, {True: 1.15, False: 0.8}
+START, UPDATE = 120.0, {True: 0.9, False: 0.8}
 """Processor seconds of start and compilation, and of an update of 32 images, with this project's denoiser and without."""
 DRAW = {"diffem": 0.09, "oracle": 0.09, "diffem_paper": 0.2, "warm": 0.2, "em_mmps": 0.15, "ambient": 0.15}
 """Processor seconds of a draw."""
@@ -83,19 +82,20 @@ def get_config(method: str, options: argparse.Namespace, seconds: float = 0.0, w
 
 def train(config: ConfigDict, folder: Workdir, seconds: float, whole: bool = False) -> Row:
     """Trains for so many processor seconds; returns those taken, and those at which the start and each round were there."""
-    path, done = folder.root / "seconds.json", threading.Event()
-    clock: Row = read_json(path) or {"seconds": 0.0, "rounds": {}, "ended": False}
+    file, done = folder.root / "seconds.json", threading.Event()
+    clock: Row = read_json(file) or {"seconds": 0.0, "rounds": {}, "ended": False}
     before = clock["seconds"] - time.process_time()
 
     def watch() -> None:
         while not clock["ended"] and not done.wait(1.0):
             clock["seconds"] = before + time.process_time()
-            if latest := checkpoints.latest(folder.rounds) or checkpoints.latest(folder.start):
-                clock["rounds"].setdefault(latest.name, clock["seconds"])
+            # Checksums are written last.
+            for path in (*folder.start.glob("*.checksums.json"), *folder.rounds.glob("*.checksums.json")):
+                clock["rounds"].setdefault(path.name.partition(".")[0], clock["seconds"])
+            trained = not whole and folder.round_checkpoint(config.rounds).name in clock["rounds"]
             # What was foreseen may take a tenth longer.
-            trained = not whole and folder.round_checkpoint(config.rounds).exists()
             clock["ended"] = trained or clock["seconds"] > 1.1 * seconds
-            write_json(path, clock)
+            write_json(file, clock)
             if clock["ended"]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -112,7 +112,7 @@ def train(config: ConfigDict, folder: Workdir, seconds: float, whole: bool = Fal
         finally:
             done.set()
             watcher.join()
-            write_json(path, clock)
+            write_json(file, clock)
     return clock
 
 
