@@ -27,7 +27,7 @@ from diffem_jax.build.auto import changed, choose
 from diffem_jax.config import flatten, lookup
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers import ambient, augment, guidance, losses
-from diffem_jax.errors import UserError, first_line
+from diffem_jax.errors import Preempted, UserError, first_line
 from diffem_jax.gaussians.gaussians import Mixture, Start
 from diffem_jax.samplers import sample
 from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Sampler, Schedule, TimeLaw
@@ -277,7 +277,7 @@ def check_own_parts(setup: Setup, model: Model) -> None:
             drawn = jax.eval_shape(use, types.stream_key(setup.config.seed, "init"))
         if drawn.shape != setup.shape:
             raise ValueError(f"a draw has shape {drawn.shape}, x has {setup.shape}")
-    except UserError:
+    except (UserError, Preempted):
         raise
     except Exception as error:
         found = f"{type(error).__name__}: {first_line(error)[:200]}"
