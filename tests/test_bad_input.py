@@ -193,6 +193,7 @@ HUGE = """
 digits network.features=(1000000,1000000) network.embedding=1000000000 m_step.batch_size=1000000000 start.rank=1000000
 digits e_step.batch_size=1000000000 e_step.steps=1000000000 e_step.shard_size=1000000000000 start.components=1000000
 digits rounds=1000000000000000000000
+digits:projection corruption.measurements=1000000000 corruption.measurements=1000000
 manifold data.num_examples=1000000000000 data.shape=(1000000000,) data.shape=(10000000,)
 volumes data.num_examples=1000000000 data.shape=(10000,10000,10000,1)
 """

@@ -26,6 +26,8 @@ SMALL_IMAGE = 12 * 12
 """Images of more pixels than this take a convolutional network."""
 LARGE = 2**21
 """Of images with more entries than this in all an E-step takes minutes on two cores: where operators differ there is one round."""
+POSITIONS = 2**15
+"""Positions in a batch of images, at most where that leaves four: about a third of a second an update on two cores."""
 FEW = 1000
 """Of fewer observations than this, several draws of each are trained on, in fewer updates."""
 
@@ -67,7 +69,9 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
     # Where operators differ, together they see all of x: what a round made up need not count for much.
     together = corruption.is_linear and corruption.random_operator
     few, large, count = 0 < count < FEW, together and count * math.prod(shape) > LARGE, count or 2**20
-    batch = 2 ** min(5 if network == "unet" else 8, int(math.log2(max(count, 1))))
+    # A convolutional network learns from every position of a batch: of larger images fewer are as many.
+    most = max(4, min(32, POSITIONS // math.prod(shape[:-1]))) if network == "unet" else 256
+    batch = 2 ** int(math.log2(max(min(most, count), 1)))
     found: dict[str, Any] = {
         "network.name": network,
         "denoiser.preconditioning": "posterior" if corruption.is_linear else "edm",
@@ -92,8 +96,8 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
     if network == "mlp":
         found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}
     if network == "unet":
-        # As many levels as the sides can be halved, at most three, down to seven pixels.
-        levels = 1 + sum(all(side % 2**k == 0 and side // 2**k >= 7 for side in shape[:-1]) for k in (1, 2))
+        # As many levels as leave seven pixels, at most three.
+        levels = 1 + sum(min(shape[:-1]) > 6 * 2**k for k in (1, 2))
         found |= {
             "network.channels": (16, 32, 64)[:levels],
             "network.blocks": 1,

@@ -14,6 +14,7 @@ from diffem_jax.build import auto
 from diffem_jax.build.methods import Setup, make_setup
 from diffem_jax.config.values import restore
 from diffem_jax.errors import UserError
+from diffem_jax.storage.files import check_memory
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, PyTree, example_keys, stream_key
 
@@ -52,7 +53,10 @@ def stored_config(workdir: Workdir, network: bool = True) -> ConfigDict:
 
 
 def simulate(setup: Setup, x: Any, seed: int) -> Observation:
-    """One observation an example: y_i ~ p(y | x_i) with the key of (seed, i), as numpy arrays."""
+    """One observation an example: y_i ~ p(y | x_i) with the key of (seed, i), as numpy arrays; UserError for more than memory holds."""
+    made = jax.eval_shape(setup.data_corruption.sample, jax.random.key(0), jnp.zeros(setup.shape))
+    size = len(x) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+    check_memory("config.corruption", f"{len(x)} observations of {setup.config.corruption.name}", size)
     sample = jax.jit(lambda key, x, indices: jax.vmap(setup.data_corruption.sample)(example_keys(key, indices), x))
     key, count, parts = stream_key(seed, "data"), len(x), []
     chunk = min(CHUNK, count)

@@ -87,7 +87,7 @@ def calibrated(records: Sequence[Record]) -> list[str]:
     if off < -TOLERATED:
         return [f"warning: {line}: the draws are too narrow; raise config.e_step.steps or config.e_step.draws"]
     if off > TOLERATED:
-        return [f"warning: {line}: the draws are too wide; raise config.m_step.steps, the network is not fitted yet"]
+        return [f"warning: {line}: the draws are too wide; raise config.m_step.steps where the network is not fitted yet (pixels of exactly one value, such as a black background, do this too)"]
     return [line]
 
 

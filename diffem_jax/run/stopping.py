@@ -27,6 +27,7 @@ from diffem_jax.types import Corruption, Key, Observation, PyTree, example_keys,
 HELD_OUT = "held_out"
 SHARE = 0.1  # of what was seen; so little that the rest is nearly as informative as the whole
 SCORED, CALIBRATED = (2048, 2), (256, 16)  # observations at most, and draws of each, for ``score`` and ``calibration``
+ENTRIES, FEWEST = 2**20, 32  # of all draws at most, and observations at least: of large images fewer tell as much
 
 
 class Predictions(NamedTuple):
@@ -41,6 +42,7 @@ def predict(problem: Problem, drawing: Drawing, examples: int, draws: int) -> Pr
     """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together."""
     config, corruption = problem.setup.config, problem.setup.corruption
     count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
+    count = min(count, max(FEWEST, ENTRIES // (draws * math.prod(problem.setup.shape))))
     processes = process_count()
     # Each process asks its share of the observations; at least one, so that all compute together.
     own = np.arange(process_index(), max(count, processes), processes, dtype=np.int32) % count

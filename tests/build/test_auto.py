@@ -91,7 +91,7 @@ def test_flag_wins_over_what_would_be_chosen(name):
 def test_image_network_beyond_twelve_by_twelve():
     assert chosen((12, 12, 1), 0).network.name == "mlp"
     assert chosen((13,), 0).network.name == "mlp" and chosen((4096, 1), 0).network.name == "mlp"
-    widths = {(16, 16, 3): (16, 32), (28, 28, 1): (16, 32, 64), (64, 64, 3): (16, 32, 64), (17, 13, 1): (16,)}
+    widths = {(16, 16, 3): (16, 32), (28, 28, 1): (16, 32, 64), (64, 64, 3): (16, 32, 64), (25, 25, 1): (16, 32, 64), (17, 13, 1): (16, 32)}
     for shape, channels in widths.items():
         found = chosen(shape, 0)
         assert found.network.name == "unet" and found.network.channels == channels
@@ -122,6 +122,12 @@ def test_few_observations_have_a_smaller_start_and_more_draws():
     assert few.start.rank < many.start.rank == 24 and few.e_step.draws == 8 and many.e_step.draws == 1
     assert few.m_step.batch_size == 64 and few.m_step.steps < many.m_step.steps
     assert chosen((8, 8, 1), 1).m_step.batch_size == 1
+
+
+def test_of_large_images_fewer_make_a_batch():
+    sizes = {(16, 16, 3): 32, (28, 28, 1): 32, (64, 64, 3): 8, (256, 256, 3): 4}
+    assert {shape: chosen(shape, 5000).m_step.batch_size for shape in sizes} == sizes
+    assert chosen((256, 256, 3), 2).m_step.batch_size == 2
 
 
 def test_lines_say_what_was_chosen_and_how_to_change_it():
