@@ -70,7 +70,8 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
     together = corruption.is_linear and corruption.random_operator
     few, large, count = 0 < count < FEW, together and count * math.prod(shape) > LARGE, count or 2**20
     # A convolutional network learns from every position of a batch: of larger images fewer are as many.
-    most = max(4, min(32, POSITIONS // math.prod(shape[:-1]))) if network == "unet" else 256
+    fit = POSITIONS // math.prod(shape[:-1])
+    most = max(4, min(32, fit)) if network == "unet" else 256
     batch = 2 ** int(math.log2(max(min(most, count), 1)))
     found: dict[str, Any] = {
         "network.name": network,
@@ -84,6 +85,7 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
         "e_step.sampler": "analytic_2m" if corruption.is_linear else "dpmpp_2m_sde",
         "e_step.time_grid": "tangent" if corruption.is_linear else "log_uniform",
         "e_step.steps": (8 if network == "unet" else 16) if corruption.is_linear else 32,
+        "e_step.batch_size": 512,
         "e_step.draws": min(8, -(-FEW // count)) if few else 1,
         "m_step.steps": 400 if few else 1000,
         "m_step.batch_size": batch,
@@ -105,6 +107,7 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
             "network.embedding": 64,
             "network.dropout": 0.0,
             "start.iterations": 12,
+            "e_step.batch_size": 2 ** int(math.log2(max(16, min(512, 8 * fit)))),
             "rounds": 1 if large else 2,
             "m_step.steps": 450 if large else 400,
             "m_step.learning_rate": 2e-3,

@@ -87,7 +87,8 @@ def calibrated(records: Sequence[Record]) -> list[str]:
     if off < -TOLERATED:
         return [f"warning: {line}: the draws are too narrow; raise config.e_step.steps or config.e_step.draws"]
     if off > TOLERATED:
-        return [f"warning: {line}: the draws are too wide; raise config.m_step.steps where the network is not fitted yet (pixels of exactly one value, such as a black background, do this too)"]
+        cause = "the network is not fitted yet, raise config.m_step.steps, or many entries have exactly one value, as a black background"
+        return [f"warning: {line}: the draws are too wide; {cause}"]
     return [line]
 
 

@@ -62,7 +62,9 @@ def calibrate(run: Run, number: int, state: EMState) -> None:
     possible = number and problem.num_examples >= 16 and problem.setup.corruption.can_hold_out
     if not possible or agree(np.array(known)):
         return
-    record = stopping.calibration(stopping.predict(problem, drawing_of(run, number, state), *stopping.CALIBRATED))
+    record = stopping.calibration(
+        stopping.predict(problem, drawing_of(run, number, state), *stopping.CALIBRATED, run.stop.check)
+    )
     if process_index() == 0:
         run.workdir.log({"kind": "calibration", "round": number, **record})
 

@@ -45,7 +45,7 @@ def finish_round(run: Run, number: int, state: EMState) -> None:
         drawing = drawing._replace(step=run.profile.watch(drawing.step)) if number else drawing
         record = run_e_step(run.problem, run.store, drawing, number, run.stop, run.say)
         if run.problem.setup.config.stop.rule == stopping.HELD_OUT:
-            record |= stopping.score(stopping.predict(run.problem, drawing, *stopping.SCORED))
+            record |= stopping.score(stopping.predict(run.problem, drawing, *stopping.SCORED, run.stop.check))
         record_round(run, number, record, state)
         barrier("round finished")
     # Only now is the round known to be good: were its draws not finite, the run would go back to the one before.

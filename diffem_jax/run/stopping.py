@@ -10,6 +10,7 @@ arXiv 2302.03026.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from jax import Array
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, rows
 from diffem_jax.parallel import most, process_count, process_index, total
+from diffem_jax.report.console import Progress
 from diffem_jax.run.e_step import Drawing, draw_rows
 from diffem_jax.storage.workdir import Record
 from diffem_jax.types import Corruption, Key, Observation, PyTree, example_keys, stream_key
@@ -38,8 +40,13 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
-def predict(problem: Problem, drawing: Drawing, examples: int, draws: int) -> Predictions:
-    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together."""
+def predict(
+    problem: Problem, drawing: Drawing, examples: int, draws: int, check: Callable[[], None] = lambda: None
+) -> Predictions:
+    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together.
+
+    Between batches ``check`` may raise.
+    """
     config, corruption = problem.setup.config, problem.setup.corruption
     count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
     count = min(count, max(FEWEST, ENTRIES // (draws * math.prod(problem.setup.shape))))
@@ -58,7 +65,9 @@ def predict(problem: Problem, drawing: Drawing, examples: int, draws: int) -> Pr
         return rows(left, indices % count // processes % len(own))
 
     wanted = np.concatenate([own + draw * count for draw in range(draws)])
-    x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, size=most(len(wanted)))
+    with Progress("held-out draws", len(wanted), "draws", quiet=process_index() != 0) as progress:
+        more = {"size": most(len(wanted)), "advance": progress.advance, "check": check}
+        x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, **more)
     x = x.reshape(draws, len(own), *x.shape[1:])
     predicted = np.asarray(_observe(corruption, keys(1), own, observed.operator, x))
     return Predictions(observed.y[counted], held[counted], predicted[:, counted])
