@@ -15,12 +15,12 @@ from benchmarks.common import RESULTS, markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
-NAMES = ("time_to_quality", "memory", "start", "overhead", "updates", "loop", "width")
+NAMES = ("memory", "start", "overhead", "updates", "loop", "width")
 HEAD = f"""# Performance
 
 Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`
-measures one again, `make bench` these: {", ".join(NAMES)}. Of them time_to_quality and overhead were
-measured before `analytic_2m` was the default sampler and `digits` took two draws and `m_step.hidden_weight=0.2`."""
+measures one again, `make bench` these: {", ".join(NAMES)}. The overhead was measured before
+`analytic_2m` was the default sampler and `digits` took two draws and `m_step.hidden_weight=0.2`."""
 
 
 def about(name: str) -> str:
@@ -35,36 +35,25 @@ def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
 
 
 def blocks(title: str, value: dict[str, Any]) -> list[str]:
-    """Numbers become one table, records side by side another, whatever lies deeper a block of its own.
-
-    Lists of single rounds stay in the JSON file.
-    """
-    value = {key: inner for key, inner in value.items() if not key.endswith("rounds")}
-    numbers = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
+    """Numbers become one table, records side by side another, whatever lies deeper a block of its own."""
+    numbers = {key: inner for key, inner in value.items() if not isinstance(inner, dict)}
     out = [f"**{title}**"] if title and numbers else []
     if numbers:
         out += table(["", ""], [[key.replace("_", " "), inner] for key, inner in numbers.items()])
     records = {key: inner for key, inner in value.items() if isinstance(inner, dict)}
     shapes = {(*inner, *map(type, inner.values())) for inner in records.values()}
-    flat = not any(isinstance(v, dict | list) for record in records.values() for v in record.values())
+    flat = not any(isinstance(v, dict) for record in records.values() for v in record.values())
     if len(records) > 1 and len(shapes) == 1 and flat:
         heads = ["", *next(iter(records.values()))]
         out += table(heads, [[key, *inner.values()] for key, inner in records.items()])
         records = {}
-    for key, inner in value.items():
-        name = " / ".join(filter(None, (title, key.replace("_", " "))))
-        if isinstance(inner, list):
-            heads = list(dict.fromkeys(head for row in inner for head in row))
-            out += ["", f"**{name}**", *table(heads, [[row.get(head) for head in heads] for row in inner])]
-        elif key in records:
-            out += ["", *blocks(name, inner)]
+    for key, inner in records.items():
+        out += ["", *blocks(" / ".join(filter(None, (title, key.replace("_", " ")))), inner)]
     return out
 
 
 def show(value: Any) -> str:
     """A cell."""
-    if value is None:
-        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

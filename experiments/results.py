@@ -67,7 +67,7 @@ def stops() -> str:
 def others() -> str:
     """Experiments whose tables are long."""
     lines = ["## More", ""]
-    for name in ("ablations", "prior", "theory", "nonlinear", "cifar10"):
+    for name in ("ablations", "prior", "theory", "cifar10"):
         title = (ROOT / "experiments" / name / "README.md").read_text().splitlines()[0].lstrip("# ")
         lines.append(f"- [{title}](../experiments/{name}/README.md)")
     return "\n".join(lines)
