@@ -21,8 +21,6 @@ from IPython.display import Image, display
 jax.config.update("jax_num_cpu_devices", 2)  # before JAX looks for devices: a CPU pretends to be two
 
 from diffem_jax import run_em
-from diffem_jax.storage.reconstructions import ReconstructionStore
-from diffem_jax.storage.workdir import Workdir
 from diffem_jax.usage import load_config
 
 QUICK = os.environ.get("DIFFEM_COLAB_QUICK") == "1"
@@ -64,7 +62,6 @@ if ACCELERATOR:
 
 # %%
 config = load_config("cifar10:mask75_paper")
-full = config.copy_and_resolve_references()
 with config.unlocked():
     config.checkpoint.every_steps = 500
     if ACCELERATOR and not FULL:
@@ -90,26 +87,13 @@ for name in ("e_step", "m_step"):
 
 # %% [markdown]
 # ## Training by `pmap`
+#
+# After each round the run says how much time is left at its pace; docs/scaling.md has the cost of the whole config by its FLOPs.
 
 # %%
 run_em(config, workdir)
 for picture in sorted((workdir / "samples").glob("round_*.png")):
     display(Image(filename=str(picture)))
-
-# %% [markdown]
-# ## What to expect of the whole config
-#
-# Seconds per update and per draw, from this run's own lines, times the counts of the published config. On a CPU, where network
-# and data are shrunken, that is no estimate of it.
-
-# %%
-last = [record for record in Workdir(workdir).records() if record.get("kind") == "round"][-1]
-per_update = last["m_step_seconds"] / config.m_step.steps
-count = len(ReconstructionStore(Workdir(workdir).reconstructions).round(last["round"]).open())
-per_draw = last["e_step_seconds"] / count / config.e_step.steps
-hours = full.rounds * (full.m_step.steps * per_update + full.data.num_examples * full.e_step.steps * per_draw) / 3600
-print(f"{1e3 * per_update:.1f} ms per update, {1e6 * per_draw:.0f} us per draw and sampler step on {DEVICES} devices")
-print(f"with these, {full.rounds} rounds of {full.m_step.steps} updates: {hours:.1f} h")
 
 # %% [markdown]
 # ## Several hosts

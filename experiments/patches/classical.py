@@ -79,13 +79,9 @@ def compare(variant: str) -> dict[str, Any]:
     }
     classical = biharmonic if variant.startswith("mask") else deconvolution
     found = classical(observations, model.corruption)
-    table = {
-        name: {
-            "psnr": float(psnr(np.clip(x, -2, 2), truth).value),
-            "psnr_per_image": float(psnr_per_example(np.clip(x, -2, 2), truth).value),
-        }
-        for name, x in (answers | found).items()
-    }
+    table, measures = {}, {"psnr": psnr, "psnr_per_image": psnr_per_example}
+    for name, x in (answers | found).items():
+        table[name] = {key: float(of(np.clip(x, -2, 2), truth).value) for key, of in measures.items()}
     ordered = sorted(found, key=lambda name: table[name]["psnr"])
     top, best = ordered[-1], {name.split(",")[0]: name for name in ordered}
     table = {name: scores for name, scores in table.items() if name in answers or name in best.values()}

@@ -9,23 +9,23 @@ same data; draws of p(x) are compared with the hidden truths, and draws of p(x |
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from diffem_jax import metrics
 from diffem_jax.build.methods import make_setup
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
-from diffem_jax.gaussians.gaussians import Mixture, sample_gaussian
+from diffem_jax.gaussians.gaussians import sample_gaussian
 from diffem_jax.run import sample
 from diffem_jax.run.start import load_start
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.reconstructions import ReconstructionStore
 from diffem_jax.storage.workdir import Workdir
-from diffem_jax.types import Key, stream_key
+from diffem_jax.types import stream_key
 from experiments import common, figures
 from experiments.common import Job, Row, fields
 
@@ -93,23 +93,13 @@ def measure(job: Job, work: Path, seed: int) -> list[Row]:
         SHOWN.update({job.method.replace(", ", "\n"): x[:12], "the truth": truth})
     if job.method != SECOND:
         return [row]
-    store = ReconstructionStore(workdir.reconstructions)
+    store, keys = ReconstructionStore(workdir.reconstructions), jax.random.split(jax.random.key(seed), count)
+    gaussian = jax.tree.map(lambda a: a[0], load_start(workdir).components)
     others = {
         "(the last reconstructions)": store.round(store.rounds()[-1]).open()[:count],
-        "(the start's Gaussian)": draw_start(load_start(workdir), count, seed),
+        "(the start's Gaussian)": np.asarray(jax.vmap(partial(sample_gaussian, law=gaussian))(keys)),
     }
     return [row, *({**base, "method": name, **quality(kept, problem, classifier)} for name, kept in others.items())]
-
-
-def draw_start(start: Mixture, count: int, seed: int) -> np.ndarray:
-    """Draws of the fitted start itself, without observations."""
-
-    def one(key: Key) -> Array:
-        pick, body = jax.random.split(key)
-        part = jax.random.categorical(pick, start.log_weights)
-        return sample_gaussian(body, jax.tree.map(lambda a: a[part], start.components))
-
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), count)))
 
 
 def tables(found: list[Row]) -> str:

@@ -157,20 +157,16 @@ def network_course(rounds: int, updates: int, count: int, steps: int = 48, batch
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as they stand in the README."""
-    head = ["round", "KL exact", "KL", "moved", "score error", "bound on KL", "rms error of x-hat"]
-    cells = [[n, *("" if value is None else f"{value:.4f}" for value in rest)] for n, *rest in map(dict.values, rows)]
-    return common.markdown(head, cells)
-
-
 def tables(results: dict[str, Any]) -> str:
     """The part of the README that is made from the results."""
-    head = f"{results['count']:,} observations, {results['seconds']:.0f} s."
-    head += f" Predicted factor of KL per round near the truth: {results['predicted_factor']:.3f}."
-    parts = [f"{label}\n\n{table(rows)}" for label, rows in results["courses"].items()]
+    parts = [f"{results['count']:,} observations, {results['seconds']:.0f} s."]
+    parts[0] += f" Predicted factor of KL per round near the truth: {results['predicted_factor']:.3f}."
+    heads = ["round", "KL exact", "KL", "moved", "score error", "bound on KL", "rms error of x-hat"]
+    for label, rows in results["courses"].items():
+        cells = [[n, *("" if v is None else f"{v:.4f}" for v in rest)] for n, *rest in map(dict.values, rows)]
+        parts += [label, common.markdown(heads, cells)]
     picture = "![KL of exact rounds and of a network's, the score error and the bound](../../docs/theory.png)"
-    return "\n\n".join([head, *parts, picture])
+    return "\n\n".join([*parts, picture])
 
 
 def draw(results: dict[str, Any], place: Path) -> None:
