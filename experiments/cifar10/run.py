@@ -38,27 +38,27 @@ from experiments.common import ROOT, Row
 
 PLACE, WORK, SHOWN = Path(__file__).parent, ROOT / "runs" / "experiments" / "cifar10", 14
 CORRUPTIONS = ("mask75", "mask50", "mask90", "blur")
-OURS = {"denoiser.base": "start_moments", "m_step.loss_weight": "base", "m_step.time_law_beta": ((4.0, 2.5),)}
+LOSS = {"m_step.loss_weight": "base", "m_step.time_law_beta": ((4.0, 2.5),), "m_step.hidden_weight": 0.2}
+OURS = {"denoiser.base": "start", **LOSS}
 EDM = {"denoiser.preconditioning": "edm"}
 SAMPLER = {"e_step.sampler": "ddpm", "e_step.time_grid": "log_uniform", "e_step.steps": 24}
 PAPER = {**EDM, **SAMPLER, "schedule.sigma_min": 3e-4}
 METHODS: dict[str, dict[str, Any]] = {
     "diffem": OURS,
+    "diffem_moments": {**OURS, "denoiser.base": "start_moments"},
     "diffem_paper": PAPER,
     "em_mmps": {**EDM, "method": "em_mmps"},
     "warm": PAPER,  # from the draws of em_mmps, which has half of the budget
     "ambient": {**EDM, "method": "ambient", "ambient.reconstruction": "dps", "dps.step": 10.0},
     "oracle": {**OURS, "method": "oracle"},
 }
-START, UPDATE = 120.0, {True: 0.9, False: 0.8}
-"""Processor seconds of start and compilation, and of an update of 32 images, with this project's denoiser and without."""
-DRAW = {"diffem": 0.09, "oracle": 0.09, "diffem_paper": 0.2, "warm": 0.2, "em_mmps": 0.15, "ambient": 0.15}
-"""Processor seconds of a draw."""
+START, UPDATE, DRAW = 120.0, 0.9, 0.15
+"""Processor seconds of start and compilation, of an update of 32 images, and of a draw, of the dearest method."""
 
 
 def get_config(method: str, options: argparse.Namespace, seconds: float = 0.0, whole: bool = False) -> ConfigDict:
     """A method for so many processor seconds; ``whole`` where the draws of its last round are needed too."""
-    masked, drawing = options.corruption != "blur", options.examples * DRAW[method]
+    masked, drawing = options.corruption != "blur", options.examples * DRAW
     rounds = 1 + int(5 * drawing < seconds)
     left = (seconds - START - drawing * (rounds - 1 + whole)) / rounds
     c = default()
@@ -70,13 +70,13 @@ def get_config(method: str, options: argparse.Namespace, seconds: float = 0.0, w
         c.network = ConfigDict({"name": "unet", **size, "dropout": 0.0})
         c.start.update(name="stationary" if masked else "gaussian", iterations=6, num_examples=2048)
         c.e_step.update(steps=8, batch_size=128)
-        c.m_step.update(steps=max(1, int(left / UPDATE["denoiser.base" in METHODS[method]])), batch_size=32)
+        c.m_step.update(steps=max(1, int(left / UPDATE)), batch_size=32)
         c.m_step.update(updates_per_dispatch=20, learning_rate=2e-3, ema_decay=0.995)
         c.checkpoint.every_steps = 200
         for name, value in METHODS[method].items():
             put(c, name, value)
-        # Masks differ, so that together they see all of x; a blur is one.
-        c.m_step.hidden_weight = 0.2 if masked and method == "diffem" else 1.0
+        if not masked:
+            c.m_step.hidden_weight = 1.0
     return c
 
 
