@@ -71,9 +71,8 @@ def test_every_message_has_a_cure():
 
 
 def test_fields_that_pages_and_messages_name_exist():
-    classes = [("corruption", name) for name in corruptions.CORRUPTIONS] + [
-        ("network", name) for name in networks.NETWORKS
-    ]
+    sections = {"corruption": corruptions.CORRUPTIONS, "network": networks.NETWORKS}
+    classes = [(section, name) for section, registry in sections.items() for name in registry]
     known = {*config.FIELDS, *(field for kind in classes for field in config.class_fields(*kind))}
     texts = [page.read_text() for page in (ROOT / "README.md", *DOCS)] + [text for _, text in generate.messages()]
     named = {name for text in texts for name in re.findall(r"(?<!_)config\.([a-z_]+\.[a-z_]*[a-z])\b", text)}

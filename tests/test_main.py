@@ -199,15 +199,10 @@ def test_training_never_reads_the_truth(run, own, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-    sgd = {
-        "m_step__optimizer": "sgd",
-        "m_step__clip_norm": 0.0,
-        "m_step__learning_rate": 10.0,
-        "m_step__hidden_weight": 1.0,
-    }
-    wild = [*arguments(eval__metrics="()", rounds=1, **sgd), f"--workdir={tmp_path / 'run'}"]
+    sgd = {"m_step__optimizer": "sgd", "m_step__clip_norm": 0.0, "m_step__learning_rate": 10.0}
+    wild = arguments(eval__metrics="()", rounds=1, m_step__hidden_weight=1.0, **sgd)
     words = ("M-step 1", "at update", "of the run", "last good checkpoint", "round_00001_update_", "learning_rate")
-    refused(command(*wild), *words)
+    refused(command(*wild, f"--workdir={tmp_path / 'run'}"), *words)
 
 
 def test_fresh_corruptions_take_the_operators_of_the_data(tmp_path):

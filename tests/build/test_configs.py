@@ -241,11 +241,8 @@ def test_small_version_trains_a_round_through_the_command(name, variant, tmp_pat
     fields |= {"prior.steps": 0, "eval.metrics": "()"}
     shape = (*(min(side, 16) for side in full[:2]), full[-1]) if len(full) == 3 else full
     if config.network.name == "unet":
-        fields |= {
-            "network.channels": (8,) * len(config.network.channels),
-            "network.blocks": 1,
-            "network.embedding": 16,
-        }
+        fields |= {"network.channels": (8,) * len(config.network.channels), "network.blocks": 1}
+        fields["network.embedding"] = 16
     else:
         fields["network.features"] = (16,)
     if config.data.name == "observations":

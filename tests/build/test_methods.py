@@ -14,6 +14,7 @@ from diffem_jax.build import methods
 from diffem_jax.build.muon import ADAM_SHARE, SCALE, muon
 from diffem_jax.build.parts import check_noise, make_optimizer
 from diffem_jax.config import default
+from diffem_jax.config.values import put
 from diffem_jax.corruptions import CORRUPTIONS
 from diffem_jax.errors import UserError
 from diffem_jax.gaussians import Gaussian, Mixture, stationary
@@ -29,11 +30,7 @@ def configured(**fields):
     c = config.default().unlock()
     c.network = {"name": "mlp", "features": (8,)}
     for name, value in fields.items():
-        *sections, last = name.split("__")
-        section = c
-        for part in sections:
-            section = section[part]
-        section[last] = value
+        put(c, name.replace("__", "."), value)
     if ":" not in c.method:
         config.validate(c)
     return c

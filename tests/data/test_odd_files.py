@@ -278,11 +278,8 @@ def test_columns_that_are_no_data_are_refused(values, message):
 
 def test_tables_come_back_and_groups_are_missing_together(tmp_path):
     rng = np.random.default_rng(0)
-    age, colour, (seen, known) = (
-        rng.normal(40, 10, 200),
-        rng.choice(["red", "green", "blue"], 200),
-        rng.random((2, 200)) < 0.7,
-    )
+    age, colour = rng.normal(40, 10, 200), rng.choice(["red", "green", "blue"], 200)
+    seen, known = rng.random((2, 200)) < 0.7
     table = encode_table({"age": np.where(seen, age, NAN), "colour": np.where(known, colour, None)})
     assert table.groups == (1, 3) and table.y.shape == (200, 4)
     np.testing.assert_array_equal(table.mask, np.stack([seen, known, known, known], -1))
