@@ -257,7 +257,7 @@ def _statistics(
 @full_precision
 def _step(model: Stationary, first: Array, data: Array, own: Array, count: int, stride: float) -> Stationary:
     """One step of mean and spectrum; the mean's change has the prior N(0, S), and a thousandth of an observation is as before."""
-    eye = jnp.eye(len(data))
+    eye = jnp.broadcast_to(jnp.eye(len(data)), (*data.shape[2:], len(data), len(data)))
     b, h = (jnp.moveaxis(m, (0, 1), (-2, -1)) + 1e-3 * eye for m in (data, own))
     moved = jnp.linalg.solve(h + eye / count, jnp.moveaxis(first, 0, -1)[..., None])[..., 0]
     mean = model.mean + from_components(model, jnp.sqrt(model.power) * jnp.moveaxis(moved, -1, 0))
