@@ -24,10 +24,12 @@ from diffem_jax.types import Corruption
 Shape = tuple[int, ...]
 SMALL_IMAGE = 12 * 12
 """Images of more pixels than this take a convolutional network."""
+LARGE_SIDE = 48
+"""Images of at least this many pixels a side enter the network as patches of 2 x 2."""
 LARGE = 2**21
 """Of images with more entries than this in all an E-step takes minutes on two cores: where operators differ there is one round."""
 POSITIONS = 2**15
-"""Positions in a batch of images, at most where that leaves four: about a third of a second an update on two cores."""
+"""Positions of images in a batch, at most where that leaves four: about a third of a second an update on two cores."""
 FEW = 1000
 """Of fewer observations than this, several draws of each are trained on, in fewer updates."""
 
@@ -70,7 +72,9 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
     together = corruption.is_linear and corruption.random_operator
     few, large, count = 0 < count < FEW, together and count * math.prod(shape) > LARGE, count or 2**20
     # A convolutional network learns from every position of a batch: of larger images fewer are as many.
-    fit = POSITIONS // math.prod(shape[:-1])
+    # In large images the closed-form mean carries the finest detail.
+    patch = 2 if network == "unet" and corruption.is_linear and min(shape[:-1]) >= LARGE_SIDE else 1
+    fit = POSITIONS * patch ** max(len(shape) - 2, 0) // math.prod(shape[:-1])
     most = max(4, min(32, fit)) if network == "unet" else 256
     batch = 2 ** int(math.log2(max(min(most, count), 1)))
     found: dict[str, Any] = {
@@ -92,16 +96,18 @@ def recommended(shape: Shape, count: int, corruption: Corruption, network: str, 
         "m_step.learning_rate": 1e-3,
         "m_step.loss_weight": "snr",
         "m_step.time_law_beta": ((3.0, 3.0),),
-        "m_step.updates_per_dispatch": 50,
+        "m_step.updates_per_dispatch": 10 if network == "unet" else 50,  # seconds on two cores
         "m_step.hidden_weight": 0.2 if together else 1.0,
     }
     if network == "mlp":
         found |= {"network.features": (256, 256, 256), "network.embedding": 64, "network.normalize": True}
     if network == "unet":
         # As many levels as leave seven pixels, at most three.
-        levels = 1 + sum(min(shape[:-1]) > 6 * 2**k for k in (1, 2))
+        levels = 1 + sum(min(shape[:-1]) > 6 * patch * 2**k for k in (1, 2))
         found |= {
-            "network.channels": (16, 32, 64)[:levels],
+            "network.channels": ((16, 32, 64) if patch == 1 else (32, 64, 64))[:levels],
+            "network.patch": patch,
+            "network.skips": "concat" if patch == 1 else "add",
             "network.blocks": 1,
             "network.heads": (),
             "network.embedding": 64,

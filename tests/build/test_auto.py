@@ -94,14 +94,14 @@ def test_image_network_beyond_twelve_by_twelve():
     widths = {
         (16, 16, 3): (16, 32),
         (28, 28, 1): (16, 32, 64),
-        (64, 64, 3): (16, 32, 64),
+        (64, 64, 3): (32, 64, 64),
         (25, 25, 1): (16, 32, 64),
         (17, 13, 1): (16, 32),
     }
     for shape, channels in widths.items():
         found = chosen(shape, 0)
         assert found.network.name == "unet" and found.network.channels == channels
-        assert found.denoiser.base == "start_moments"
+        assert found.denoiser.base == "start_moments" and found.network.patch == 1 + (shape[0] >= 48)
         assert found.start.name == "stationary" and "fill_iterations" not in found.corruption
         assert chosen(shape, 0, "start.name=gaussian").corruption.fill_iterations > 0
 
@@ -131,7 +131,7 @@ def test_few_observations_have_a_smaller_start_and_more_draws():
 
 
 def test_of_large_images_fewer_make_a_batch():
-    sizes = {(16, 16, 3): 32, (28, 28, 1): 32, (64, 64, 3): 8, (256, 256, 3): 4}
+    sizes = {(16, 16, 3): 32, (28, 28, 1): 32, (64, 64, 3): 16, (256, 256, 3): 4}
     assert {shape: chosen(shape, 5000).m_step.batch_size for shape in sizes} == sizes
     assert chosen((256, 256, 3), 2).m_step.batch_size == 2
 
