@@ -66,8 +66,8 @@ def predict(
 
     wanted = np.concatenate([own + draw * count for draw in range(draws)])
     with Progress("held-out draws", len(wanted), "draws", quiet=process_index() != 0) as progress:
-        more = {"size": most(len(wanted)), "advance": progress.advance, "check": check}
-        x, _ = draw_rows(drawing, read, lambda attempt: keys(2 + attempt), wanted, **more)
+        given = drawing, read, lambda attempt: keys(2 + attempt), wanted
+        x, _ = draw_rows(*given, size=most(len(wanted)), advance=progress.advance, check=check)
     x = x.reshape(draws, len(own), *x.shape[1:])
     predicted = np.asarray(_observe(corruption, keys(1), own, observed.operator, x))
     return Predictions(observed.y[counted], held[counted], predicted[:, counted])
