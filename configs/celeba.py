@@ -48,7 +48,7 @@ def get_config(variant: str = "mask50") -> ConfigDict:
             c.network.update(
                 channels=(128, 256, 256, 256), blocks=2, heads=((2, 4),), patch=2, dropout=0.0, dtype="bfloat16"
             )
-            c.denoiser.base = "start_moments"
+            c.denoiser.base = "start"
             c.start.update(name="stationary", iterations=6, num_examples=4096)
             c.e_step.update(steps=24, batch_size=512)
             c.m_step.update(steps=4000, batch_size=256, updates_per_dispatch=25, learning_rate=6e-4, warmup_steps=50)
