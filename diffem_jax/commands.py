@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,13 +131,15 @@ def _check_writable(target: Path) -> None:
         raise UserError(f"--output: {target} cannot be written; expected {expected}") from None
 
 
-def evaluate(workdir: Path, reference: str | None, round: int | None = None, path: str | None = None) -> None:
-    """Measures the draws of a round of a run, whose data may have moved to ``path``."""
+def evaluate(
+    workdir: Path, reference: str | None, round: int | None = None, fields: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Measures the draws of a round of a run, with ``fields`` of its config set anew."""
     from diffem_jax.run import evaluate as measure
     from diffem_jax.storage.workdir import Workdir
 
     check_platform()
-    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, _warn, path).items():
+    for name, value in measure.evaluate_run(Workdir(workdir), reference, round, _warn, fields).items():
         print(f"{name}: {value:.6g}")
 
 

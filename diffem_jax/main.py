@@ -34,7 +34,9 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir: missing; expected a folder for the run, for instance --workdir=runs/digits")
     workdir = Path(_WORKDIR.value)
-    others = [name for name, _ in fields if name != "data.path"]  # which other modes take, where the file has moved
+    # Other modes take the place of a file that has moved, and how much is measured.
+    measured = ("data.path", "eval.") if _MODE.value == "evaluate" else ("data.path",)
+    others = [name for name, _ in fields if not name.startswith(measured)]
     config = usage.load_config(_CONFIG.value, fields) if _MODE.value == "train" or others else None
     if _COORDINATOR.value is not None:
         initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str], fields: Sequence[tuple[str, str]] = ()) -> None:
     elif _MODE.value == "sample":
         commands.sample(workdir, _OBSERVATIONS.value, _NUM_SAMPLES.value, _OUTPUT.value, _SEED.value, _ROUND.value)
     elif _MODE.value == "evaluate":
-        commands.evaluate(workdir, _REFERENCE.value, _ROUND.value, dict(fields).get("data.path"))
+        commands.evaluate(workdir, _REFERENCE.value, _ROUND.value, [f for f in fields if f[0] not in others])
     else:
         commands.report(workdir)
 

@@ -6,6 +6,7 @@ from typing import Any
 NAMES = {
     "loss": ("Denoising loss", "lower is better"),
     "psnr": ("PSNR, dB", "higher is better"),
+    "psnr_of_mean": ("PSNR of the mean of draws, dB", "higher is better"),
     "ssim": ("SSIM", "higher is better"),
     "accuracy": ("Accuracy of a classifier", "higher is better"),
     "sinkhorn": ("Sinkhorn divergence", "lower is better"),

@@ -1,11 +1,13 @@
 """``--mode=evaluate``: measures of a round of a finished run, and of its posterior by several draws of each observation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffem_jax import metrics
 from diffem_jax.build.problem import Problem, load_problem, rows, stored_config
+from diffem_jax.config import override
 from diffem_jax.data import npz
 from diffem_jax.errors import UserError
 from diffem_jax.parallel import make_parallel
@@ -28,18 +30,17 @@ def evaluate_run(
     reference: str | None = None,
     round: int | None = None,
     warn: Say = lambda line: None,
-    path: str | None = None,
+    fields: Sequence[tuple[str, str]] = (),
 ) -> dict[str, float]:
     """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 
-    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``path`` is where the run's observations lie
-    now, and ``warn`` takes lines on what they cannot show. A ``UserError`` where there is no such round, or nothing fits.
+    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``fields`` of eval and data.path, as texts, take
+    the place of the run's, and ``warn`` takes lines on what the data cannot show. A ``UserError`` where there is no such round, or
+    nothing fits.
     """
     config = stored_config(workdir)
-    if path is not None:
-        with config.unlocked():
-            config.data.path = path
-    elif config.data.path and not Path(config.data.path).expanduser().exists():
+    override(config, fields)
+    if "data.path" not in dict(fields) and config.data.path and not Path(config.data.path).expanduser().exists():
         cure = "give --config.data.path=FILE where it lies now"
         raise UserError(f"{config.data.path}: no such file or folder, the run's data; expected it where it was; {cure}")
     problem = load_problem(config)
@@ -112,6 +113,7 @@ def posterior_measures(problem: Problem, number: int, drawing: Drawing) -> dict[
         truth, levels = np.asarray(problem.truth[:count]), metrics.LEVELS
         references = np.roll(x[0], 1, axis=0) if count > 1 else None
         estimates["crps"] = metrics.crps(x, truth)
+        estimates["psnr_of_mean"] = metrics.psnr(x.mean(axis=0), truth)
         covered = metrics.coverage(x, truth, levels)
         joint = metrics.tarp(x, truth, stream_key(config.seed, "tarp"), levels, references)
         for name, found in (("coverage", covered), ("tarp", joint)):
