@@ -112,7 +112,7 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
     observed = jax.vmap(corruption.sample)(jax.random.split(jax.random.key(1), count), jnp.asarray(x, jnp.float32))
     config = default()
     config.e_step.batch_size = 500
-    setup, mapped = SimpleNamespace(config=config, corruption=corruption), make_parallel(parallel)
+    setup, mapped = SimpleNamespace(config=config, corruption=corruption, shape=(5,)), make_parallel(parallel)
     problem = Problem(setup, jax.tree.map(np.asarray, observed), x, None)
 
     def step(key, how, observations, indices):
