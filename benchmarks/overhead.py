@@ -19,6 +19,7 @@ import optax
 from benchmarks.common import draw_round, excess, interleave, make_run, medians, one_core, write
 from configs import digits, manifold
 from diffem_jax.build.problem import load_problem, rows
+from diffem_jax.run.m_step import training_rows
 from diffem_jax.run.rounds import fresh_state, run_m_step
 from diffem_jax.types import example_keys, stream_key
 
@@ -41,11 +42,12 @@ def measure(config: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(problem, folder)
         draw_round(run, 0, run.start_draw, run.start)
-        m, draw = config.m_step, run.store.round(0).open().__getitem__
-        x = draw(np.arange(updates * m.batch_size) % problem.num_examples)
-        staged = jax.device_put(x.reshape(updates, m.batch_size, *problem.setup.shape))
+        m, model = config.m_step, run.engine.model
+        count, read = training_rows(problem, model, run.store, 1)
+        x = read(np.arange(updates * m.batch_size) % count)
+        staged = jax.device_put(jax.tree.map(lambda a: a.reshape(updates, m.batch_size, *a.shape[1:]), x))
         slots = np.arange(m.batch_size, dtype=np.int32)
-        loss, optimizer = run.engine.model.loss, problem.setup.optimizer
+        loss, optimizer = model.loss, problem.setup.optimizer
 
         @jax.jit
         def bare(params: Any, opt_state: Any, key: Any, data: Any) -> Any:
@@ -73,9 +75,9 @@ def measure(config: Any) -> dict[str, float]:
             UPDATE_TURNS,
         )
         # The last batch is padded to the others' shape, and its draws are as long.
-        batches = -(-problem.num_examples // e.batch_size)
+        batches = -(-problem.num_examples * e.draws // e.batch_size)
         observed = rows(problem.observations, np.arange(e.batch_size))
-        bind, times, shape = run.engine.model.bind, problem.setup.times, problem.setup.shape
+        bind, times, shape = model.bind, problem.setup.times, problem.setup.shape
 
         @jax.jit
         def evaluations(params: Any, key: Any, observations: Any) -> Any:
