@@ -14,7 +14,7 @@ from diffem_jax import metrics
 from diffem_jax.build.problem import Problem
 from diffem_jax.config import default
 from diffem_jax.corruptions import PixelMask, Projection
-from diffem_jax.errors import UserError
+from diffem_jax.errors import Preempted, UserError
 from diffem_jax.gaussians import Gaussian, Mixture, sample_posterior
 from diffem_jax.gaussians.gaussians import posterior_moments
 from diffem_jax.parallel import make_parallel
@@ -129,6 +129,11 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
     def drawing(*how):
         return make_drawing(compiled, mapped, np.array(how, np.float32), config.e_step.batch_size)
 
+    def asked_to_end():
+        raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED, asked_to_end)
     exact = stopping.score(stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED))
     assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
     for how in ((1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5)):
