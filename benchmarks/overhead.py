@@ -1,10 +1,10 @@
-"""Overhead of the host loop: M-step updates against a bare jitted scan, E-step against the bare network evaluations.
+"""Overhead of the host loop: M-step updates against a bare jitted scan, E-step against the bare jitted sampler.
 
     python -m benchmarks.overhead
 
 Both sides train the same network with the same loss, optimiser and batch; the bare side has its data on the device
-already and no moving average, log, checkpoint or progress. A round has as many updates as the config gives it. Sides
-alternate; medians over the turns, in processor seconds on one core, where the host's work cannot hide behind the device's.
+already and no moving average, log, checkpoint or progress. A round has as many updates as the config gives it. "Network" is
+an E-step's network evaluations alone, without the noise and the solves of a sampler. Sides alternate; medians over the turns, in processor seconds on one core, where the host's work cannot hide behind the device's.
 """
 
 import tempfile
@@ -26,9 +26,9 @@ from diffem_jax.types import example_keys, stream_key
 UPDATE_TURNS, DRAW_TURNS = 7, 21
 
 
-def compare(name: str, loop: Callable[[], Any], bare: Callable[[], Any], turns: int) -> dict[str, float]:
-    """Median seconds of both sides, and what the loop takes more."""
-    seconds = interleave({"loop": loop, "bare": bare}, turns)
+def compare(name: str, sides: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Median seconds of each side, and what the loop takes more than the bare one."""
+    seconds = interleave(sides, turns)
     found = {f"{name}_{side}_seconds": value for side, value in medians(seconds).items()}
     return found | {f"{name}_overhead": excess(seconds["loop"], seconds["bare"])}
 
@@ -70,13 +70,16 @@ def measure(config: Any) -> dict[str, float]:
         key, e = stream_key(config.seed, "m_step", 1), config.e_step
         m_step = compare(
             "m_step",
-            lambda: run_m_step(run, 1, next(states)),
-            lambda: bare(fresh.params, fresh.opt_state, key, staged),
+            {
+                "loop": lambda: run_m_step(run, 1, next(states)),
+                "bare": lambda: bare(fresh.params, fresh.opt_state, key, staged),
+            },
             UPDATE_TURNS,
         )
         # The last batch is padded to the others' shape, and its draws are as long.
         batches = -(-problem.num_examples * e.draws // e.batch_size)
-        observed = rows(problem.observations, np.arange(e.batch_size))
+        indices = np.arange(e.batch_size, dtype=np.int32)
+        observed = rows(problem.observations, indices)
         bind, times, shape = model.bind, problem.setup.times, problem.setup.shape
 
         @jax.jit
@@ -87,15 +90,20 @@ def measure(config: Any) -> dict[str, float]:
                 denoise = bind(params, o)
                 return jax.lax.scan(lambda x, t: (denoise(x, t), None), jax.random.normal(k, shape), times[:-1])[0]
 
-            return jax.vmap(one)(example_keys(key, np.arange(e.batch_size)), observations)
+            return jax.vmap(one)(example_keys(key, indices), observations)
 
         # A round that is not in the store yet, so that every call draws all of it.
         number = iter(range(1, 1000))
-        params = jax.tree.map(np.asarray, fresh.ema_params)
+        params, parallel, mapped = jax.tree.map(np.asarray, fresh.ema_params), run.engine.parallel, run.engine.e_step
+        placed, one_key = parallel.replicate(params), parallel.replicate(key)
+        batch = parallel.shard((observed, indices))
         e_step = compare(
             "e_step",
-            lambda: draw_round(run, next(number), run.engine.e_step, params),
-            lambda: [evaluations(params, key, observed) for _ in range(batches)],
+            {
+                "loop": lambda: draw_round(run, next(number), mapped, params),
+                "bare": lambda: [mapped(one_key, placed, *batch) for _ in range(batches)],
+                "network": lambda: [evaluations(params, key, observed) for _ in range(batches)],
+            },
             DRAW_TURNS,
         )
     return {"updates": updates, **m_step, **e_step}

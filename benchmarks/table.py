@@ -19,8 +19,7 @@ NAMES = ("memory", "start", "overhead", "updates", "loop", "width")
 HEAD = f"""# Performance
 
 Written by `python -m benchmarks.table` from `benchmarks/results/`, which holds every number. `python -m benchmarks.NAME`
-measures one again, `make bench` these: {", ".join(NAMES)}. The E-step's overhead is over the
-network's evaluations alone: the sampler's own arithmetic counts as well, in `analytic_2m` two draws of noise and a solve a step."""
+measures one again, `make bench` these: {", ".join(NAMES)}."""
 
 
 def about(name: str) -> str:

@@ -59,21 +59,25 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
         variance = jnp.broadcast_to(jnp.float32(corruption.noise_variance(x, operator)), y.shape)
         return _Draw(observation, condition, clean, variance, jnp.broadcast_to(corruption.observed(operator), y.shape))
 
-    keys, single = jax.random.split(key, samples), jax.jit(draw)
-    with jax.debug_key_reuse(True):
-        single(jax.random.clone(keys[0]), x)
+    keys, compiled = jax.random.split(key, samples), jax.jit(draw)
+
+    def single(x: jax.Array) -> _Draw:
+        """The first key's draw; a key that the corruption uses twice is refused."""
+        with jax.debug_key_reuse(True):
+            return jax.tree.map(np.asarray, compiled(jax.random.clone(keys)[0], x))
+
+    one = single(x)
     # Determinism is seen by using a key twice.
     with jax.debug_key_reuse(False):
         batched = jax.jit(jax.vmap(draw, (0, None)))
         batch, again = (jax.tree.map(np.asarray, batched(keys, x)) for _ in range(2))
-        one = jax.tree.map(np.asarray, single(keys[0], x))
-        require(equal(batch, again), "the same keys must draw the same observations")
-        for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
-            require(a[0].shape == b.shape, f"vmap changes a shape: {a[0].shape}, {b.shape}")
-            require(np.allclose(a[0], b, atol=1e-4), "vmap and a single call must draw the same observation")
-        _check_shapes(corruption, batch)
-        _check_noise(batch)
-        _check_leaks(corruption, one, lambda hidden: single(keys[0], np.where(hidden, np.float32(np.nan), x)))
+    require(equal(batch, again), "the same keys must draw the same observations")
+    for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
+        require(a[0].shape == b.shape, f"vmap changes a shape: {a[0].shape}, {b.shape}")
+        require(np.allclose(a[0], b, atol=1e-4), "vmap and a single call must draw the same observation")
+    _check_shapes(corruption, batch)
+    _check_noise(batch)
+    _check_leaks(corruption, one, lambda hidden: single(np.where(hidden, np.float32(np.nan), x)))
     return one.observation
 
 
@@ -137,19 +141,21 @@ def _check_leaks(corruption: Any, one: _Draw, spoil: Callable[[np.ndarray], _Dra
 
 def _check_hold_out(corruption: Any, x: np.ndarray, observation: Observation, key: jax.Array) -> None:
     """What is held back was measured, is not in what is left, and the rest is as it was."""
-    taken = 0
+
+    @jax.jit
+    def hide(key: jax.Array, y: jax.Array) -> tuple[Any, ...]:
+        left, held = corruption.hold_out(key, observation._replace(y=y), 0.3)
+        return left, held, corruption.forward(x, left.operator)
+
+    seen = np.broadcast_to(np.asarray(corruption.observed(observation.operator)), observation.y.shape)
+    clean, taken = jax.jit(corruption.forward)(x, observation.operator), 0
     for one in jax.random.split(key, 16):
-        left, held = jax.jit(corruption.hold_out, static_argnums=2)(one, observation, 0.3)
-        seen = np.broadcast_to(np.asarray(corruption.observed(observation.operator)), observation.y.shape)
-        held = np.asarray(held)
+        left, held, rest = jax.tree.map(np.asarray, hide(one, observation.y))
         require(held.shape == seen.shape and not (held & ~seen).any(), "hold_out must hold back what was measured")
-        require(not np.asarray(left.y)[held].any(), "what hold_out holds back must be 0 in the y that is left")
-        spoiled = observation._replace(y=jnp.where(held, jnp.nan, observation.y))
-        again, _ = corruption.hold_out(jax.random.clone(one), spoiled, 0.3)
+        require(not left.y[held].any(), "what hold_out holds back must be 0 in the y that is left")
+        again, *_ = hide(jax.random.clone(one), np.where(held, np.float32(np.nan), observation.y))
         require(equal(again, left), "what is left must not depend on what is held back")
-        rest = corruption.forward(x, left.operator)
-        kept = np.where(held, 0.0, corruption.forward(x, observation.operator))
-        require(np.allclose(rest, kept, atol=1e-5), "the operator left must be the rest")
+        require(np.allclose(rest, np.where(held, 0.0, clean), atol=1e-5), "the operator left must be the rest")
         taken += int(held.sum())
     require(taken > 0, "hold_out never holds anything back")
 
@@ -183,16 +189,13 @@ def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) ->
 
     @jax.jit
     def run(operator: PyTree, v: jax.Array) -> tuple[jax.Array, ...]:
-        def projected(r: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.vdot(w, corruption.solve_gram(r, operator, v))
-
-        far = jax.vmap(lambda f: jax.grad(projected, (0, 1))(jnp.asarray(r), f * v))(jnp.array([1e-6, 1e-3, 1e3]))
-        by_r, by_v = jax.grad(projected, (0, 1))(jnp.asarray(r), v)
-        return corruption.solve_gram(r, operator, v), by_r, by_v, corruption.log_det_gram(operator, v), far
+        solution, pull = jax.vjp(lambda r, v: corruption.solve_gram(r, operator, v), jnp.asarray(r), v)
+        return solution, *pull(jnp.asarray(w)), corruption.log_det_gram(operator, v)
 
     scalar, array = np.float32(0.7), rng.uniform(0.5, 1.5, corruption.shape).astype(np.float32)
     for name, v in {"a scalar": scalar, "an array": array}.items():
-        solution, by_r, by_v, log_det, far = run(operator, v)
+        solution, by_r, by_v, log_det = run(operator, v)
+        far = [run(operator, np.float32(factor) * v)[1:3] for factor in (1e-6, 1e-3, 1e3)]
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(far))
         require(finite, "the derivative of solve_gram must be finite for v from 1e-6 to 1e3")
         gram = (a * np.broadcast_to(v, corruption.shape).reshape(-1)) @ a.T + level**2 * np.eye(len(a))

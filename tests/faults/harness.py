@@ -71,8 +71,7 @@ class Harness:
         self.root, self.flags = root, flags
         self.root.mkdir(parents=True, exist_ok=True)
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        self.environment |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_NUM_CPU_DEVICES": str(devices)}
-        self.environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cache).lower()
+        self.environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_ENABLE_COMPILATION_CACHE": str(cache).lower()}
 
     def start(self, workdir: Path, *extra: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
         """Starts the command; ``before`` runs in the child first."""
