@@ -58,6 +58,7 @@ TABLE = (
     Field("data.scale", 1.0, (1e-30, 1e30), "of observations: multiplies y and is undone in draws; noise_std is after scaling"),
     Field("data.alpha", "refuse", ("refuse", "mask", "drop"), "of observations in a folder: what transparency is; mask: 0 hidden, 255 seen"),
     Field("data.categories", (), NAMES, "of a .csv: columns of numbers that are categories"),
+    Field("data.window", 0, COUNT, "rows of the windows that the one long series of a .csv is cut into; 0: it is a table"),
     Field("data.crop", 0, (0, 65536), "side of the centre square that is cut before resizing; 0 is the largest"),
     Field("data.cache_dir", "", str, "prepared data; '' is $DIFFEM_DATA_DIR or ~/.cache/diffem_jax"),
     Field("corruption.name", "pixel_mask", (*CORRUPTIONS, OWN), "what made y; its class has further fields"),

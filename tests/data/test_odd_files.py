@@ -339,3 +339,47 @@ def test_a_csv_that_is_none_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_spreadsheet(tmp_path / "t.csv")
     assert "t.csv" in str(error.value)
+
+
+def write_series(path, length=200):
+    """Days and two waves, of which the first has a gap of ten rows and the second single ones."""
+    waves = {"high": np.sin(np.arange(length) / 5) * 10 + 400, "low": np.cos(np.arange(length) / 7)}
+    days = [str(datetime.date(2020, 1, 1) + datetime.timedelta(i)) for i in range(length)]
+    gaps = {"high": range(60, 70), "low": range(0, length, 9)}
+    rows = zip(
+        days, *([str(v) if i not in gaps[n] else "" for i, v in enumerate(w)] for n, w in waves.items()), strict=True
+    )
+    path.write_text("\n".join(["day,high,low", *map(",".join, rows)]))
+    return days, waves
+
+
+def test_a_series_is_cut_into_windows_and_its_draws_are_joined(tmp_path):
+    path = tmp_path / "s.csv"
+    days, waves = write_series(path)
+    flags = [f"--workdir={tmp_path / 'run'}", *small(data__path=path, e_step__steps=8), "--config.data.window=32"]
+    done = command("--config=own_data", *flags, "--config.rounds=0")
+    assert done.code == 0 and "43 windows of 32 rows of high, low; times day" in done.out, done
+    output = tmp_path / "out.npz"
+    sample = ["--mode=sample", f"--workdir={tmp_path / 'run'}", f"--output={output}", "--num_samples=2", "--round=0"]
+    assert command(*sample, f"--observations={path}").code == 0
+    found = read_spreadsheet(tmp_path / "out_mean.csv")
+    assert list(found) == ["day", "high", "low"] and found["day"] == days
+    for name, wave in waves.items():
+        seen = np.array(read_spreadsheet(path)[name]) != ""
+        assert np.abs(np.array(found[name], float) - wave)[seen].max() < 0.2 * wave.std()
+    # The gap lies in the middle of the one window that fills it.
+    series, _ = data.load_series(path, 32)
+    assert len(set(series.window[60:70])) == 1 and 8 <= series.place[60] < series.place[69] < 24
+    for window, words in ((300, "config.data.window: 300; .* 200 rows"), (32, "'high'.*texts")):
+        with pytest.raises(UserError, match=words):
+            data.load_series(path, window)
+        path.write_text(path.read_text().replace("2020-01-02,", "2020-01-02,high"))
+    refused(
+        command(
+            "--config=own_data",
+            f"--workdir={tmp_path / 'no'}",
+            f"--config.data.path={output}",
+            "--config.data.window=8",
+        ),
+        "a .csv",
+    )
