@@ -55,7 +55,9 @@ def help_text(words: Sequence[str]) -> str | None:
     names = textwrap.fill(", ".join(shipped_configs()), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
     lines = [HELP.format(configs=names)]
     if "helpfull" in asked:
-        lines.append("Every field; a corruption and a network bring more of their own (docs/config.md lists them):\n")
+        lines.append(
+            "Every field; a corruption and a network bring more of their own (docs/config.md, by make docs, lists them):\n"
+        )
         for field in FIELDS.values():
             said = f"  --config.{field.name}={field.default!r}  {field.meaning}"
             lines.append(textwrap.fill(said, 110, subsequent_indent=" " * 6))

@@ -83,7 +83,7 @@ TABLE = (
     Field("e_step.steps", 32, (1, 100_000), "sampler steps per draw"),
     Field("e_step.draws", 1, (1, 10_000), "draws per observation, all of which are trained on; more where there are few"),
     Field("e_step.time_grid", "tangent", (*TIME_GRIDS, OWN), "times of the sampler's steps"),
-    Field("e_step.batch_size", 1024, BATCH, "observations drawn in one call, over all devices: memory and speed, not the draws"),
+    Field("e_step.batch_size", 1024, BATCH, "draws made in one call, over all devices: memory and speed, not what is drawn"),
     Field("e_step.shard_size", 0, (0, 2**32), "examples per file of reconstructions; 0 is 8 batches"),
     Field("e_step.guidance", 1.0, (0, 100), "draws use free + guidance (conditional - free); but 1 needs m_step.condition_dropout"),
     Field("e_step.consistency", 0, (0, 1000), "gradient steps of x-hat towards y per evaluation, for nonlinear corruptions"),

@@ -101,7 +101,9 @@ def check(field: Field, value: Any) -> None:
     if field.choices and value not in field.choices and not (OWN in field.choices and ":" in value):
         raise UserError(f"config.{name}: {value!r} is not known; {nearest(value, field.choices)}")
     if field.range and not field.range[0] <= value <= field.range[1]:
-        raise UserError(f"config.{name}: {value!r}; expected a number from {field.range[0]:g} to {field.range[1]:g}")
+        raise UserError(
+            f"config.{name}: {value!r}; expected a number from {field.range[0]} to {field.range[1]}; correct it"
+        )
 
 
 def validate(config: ConfigDict, training: bool = False) -> None:

@@ -11,7 +11,7 @@ from diffem_jax.storage.rows import ArrayLike, read_parts, release
 
 
 def check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
-    """Refuses dtypes that are no measurements; signed integers and booleans too, unless ``integers``."""
+    """Refuses dtypes that cannot be measurements; also signed integers and booleans, unless ``integers``."""
     kind = array.dtype.kind
     if kind == "f" or array.dtype in (np.uint8, np.uint16) or (integers and kind in "iub"):
         return
@@ -39,7 +39,7 @@ def check_mask(mask: ArrayLike, where: str) -> None:
 
 
 def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float = math.inf) -> None:
-    """Refuses NaN, infinity and values beyond ``largest`` among the entries that are seen; None sees all."""
+    """Refuses NaN, infinity and values beyond ``largest`` among the entries that are seen; ``seen=None`` checks all."""
     bad, first_bad, size = 0, -1, 0.0
     for start, rows in read_parts(array):
         if rows.dtype.kind != "f":
@@ -59,7 +59,9 @@ def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float 
     if size > largest:
         found = f"a value of size {size:g}; expected data in [-2, 2] (at most {largest:g})"
         cure = f"set config.data.scale={2 / size:.1g}, or scale grey levels with y / 255 * 4 - 2"
-        raise UserError(f"{where}: {found}; {cure}; a table scales itself where data.path is its .csv")
+        raise UserError(
+            f"{where}: {found}; {cure}; or of a table give the .csv itself as data.path, whose columns are scaled"
+        )
 
 
 def read_indices(array: ArrayLike, dtype: np.dtype, size: int, where: str) -> np.ndarray:

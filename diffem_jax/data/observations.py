@@ -217,7 +217,11 @@ def check_units(observations: Observation, corruption: Any, where: str) -> None:
     if size >= 0.5 * noise and SMALLEST_RMS <= size / per_x <= most:
         return
     below = f", less than the noise, config.corruption.noise_std={noise:g}" if size < 0.5 * noise else ""
-    table = "; a table scales itself where data.path is its .csv" if len(corruption.shape) == 1 else ""
+    table = (
+        "; or of a table give the .csv itself as data.path, whose columns are scaled"
+        if len(corruption.shape) == 1
+        else ""
+    )
     factor = f"config.data.scale={float(f'{per_x / size:.1g}'):g}, which multiplies y and is undone in draws"
     found = f"'y' has values of size {size:.2g} (root mean square){below}"
     cure = f"set {factor}, and give noise_std after scaling{table}"

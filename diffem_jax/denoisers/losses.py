@@ -87,7 +87,7 @@ LOSS_WEIGHTS: dict[str, Callable[..., Array]] = {"snr": snr_weight}
 
 
 class Example(NamedTuple):
-    """x with the operators that a loss may want: that of the fresh y', and that of the observation x was drawn from."""
+    """x with the operators that a loss may want: ``operator`` for the fresh y', ``own`` of the observation that x was drawn for."""
 
     x: Array
     operator: PyTree = None
@@ -111,16 +111,16 @@ def denoising_loss(
 
     It is (params, key, x [*X]) -> loss []. A ``corruption`` of None trains the prior, without an observation. With a
     ``hidden_weight`` h < 1 and the operator A of x's own observation the error e = d - x counts as e^T (h + (1 - h) Q) e,
-    Q = A^T (A A^T + noise_std^2 I)^-1 A: what was measured of x in full, what the last E-step made up by h. Operators do not
-    depend on x, so that the true posterior is a fixed point of EM whatever h is, but errors of the E-step are handed on
-    by h alone (docs/theory.md).
+    Q = A^T (A A^T + noise_std^2 I)^-1 A: the measured part of e has weight 1, the part that the last E-step made up has weight
+    h. Operators do not depend on x, so that the true posterior is a fixed point of EM whatever h is, but only the share h of
+    an E-step's error reaches the next round (docs/theory.md).
 
     Args beyond those of the formula:
         weight: (sigma / alpha, data_std) -> weight; None weighs by 1 / ``denoiser.variance``, averaged over coordinates, so
-            that every noise level counts by what the base leaves open there.
+            that the loss at each noise level is relative to the variance that the base leaves open there.
         condition_dropout: the probability that the observation is ignored, which trains the prior with the same network.
         augment: (key, x) -> x, applied before the corruption, so that x and y' belong together.
-        operators: 'law' draws the operator of y' as the corruption does; with 'data' the example is an ``Example`` with it.
+        operators: where that of y' comes from: 'law' draws it as the corruption does, 'data' takes it from an ``Example``.
         hidden_weight: h above, of linear corruptions; below 1 the example is an ``Example`` with ``own``.
 
     Source: Hosseintabar et al. 2025, arXiv 2510.12691, algorithm 1.

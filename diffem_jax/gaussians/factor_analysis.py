@@ -65,7 +65,7 @@ def _e_step(corruption: LinearCorruption, mixture: Mixture, keys: Key, observed:
 
 @full_precision
 def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
-    """The M-step: loadings, means and variances by regression of x on (z, 1); then z is re-standardised."""
+    """The M-step: loadings, means and variances by regression of x on (z, 1); then z has mean 0 and covariance I again."""
     scalar_variance = mixture.components.variance.ndim == 1
 
     def one(component: Gaussian, weight: Array, zz: Array, ez: Array, ee: Array) -> Gaussian:

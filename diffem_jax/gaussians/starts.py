@@ -1,7 +1,7 @@
 """Round zero: a Gaussian or a mixture of factor analysers fitted to the observations by exact EM, or a stationary Gaussian.
 
 Both steps of EM are in closed form (``factor_analysis``); nothing is sampled while fitting. With one component this is the
-Gaussian start (R = D gives a full-rank covariance). The published start (Rozet et al. 2024, arXiv 2405.13712, section 5;
+Gaussian start (of rank D, the dimension of x, it has any covariance). The published start (Rozet et al. 2024, arXiv 2405.13712, section 5;
 Hosseintabar et al. 2025, arXiv 2510.12691) fits one Gaussian by sampling.
 """
 
@@ -25,7 +25,7 @@ from diffem_jax.types import Key, LinearCorruption, Observation, PyTree, example
 
 LENGTHEN = 1.2  # by how much the stride of a Gaussian's EM grows with every step that raised the likelihood
 PATIENCE = 3  # steps in a row that gained too little, after which a fit with growing strides ends
-COARSE = 4096  # of twice as many observations or more, so many are fitted first: early iterations then cost less
+COARSE = 4096  # with at least twice this many observations, this many are fitted first: early iterations then cost less
 MEAN_ITERATIONS = 8  # conjugate-gradient iterations for the first mean
 
 Report = Callable[[int, int, float], None]  # (iteration, iterations in all, log-likelihood) -> None
@@ -95,14 +95,14 @@ def fit(
     the iterations; the others begin where that ends.
     ``rank`` is R of each of K ``components``, ``iterations`` are EM's at most, for the Gaussian and again for the mixture. A fit
     ends where the log-likelihood per example and coordinate gains less than ``tolerance``, for one Gaussian three times in a row:
-    its steps are lengthened (``relax``) as long as the likelihood rises, since the fewer coordinates are seen, the shorter EM's
-    own are. ``variance_floor`` is the least variance of a coordinate given z, ``batch_size`` the examples in memory at once (0: by
+    its steps are lengthened (``relax``) as long as the likelihood rises, since plain EM takes shorter steps the fewer coordinates
+    are seen. ``variance_floor`` is the least variance of a coordinate given z, ``batch_size`` the examples in memory at once (0: by
     the model's size), and ``report`` takes (iteration, iterations in all, log-likelihood).
     """
     size, count = math.prod(corruption.shape), len(observations.y)
     rank = min(rank, size)
     total = iterations * (1 if components == 1 else 2)
-    # A variance a coordinate where the solves with it are exact: diagonal ones, and small ones.
+    # One variance per coordinate where solves with it are exact (diagonal or small), else one for all.
     scalar = not has_exact_diagonal(corruption)
     subset = _spaced(observations, 2048)
     gaussian_rank = rank if components == 1 else min(size, max(rank, 16))
@@ -172,7 +172,7 @@ def initial_gaussian(seen: BackProjection, rank: int, *, scalar_variance: bool =
     _, scale, axes = np.linalg.svd(flat, full_matrices=False)
     scale = np.pad(scale / math.sqrt(len(flat)), (0, max(0, rank - len(scale))))[:rank]
     axes = np.pad(axes, ((0, max(0, rank - len(axes))), (0, 0)))[:rank]
-    # Half of the spread, undone of what is not seen, is left to the factors and half to the variances; EM settles the rest.
+    # Half of the spread, corrected for the share that is not seen, is left to the factors and half to the variances; EM settles the rest.
     factor = 0.5 / math.sqrt(share) * np.maximum(scale, 0.05)[:, None] * axes
     variance = np.full((1,) if scalar_variance else (1, *shape), max(0.05, 0.5 * float(flat.var()) / share), np.float32)
     component = Gaussian(mean[None], variance, factor.reshape(1, rank, *shape))  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def initial_gaussian(seen: BackProjection, rank: int, *, scalar_variance: bool =
 
 
 def spread_components(gaussian: Mixture, draws: np.ndarray, components: int, rank: int, shrink: float = 0.5) -> Mixture:
-    """A first mixture of ``components`` from a fitted Gaussian: posterior draws [N, *X] far from each other as means, its shape shared.
+    """A first mixture of ``components``: means are posterior draws [N, *X] far from each other, all share the Gaussian's covariance.
 
     ``rank`` is that of the new components, and ``shrink`` in (0, 1] multiplies the standard deviations.
     """

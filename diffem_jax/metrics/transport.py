@@ -16,7 +16,8 @@ from diffem_jax.metrics.base import Estimate, flat, mean_estimate, point_sets
 from diffem_jax.types import Key, Observation
 
 BLOCK, LARGEST_LOG_SCALE = 16, 20.0  # iterations that share one kernel matrix; how far scalings may stray from it
-POOL = CHUNK = 64  # reconstructions that score an observation; observations in memory at once
+POOL = 64  # reconstructions that score an observation
+CHUNK = 64  # observations in memory at once
 Pair = tuple[Array, Array]
 
 
@@ -99,8 +100,8 @@ def sinkhorn_divergence(
 ) -> Estimate:
     """``sinkhorn_cost`` of the truth's first rows to x's first rows, minus ``sinkhorn_floor``.
 
-    Where row i of x is a reconstruction of row i of truth, it is slightly negative for x = truth. Of a truth with fewer than
-    2 * ``rows`` the first and last halves serve. ``floor`` is ``sinkhorn_floor`` of the same arguments, computed here if None;
+    Where row i of x is a reconstruction of row i of truth, it is slightly negative for x = truth. If the truth has fewer
+    than 2 * ``rows`` rows, its first and last halves are used. ``floor`` is ``sinkhorn_floor`` of the same arguments, computed here if None;
     the standard error is that of the cost. Samples: points per side.
     """
     count, given = min(rows, np.shape(truth)[0] // 2), np.shape(x)[0]

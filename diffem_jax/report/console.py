@@ -9,6 +9,7 @@ done: 8 rounds in 38 s of computing; PSNR, dB 17.4 (start 14.9)     ending
 90% intervals hold 88% of held-back measurements
 """
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -36,7 +37,8 @@ def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
     draws = f", {c.e_step.draws} draws per observation" if c.e_step.draws > 1 else ""
     lines = {
         "data": f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}",
-        "corruption": _fields(c.corruption) + (", observed under another" if len(c.data_corruption) else ""),
+        "corruption": _fields({**_settings(setup.corruption), **c.corruption})
+        + (", observed under another" if len(c.data_corruption) else ""),
         "method": f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}",
         "network": f"{c.network.name} with {size:,} parameters",
         "rounds": f"{c.rounds}, each {work}{draws}",
@@ -45,6 +47,13 @@ def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
         "results": f"{workdir.root}: report.html, samples/, metrics.jsonl",
     }
     return [f"{name:<11} {text}" for name, text in lines.items() if text]
+
+
+def _settings(corruption: Any) -> dict[str, Any]:
+    """What a corruption's fields are, also those that the config does not name."""
+    return {
+        field.name: getattr(corruption, field.name) for field in dataclasses.fields(corruption) if field.name != "shape"
+    }
 
 
 def _fields(section: Any) -> str:

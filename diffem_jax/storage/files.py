@@ -83,7 +83,7 @@ def set_aside(path: Path) -> Path:
 
 
 def crc32(path: Path) -> int:
-    """The CRC-32 of a file, read in chunks: of rows, which are many and large."""
+    """The CRC-32 of a file, read in chunks; for files of rows, which are many and large."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(CHUNK_BYTES):
@@ -92,7 +92,7 @@ def crc32(path: Path) -> int:
 
 
 def digest(path: Path) -> str:
-    """32 hexadecimal digits of a file's BLAKE2b hash: of parameters."""
+    """32 hexadecimal digits of a file's BLAKE2b hash; for files of parameters."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 

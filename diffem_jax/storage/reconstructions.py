@@ -50,7 +50,7 @@ class Round:
         file, sidecar = self._file(shard, "npy"), self._file(shard, "json")
         entry = {"shard": shard, "process": process, "indices": [indices.start, indices.stop], "shape": list(expected)}
         try:
-            # The sidecar goes first and comes last: rows without one are not whole yet.
+            # The sidecar is deleted first and written last: a shard without one is not complete.
             sidecar.unlink(missing_ok=True)
             write_atomically(file, lambda opened: np.save(opened, array, allow_pickle=False))
             write_json(sidecar, {**entry, "bytes": file.stat().st_size, "crc32": crc32(file)})
@@ -81,7 +81,7 @@ class Round:
                 for file in (self._file(shard, "npy"), self._file(shard, "json")):
                     if file.exists():
                         aside = set_aside(file).name
-                        warnings.append(f"{file}: cut off or garbled; moved to {aside}; the shard is done again")
+                        warnings.append(f"{file}: cut off or garbled; moved to {aside}; the shard is drawn again")
         return done, tuple(warnings)
 
     def is_complete(self) -> bool:

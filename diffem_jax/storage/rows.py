@@ -8,9 +8,11 @@ import numpy as np
 
 from diffem_jax.storage.files import CHUNK_BYTES
 
-IN_MEMORY_BYTES = 128 * 2**20  # sets of at most this size in float32 are plain arrays, larger ones lazy ``Rows``
+IN_MEMORY_BYTES = (
+    128 * 2**20
+)  # arrays of at most this many bytes as float32 stay in memory, larger ones are lazy ``Rows``
 RELEASE_BYTES = 2 * 2**20  # read from a memory map before its pages are handed back; up to twice that is mapped
-PAGES_BYTES = 128 * 2**10  # what a fault at a random row may map beyond the row itself
+PAGES_BYTES = 128 * 2**10  # that reading a random row may map beyond the row itself
 BITS = (8, 10, 12, 14, 16)  # depths of grey levels that files of 16 bits hold
 
 
@@ -94,7 +96,7 @@ def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:
 
 
 def white_level(grey: np.ndarray) -> int:
-    """255 of uint8; of uint16 the full range of the least depth that holds every value, for instance 4095 for 12 bits."""
+    """255 of uint8; of uint16 the largest value of the smallest bit depth that holds all, for instance 4095 of 12 bits."""
     if grey.dtype == np.uint8:
         return 255
     largest = max(int(rows.max()) for _, rows in read_parts(grey))
@@ -102,7 +104,7 @@ def white_level(grey: np.ndarray) -> int:
 
 
 def kept(array: ArrayLike) -> ArrayLike:
-    """Float32 rows: a plain array where it is one or takes at most ``IN_MEMORY_BYTES``, lazy ``Rows`` where it is larger."""
+    """Float32 rows: in memory if they are already, or take at most ``IN_MEMORY_BYTES``; else lazy ``Rows``."""
     rows = array if isinstance(array, Rows) else Rows(array)
     unchanged = rows.mask is None and (rows.scale, rows.offset) == (1.0, 0.0) and rows.stored.dtype == np.float32
     if unchanged and isinstance(rows.stored, np.ndarray) and not isinstance(rows.stored, np.memmap):
@@ -116,7 +118,7 @@ def as_rows(stored: np.ndarray) -> ArrayLike:
 
 
 def release(array: Any) -> None:
-    """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Else nothing."""
+    """Hands the pages of a memory-mapped array back to the system; they are read again when needed. Does nothing for others."""
     for shard in array.shards if isinstance(array, Shards) else ():
         release(shard)
     while array is not None and not isinstance(array, mmap.mmap):

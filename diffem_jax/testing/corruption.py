@@ -61,7 +61,7 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
 
     keys, compiled = jax.random.split(key, samples), jax.jit(draw)
 
-    def single(x: jax.Array) -> _Draw:
+    def single(x: Any) -> _Draw:
         """The first key's draw; a key that the corruption uses twice is refused."""
         with jax.debug_key_reuse(True):
             return jax.tree.map(np.asarray, compiled(jax.random.clone(keys)[0], x))
