@@ -90,7 +90,7 @@ REFUSED = {
     "0..40": ({"y": (DIGITS + 2) * 10, "mask": MASK}, (), "set config.data.scale=0.05"),
     "k-space of 1e-5": ({"y": K_SPACE * 1e-5, "mask": LINES}, FOURIER, "less than the noise.*set config.data.scale="),
     "tiny, with tiny noise": ({"y": Y * 1e-4, "mask": MASK}, ("corruption.noise_std=0.000001",), "config.data.scale="),
-    "raw columns": ({"y": RAW_TABLE, "mask": np.ones((N, 4))}, ("corruption.name=group_mask",), "its .csv"),
+    "raw columns": ({"y": RAW_TABLE, "mask": np.ones((N, 4))}, ("corruption.name=group_mask",), "the .csv itself"),
     "zeros instead of a mask": ({"y": Y}, (), "no array 'mask' in it, and .*% of 'y' is exactly 0"),
     "NaN in single channels": ({"y": hidden(COLOUR, CHANNEL_MASK, np.nan)}, (), "per_channel=True"),
     "soft mask": ({"y": Y, "mask": np.maximum(MASK, 0.001)}, (), "value 0.001"),
@@ -346,10 +346,8 @@ def write_series(path, length=200):
     waves = {"high": np.sin(np.arange(length) / 5) * 10 + 400, "low": np.cos(np.arange(length) / 7)}
     days = [str(datetime.date(2020, 1, 1) + datetime.timedelta(i)) for i in range(length)]
     gaps = {"high": range(60, 70), "low": range(0, length, 9)}
-    rows = zip(
-        days, *([str(v) if i not in gaps[n] else "" for i, v in enumerate(w)] for n, w in waves.items()), strict=True
-    )
-    path.write_text("\n".join(["day,high,low", *map(",".join, rows)]))
+    columns = ([str(v) if i not in gaps[name] else "" for i, v in enumerate(w)] for name, w in waves.items())
+    path.write_text("\n".join(["day,high,low", *map(",".join, zip(days, *columns, strict=True))]))
     return days, waves
 
 
@@ -374,12 +372,5 @@ def test_a_series_is_cut_into_windows_and_its_draws_are_joined(tmp_path):
         with pytest.raises(UserError, match=words):
             data.load_series(path, window)
         path.write_text(path.read_text().replace("2020-01-02,", "2020-01-02,high"))
-    refused(
-        command(
-            "--config=own_data",
-            f"--workdir={tmp_path / 'no'}",
-            f"--config.data.path={output}",
-            "--config.data.window=8",
-        ),
-        "a .csv",
-    )
+    flags = [f"--workdir={tmp_path / 'no'}", f"--config.data.path={output}", "--config.data.window=8"]
+    refused(command("--config=own_data", *flags), "a .csv")
