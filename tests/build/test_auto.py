@@ -91,14 +91,9 @@ def test_flag_wins_over_what_would_be_chosen(name):
 def test_image_network_beyond_twelve_by_twelve():
     assert chosen((12, 12, 1), 0).network.name == "mlp"
     assert chosen((13,), 0).network.name == "mlp" and chosen((4096, 1), 0).network.name == "mlp"
-    widths = {
-        (16, 16, 3): (16, 32),
-        (28, 28, 1): (16, 32, 64),
-        (64, 64, 3): (32, 64, 64),
-        (25, 25, 1): (16, 32, 64),
-        (17, 13, 1): (16, 32),
-    }
-    for shape, channels in widths.items():
+    shapes = (16, 16, 3), (28, 28, 1), (64, 64, 3), (25, 25, 1), (17, 13, 1)
+    widths = (16, 32), (16, 32, 64), (32, 64, 64), (16, 32, 64), (16, 32)
+    for shape, channels in zip(shapes, widths, strict=True):
         found = chosen(shape, 0)
         assert found.network.name == "unet" and found.network.channels == channels
         assert found.denoiser.base == "start_moments" and found.network.patch == 1 + (shape[0] >= 48)

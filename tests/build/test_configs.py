@@ -312,9 +312,8 @@ manifold:paper m_step.batch_size=1024
 def test_published_settings(line):
     names, *fields = line.split()
     for name, _, variant in (name.partition(":") for name in names.split(",")):
-        for one in (
-            [variant] if variant else [v for config, v in SHAPES if config == name and v.endswith(("_paper", "noisy"))]
-        ):
+        published = [v for config, v in SHAPES if config == name and v.endswith(("_paper", "noisy"))]
+        for one in [variant] if variant else published:
             config = load(name, one)
             given = flatten(config)
             override(config, [tuple(field.split("=", 1)) for field in fields])

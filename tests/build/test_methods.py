@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from diffem_jax import config
 from diffem_jax.build import methods
@@ -110,9 +111,8 @@ def test_the_starts_covariance_needs_a_start_of_low_rank():
 @pytest.mark.parametrize("method", ["diffem", "em_mmps", "ambient"])
 def test_every_loss_can_be_weighted_by_what_the_base_leaves_open(method):
     """For the published preconditioning that is the published weight."""
-    one, other = (
-        built(method=method, denoiser__preconditioning="edm", m_step__loss_weight=weight) for weight in ("base", "snr")
-    )
+    fields = {"method": method, "denoiser__preconditioning": "edm"}
+    one, other = (built(**fields, m_step__loss_weight=weight) for weight in ("base", "snr"))
     params, key = one.denoiser.init(jax.random.key(0)), jax.random.key(1)
     example = SEEN if method == "ambient" else jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
     with jax.debug_key_reuse(False):
@@ -141,10 +141,7 @@ def first_update(params):
 def test_a_kernel_moves_equally_far_in_all_directions(name):
     """-U V^T of the gradient, scaled; the Newton-Schulz iterations leave singular values between 0.6 and 1.3."""
     shape, matrix = KERNELS[name]
-    *modules, leaf = name.split("/")
-    params = {leaf: jnp.zeros(shape)}
-    for module in reversed(modules):
-        params = {module: params}
+    params = unflatten_dict({name: jnp.zeros(shape)}, sep="/")
     gradient, update = (np.asarray(jax.tree.leaves(tree)[0]).reshape(matrix) for tree in first_update(params))
     u, _, v = np.linalg.svd(gradient, full_matrices=False)
     along = -np.diag(u.T @ update @ v.T) / (RATE * SCALE * max(matrix) ** 0.5)
@@ -178,19 +175,10 @@ def test_a_config_chooses_it():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def noisy(**fields):
-    c = default()
-    with c.unlocked():
-        for name, value in fields.items():
-            section, field = name.split("__")
-            c[section][field] = value
-    return c
-
-
 @pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "varying_noise"])
 def test_noise_of_zero_is_refused_or_solved(name):
     corruption = CORRUPTIONS[name](shape=(4, 4, 3), noise_std=0.0)
-    c = noisy(corruption__name=name, corruption__noise_std=0.0)
+    c = configured(corruption__name=name, corruption__noise_std=0.0)
     if corruption.is_linear and corruption.needs_noise:
         with pytest.raises(UserError, match=r"corruption\.noise_std: 0; expected more than 0.*noise_std=0\.001"):
             check_noise(c, corruption)
@@ -211,9 +199,9 @@ def test_noise_of_zero_is_refused_or_solved(name):
 def test_draws_that_keep_noise_need_a_small_sigma_min():
     corruption = CORRUPTIONS["pixel_mask"](shape=(4, 4, 3), noise_std=0.01)
     with pytest.raises(UserError, match=r"sigma_min: 0\.01; expected at most a third.*sigma_min=0\.003"):
-        check_noise(noisy(schedule__sigma_min=0.01, e_step__sampler="ddpm"), corruption)
-    check_noise(noisy(schedule__sigma_min=0.003, e_step__sampler="ddpm"), corruption)
-    check_noise(noisy(schedule__sigma_min=0.01, e_step__sampler="analytic_2m"), corruption)
+        check_noise(configured(schedule__sigma_min=0.01, e_step__sampler="ddpm"), corruption)
+    check_noise(configured(schedule__sigma_min=0.003, e_step__sampler="ddpm"), corruption)
+    check_noise(configured(schedule__sigma_min=0.01, e_step__sampler="analytic_2m"), corruption)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +217,6 @@ class Unsolved(CORRUPTIONS["compressed_sensing"]):
 def test_solves_that_do_not_converge_are_said_at_the_start_of_a_run(kind, said):
     corruption = kind(shape=(4, 4, 1), noise_std=0.1)
     observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(0), 3), jnp.ones((3, 4, 4, 1)))
-    setup = SimpleNamespace(config=noisy(corruption__name="compressed_sensing"), corruption=corruption)
+    setup = SimpleNamespace(config=configured(corruption__name="compressed_sensing"), corruption=corruption)
     lines = solve_warnings(setup, observations, standard_normal((4, 4, 1)))
     assert [("have not converged" in line) for line in lines] == [True] * said

@@ -33,12 +33,6 @@ def test_contract(name):
     check_corruption(CORRUPTIONS[name](shape=SHAPE), samples=128)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["varying_noise", "block_mask", "box_downsampling", "compressed_sensing", "phase"])
-def test_contract_on_vectors(name):
-    check_corruption(CORRUPTIONS[name](shape=(12,)), samples=256)
-
-
 VARIANTS = [
     ("gaussian_blur", (6, 7, 2), {"border": "reflect", "std": 3.0}),
     ("kernel_blur", (5, 4, 1), {"weights": ((0.1, 0.5, -0.2), (0.0, 0.3, 0.4))}),
@@ -59,6 +53,8 @@ MORE_VARIANTS = [
     ("phase", (4, 6, 1), {"oversampling": 3, "offset": 2.0}),
     ("poisson", (4, 6, 2), {"noise_std": 0.1, "of": "pixel_mask"}),
 ]
+VECTORS = ("varying_noise", "block_mask", "box_downsampling", "compressed_sensing", "phase")
+MORE_VARIANTS += [(name, (12,), {}) for name in VECTORS]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +126,8 @@ def test_solve_gram_with_little_noise(name, varying):
     assert jnp.linalg.norm(corruption.gram(solution, operator, v) - r) < 3e-3 * jnp.linalg.norm(r)
 
 
-BY_ITERATION = {
-    "composition": {"stages": (("gaussian_blur", (("std", 1.0),)), "pixel_mask")},
-    "multicoil_fourier": {"coils": 4},
-    "fourier_mask": {},
-    "compressed_sensing": {},
-}
+STAGES = {"stages": (("gaussian_blur", (("std", 1.0),)), "pixel_mask")}
+BY_ITERATION = {"composition": STAGES, "multicoil_fourier": {"coils": 4}, "fourier_mask": {}, "compressed_sensing": {}}
 
 
 @pytest.mark.parametrize("name", BY_ITERATION)
