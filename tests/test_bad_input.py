@@ -218,19 +218,13 @@ def _own(tmp_path, path, *argv):
     return _train(tmp_path, *(f"--config.{field}" for field in fields), *argv)
 
 
-def _bomb(path):
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**24, 8, 8, 1)})
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("y.npy", "w") as member:
-        member.write(header.getvalue())
-        for _ in range(160):
-            member.write(bytes(2**20))
-
-
 def test_a_bomb_is_refused_in_little_memory(tmp_path):
     """Other files that are no observations are in tests/data."""
-    path = tmp_path / "obs.npz"
-    _bomb(path)
+    path, header = tmp_path / "obs.npz", {"descr": "<f4", "fortran_order": False, "shape": (2**24, 8, 8, 1)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("y.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(160):
+            member.write(bytes(2**20))
     refused(_own(tmp_path, tmp_path / "none.npz"), "none.npz")  # imports are no part of what follows
     with little_memory(60):  # unpacked it would be 160 MB
         refused(_own(tmp_path, path), str(path))

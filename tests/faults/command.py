@@ -1,7 +1,5 @@
 """The command line in this process: fast, and with everything that a shell would see."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Starts the real training command, kills it at chosen moments, starts it again, and compares what it left."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

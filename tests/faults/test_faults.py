@@ -3,8 +3,6 @@
 ``make soak`` is the long version: it kills 30 times at random moments.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -59,7 +57,9 @@ def test_killed_in_an_e_step_and_a_checkpoint(harness, expected):
 
 def test_a_damaged_newest_round_and_shard_are_set_aside_and_made_again(harness, whole, expected):
     workdir = copy(whole, harness.root / "damaged")
-    _truncate(workdir / "rounds" / "round_00002")
+    files = (path for path in (workdir / "rounds" / "round_00002").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-7])
     shard = workdir / "reconstructions" / "round_00002" / "shard-00001-of-00004.npy"
     shard.write_bytes(shard.read_bytes()[:-100])
     manifest = workdir / "reconstructions" / "round_00002" / "manifest.json"
@@ -72,11 +72,6 @@ def test_a_damaged_newest_round_and_shard_are_set_aside_and_made_again(harness, 
     assert f"{shard}: cut off or garbled" in output
     assert (workdir / "rounds" / "round_00002.corrupt").is_dir() and len(list(shard.parent.glob("*.corrupt"))) == 2
     assert_same(workdir, expected)
-
-
-def _truncate(checkpoint):
-    file = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    file.write_bytes(file.read_bytes()[:-7])
 
 
 # The slow ones: every phase preempted, and the prior killed. A rerun ends with the same bits.

@@ -1,7 +1,5 @@
 """Several processes on one machine through the real command: the same noise, results, files, and ends when one dies."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from diffem_jax.corruptions import Denoising, PixelMask, Projection, VaryingNoise
-from diffem_jax.gaussians import linalg
-from diffem_jax.gaussians.gaussians import (
-    Mixture,
-    condition_on_observation,
-    mixture_posterior_mean,
-    overall_moments,
-    sample_posterior,
-)
+from diffem_jax.gaussians import Mixture, linalg, mixture_posterior_mean, sample_posterior
+from diffem_jax.gaussians.gaussians import condition_on_observation, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian, condition_on_noisy, conjugate_gradient, solve_lower
 from diffem_jax.types import Observation
 
@@ -30,9 +24,8 @@ def test_cholesky_and_solves(n):
     np.testing.assert_allclose(factor, np.linalg.cholesky(a.astype(np.float64)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.asarray(factor) @ solve_lower(factor, b), b, atol=1e-4)
     np.testing.assert_allclose(np.asarray(factor).T @ solve_lower(factor, b[:, 0], transpose=True), b[:, 0], atol=1e-4)
-    np.testing.assert_allclose(
-        jax.vmap(linalg.solve_psd)(a[None], b[None])[0], np.linalg.solve(a, b), rtol=1e-3, atol=1e-5
-    )
+    solved = jax.vmap(linalg.solve_psd)(a[None], b[None])[0]
+    np.testing.assert_allclose(solved, np.linalg.solve(a, b), rtol=1e-3, atol=1e-5)
 
 
 def test_conjugate_gradient_is_exact_after_n_iterations_and_then_stays():

@@ -40,11 +40,9 @@ def broken(schedule, data_std=1.0):
 @pytest.mark.slow
 def test_draws_that_are_not_finite_stop_the_run_and_the_same_command_trains_the_round_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Broken, "level", 0.5)
-    flags, start = (
-        [*TINY, f"--config.e_step.sampler={__name__}:broken", f"--workdir={tmp_path}"],
-        tmp_path / "start/fit",
-    )
-    refused(command(*flags), "E-step 1", "draws are NaN", f"last good checkpoint is {start}", "learning_rate")
+    flags = [*TINY, f"--config.e_step.sampler={__name__}:broken", f"--workdir={tmp_path}"]
+    good = f"last good checkpoint is {tmp_path / 'start/fit'}"
+    refused(command(*flags), "E-step 1", "draws are NaN", good, "learning_rate")
     assert (tmp_path / "rounds" / "round_00001.corrupt").is_dir()
     monkeypatch.undo()
     complete(*flags)
