@@ -3,8 +3,6 @@
 Everything here is a pure function of the config and of shapes; a run says in its first lines what was chosen.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -183,9 +181,8 @@ def _makes(section: Mapping[str, Any], shape: Shape, arrays: Mapping[str, Shape]
     except (UserError, ValueError, TypeError, IndexError, ZeroDivisionError):
         return False
     leaves = zip(corruption.operator_names(), jax.tree.leaves(made.operator), strict=True)
-    return made.y.shape == arrays["y"][1:] and all(
-        leaf.shape in (arrays[name], arrays[name][1:]) for name, leaf in leaves if name in arrays
-    )
+    fits = (leaf.shape in (arrays[name], arrays[name][1:]) for name, leaf in leaves if name in arrays)
+    return made.y.shape == arrays["y"][1:] and all(fits)
 
 
 def explain(given: ConfigDict, chosen: ConfigDict) -> list[str]:

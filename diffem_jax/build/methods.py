@@ -96,8 +96,7 @@ def diffem(setup: Setup, start: Start) -> Model:
     moved = {"flip", "shift"} & set(m.augment)
     if hidden_weight < 1 and moved:
         found = f"{hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its observation saw"
-        cure = "expected 1; set it, or leave those augmentations out"
-        raise UserError(f"config.m_step.hidden_weight: {found}; {cure}")
+        raise UserError(f"config.m_step.hidden_weight: {found}; expected 1; set it, or leave those augmentations out")
 
     def bind(params: PyTree, observation: Observation) -> DenoiseFn:
         denoise = denoisers.bind(denoiser, params, observation, config.e_step.guidance)
@@ -106,13 +105,10 @@ def diffem(setup: Setup, start: Start) -> Model:
             return denoise
         return guidance.consistent(denoise, setup.schedule, corruption, observation, iterations=steps)
 
-    return Model(
-        denoiser,
-        make_loss(setup, denoiser, corruption, m.loss_weight, hidden_weight),
-        bind,
-        prior=sampled_prior(setup, denoiser) if config.m_step.condition_dropout > 0 else None,
-        takes=("operator",) * (m.operators == "data") + ("own",) * (hidden_weight < 1),
-    )
+    loss = make_loss(setup, denoiser, corruption, m.loss_weight, hidden_weight)
+    prior = sampled_prior(setup, denoiser) if m.condition_dropout > 0 else None
+    takes = ("operator",) * (m.operators == "data") + ("own",) * (hidden_weight < 1)
+    return Model(denoiser, loss, bind, prior=prior, takes=takes)
 
 
 def oracle(setup: Setup, start: Start) -> Model:
@@ -162,14 +158,8 @@ def ambient_diffusion(setup: Setup, start: Start) -> Model:
         differentiated = ambient.ambient_denoiser(network_in_loops(setup), schedule, mask, std)
         options = {"further": further, "step": config.dps.step}
         draw = ambient.posterior_draw(differentiated, setup.sampler, setup.times, schedule, mask, **options)
-    return Model(
-        denoiser,
-        loss,
-        bind=partial(denoisers.bind, denoiser),
-        draw=draw,
-        prior=lambda sampler, times: ambient.prior_draw(denoiser, sampler, times, mask, further),
-        trains_on="observations",
-    )
+    prior = partial(ambient.prior_draw, denoiser, mask=mask, further=further)
+    return Model(denoiser, loss, partial(denoisers.bind, denoiser), draw, prior, trains_on="observations")
 
 
 METHODS: dict[str, Callable[[Setup, Start], Model]] = {

@@ -85,11 +85,10 @@ def load_own(config: ConfigDict, path: str, count: int = 0, columns: Sequence[da
     """
     d = config.data
     if data.is_spreadsheet(path):
-        return (_load_series if d.window else _load_table)(config, path, count, columns)
+        return _load_spreadsheet(config, path, count, columns)
     if d.window:
-        raise UserError(
-            f"config.data.window: {d.window} for {path}; expected a .csv, a row a time; write one, or set 0"
-        )
+        found = f"{d.window} for {path}; expected a .csv, a row a time"
+        raise UserError(f"config.data.window: {found}; write one, or set 0")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = data.array_shapes(path, d.cache_dir or None, tuple(d.shape) or None, d.alpha)
@@ -111,27 +110,23 @@ def _count(wanted: int, held: int, path: str) -> int:
     return wanted or held
 
 
-def _load_table(config: ConfigDict, path: str, count: int, columns: Sequence[data.Column] | None) -> Problem:
-    """The rows of a .csv under 'group_mask', whose groups are its columns."""
-    table, note = data.load_spreadsheet(path, tuple(config.data.categories), columns)
-    if (name := config.corruption.name) != "group_mask":
-        cure = "expected 'group_mask' for a table; use --config=own_data:table, or of a series set config.data.window"
-        raise UserError(f"config.corruption.name: {name!r} for {path}; {cure}")
-    config = auto.changed(config, {"corruption.groups": table.groups, "data.shape": ()})
+def _load_spreadsheet(config: ConfigDict, path: str, count: int, columns: Sequence[data.Column] | None) -> Problem:
+    """The rows of a .csv, whose columns are groups, or windows of its one series, each column with gaps of its own."""
+    table: data.Table | data.Series
+    if config.data.window:
+        table, note = data.load_series(path, config.data.window, columns)
+        wanted, kind, cure = "pixel_mask", "series", "set it"
+        decided: dict[str, Any] = {"corruption.per_channel": len(table.columns) > 1}
+    else:
+        table, note = data.load_spreadsheet(path, tuple(config.data.categories), columns)
+        wanted, kind, cure = "group_mask", "table", "use --config=own_data:table, or of a series set config.data.window"
+        decided = {"corruption.groups": table.groups}
+    if (name := config.corruption.name) != wanted:
+        raise UserError(f"config.corruption.name: {name!r} for {path}; expected {wanted!r} for a {kind}; {cure}")
+    config = auto.changed(config, {**decided, "data.shape": ()})
     count = _count(count, len(table.y), path)
     observations = Observation(table.y[:count], table.mask[:count])  # type: ignore[arg-type]
     return Problem(make_setup(config, table.y.shape[1:], count), observations, None, None, (note,), table)
-
-
-def _load_series(config: ConfigDict, path: str, count: int, columns: Sequence[data.Column] | None) -> Problem:
-    """The windows of the one series of a .csv, in which each column has gaps of its own."""
-    series, note = data.load_series(path, config.data.window, columns)
-    if (name := config.corruption.name) != "pixel_mask":
-        raise UserError(f"config.corruption.name: {name!r} for {path}; expected 'pixel_mask' for a series; set it")
-    config = auto.changed(config, {"corruption.per_channel": len(series.columns) > 1, "data.shape": ()})
-    count = _count(count, len(series.y), path)
-    observations = Observation(series.y[:count], series.mask[:count])  # type: ignore[arg-type]
-    return Problem(make_setup(config, series.y.shape[1:], count), observations, None, None, (note,), series)
 
 
 def _mask_per_channel(config: ConfigDict, arrays: dict[str, Any], path: str) -> tuple[ConfigDict, list[str]]:
