@@ -55,9 +55,8 @@ def help_text(words: Sequence[str]) -> str | None:
     names = textwrap.fill(", ".join(shipped_configs()), 100, initial_indent=indent, subsequent_indent=indent).lstrip()
     lines = [HELP.format(configs=names)]
     if "helpfull" in asked:
-        lines.append(
-            "Every field; a corruption and a network bring more of their own (docs/config.md, by make docs, lists them):\n"
-        )
+        more = "a corruption and a network bring more of their own (docs/config.md, by make docs, lists them)"
+        lines.append(f"Every field; {more}:\n")
         for field in FIELDS.values():
             said = f"  --config.{field.name}={field.default!r}  {field.meaning}"
             lines.append(textwrap.fill(said, 110, subsequent_indent=" " * 6))
@@ -78,10 +77,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             others.append(word)
             continue
         negated, name, text = found.groups()
-        if text is None and (negated or (name in FIELDS and FIELDS[name].kind is bool)):
-            text = str(not negated)
-        elif text is None:
-            text = next(words, "")
+        if text is None:
+            alone = negated or (name in FIELDS and FIELDS[name].kind is bool)
+            text = str(not negated) if alone else next(words, "")
         fields.append((name, text))
     return others, fields
 

@@ -101,9 +101,8 @@ def check(field: Field, value: Any) -> None:
     if field.choices and value not in field.choices and not (OWN in field.choices and ":" in value):
         raise UserError(f"config.{name}: {value!r} is not known; {nearest(value, field.choices)}")
     if field.range and not field.range[0] <= value <= field.range[1]:
-        raise UserError(
-            f"config.{name}: {value!r}; expected a number from {field.range[0]} to {field.range[1]}; correct it"
-        )
+        expected = f"a number from {field.range[0]} to {field.range[1]}"
+        raise UserError(f"config.{name}: {value!r}; expected {expected}; correct it")
 
 
 def validate(config: ConfigDict, training: bool = False) -> None:
@@ -180,8 +179,7 @@ def override(config: ConfigDict, flags: Iterable[tuple[str, str]]) -> None:
             check(field, value)
             section, _, key = name.rpartition(".")
             if key == "name" and section in CLASSES and config[section].get("name") != value:
-                kept = {k: v for k, v in config[section].items() if f"{section}.{k}" in FIELDS}
-                config[section] = ConfigDict(kept)
+                config[section] = ConfigDict({k: v for k, v in config[section].items() if f"{section}.{k}" in FIELDS})
             put(config, name, value)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from diffem_jax.errors import UserError
 from diffem_jax.storage.rows import ArrayLike, read_parts, release
 
+OR_TABLE = "; or of a table give the .csv itself as data.path, whose columns are scaled"
+
 
 def check_dtype(array: ArrayLike, where: str, integers: bool) -> None:
     """Refuses dtypes that cannot be measurements; also signed integers and booleans, unless ``integers``."""
@@ -59,9 +61,7 @@ def check_values(array: ArrayLike, where: str, seen: Any = None, largest: float 
     if size > largest:
         found = f"a value of size {size:g}; expected data in [-2, 2] (at most {largest:g})"
         cure = f"set config.data.scale={2 / size:.1g}, or scale grey levels with y / 255 * 4 - 2"
-        raise UserError(
-            f"{where}: {found}; {cure}; or of a table give the .csv itself as data.path, whose columns are scaled"
-        )
+        raise UserError(f"{where}: {found}; {cure}{OR_TABLE}")
 
 
 def read_indices(array: ArrayLike, dtype: np.dtype, size: int, where: str) -> np.ndarray:

@@ -42,8 +42,7 @@ def read_folder(
             without = f"no mask for {len(missing)} of {len(files)} images, the first {missing[0]}"
             raise UserError(f"{masks}: {without}; expected a mask of the same name for each; add them")
         files = [by_stem[file.stem] for file in files]
-    levels = images.folder(files, cache, (*y.shape[1:3], 1), nearest=True, read=read)
-    return y, {"mask": _mask(levels, files)}
+    return y, {"mask": _mask(images.folder(files, cache, (*y.shape[1:3], 1), nearest=True, read=read), files)}
 
 
 def read_mask(file: Path, channels: int | None = None) -> np.ndarray:

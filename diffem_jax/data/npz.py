@@ -104,9 +104,8 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
         return _map(path, start, info.file_size, where)
     size, packed = info.file_size, info.compress_size
     if size > MAX_BYTES or (size > MAX_RATIO * packed and size > RATIO_FREE_BYTES):
-        found = f"declares {size} bytes from {packed} compressed ones"
-        expected = f"at most {MAX_BYTES} and a ratio of {MAX_RATIO}"
-        raise UserError(f"{where}: {found}; expected {expected}; save it with numpy.savez, which may be of any size")
+        found = f"{size} bytes from {packed} compressed ones; expected at most {MAX_BYTES} and a ratio of {MAX_RATIO}"
+        raise UserError(f"{where}: declares {found}; save it with numpy.savez, which may be of any size")
     with archive.open(info) as member:
         shape, fortran, dtype = _header(member, where)
         count = math.prod(shape)

@@ -150,8 +150,7 @@ class _Seen:
     def __getitem__(self, index: Any) -> np.ndarray:
         if np.ndim(index) == 0 and not isinstance(index, slice):
             return self[np.asarray([index])][0]
-        part = jax.tree.map(lambda a: jnp.asarray(np.asarray(a[index])), self.operator)
-        return np.asarray(self.observed(part))
+        return np.asarray(self.observed(jax.tree.map(lambda a: jnp.asarray(np.asarray(a[index])), self.operator)))
 
 
 def _fit_operator(array: ArrayLike, count: int, expected: Any, name: str, where: str, size: int) -> ArrayLike:
@@ -217,11 +216,7 @@ def check_units(observations: Observation, corruption: Any, where: str) -> None:
     if size >= 0.5 * noise and SMALLEST_RMS <= size / per_x <= most:
         return
     below = f", less than the noise, config.corruption.noise_std={noise:g}" if size < 0.5 * noise else ""
-    table = (
-        "; or of a table give the .csv itself as data.path, whose columns are scaled"
-        if len(corruption.shape) == 1
-        else ""
-    )
+    table = checks.OR_TABLE if len(corruption.shape) == 1 else ""
     factor = f"config.data.scale={float(f'{per_x / size:.1g}'):g}, which multiplies y and is undone in draws"
     found = f"'y' has values of size {size:.2g} (root mean square){below}"
     cure = f"set {factor}, and give noise_std after scaling{table}"

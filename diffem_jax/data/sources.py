@@ -180,8 +180,7 @@ def load(name: str, *, cache_dir: Place | None = None, **fields: Any) -> Dataset
         raise UserError(f"data.num_examples: {num_examples}; expected at least 1, or None for all; correct it")
     if not prepared and split not in ("train", "test", "all"):
         raise UserError(f"data.split: {split!r}; expected 'train', 'test' or 'all'; correct it")
-    count = num_examples if split == "train" or prepared else None
-    data = source(request._replace(num_examples=count))
+    data = source(request._replace(num_examples=num_examples if split == "train" or prepared else None))
     if split in ("test", "all") and data.test_x is None:
         raise UserError(f"data.split: {split!r}; {name} has no held-out examples; use 'train'")
     if split == "test":

@@ -7,6 +7,7 @@ np.savez("obs.npz", y=table.y, mask=table.mask)  # for --config=own_data:table
 table.decode(draws["x"])                         # columns as they were, from draws [..., D]
 """
 
+import contextlib
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -99,10 +100,8 @@ def _clean(name: str, values: Sequence[Any]) -> list[Any]:
     cleaned = [_clean_value(name, row, value) for row, value in enumerate(list(values))]
     texts = [value for value in cleaned if isinstance(value, str)]
     if len(texts) + cleaned.count(None) == len(cleaned):
-        try:
+        with contextlib.suppress(ValueError):
             return [None if value is None else float(value) for value in cleaned]
-        except ValueError:
-            pass
     kept, kinds = len(cleaned) - cleaned.count(None), {str(value) for value in cleaned if value is not None}
     if texts and len(kinds) > MOST_CATEGORIES and 2 * len(kinds) > kept:
         found = f"columns[{name!r}]: {len(kinds)} different texts in {kept} entries"
@@ -149,8 +148,7 @@ def _encode(cleaned: Mapping[str, list[Any]], columns: Sequence[Column]) -> Tabl
     parts, masks = [], []
     for column in columns:
         values = cleaned[column.name]
-        there = np.array([value is not None for value in values])
-        mask = np.repeat(there[:, None], column.width, axis=1)
+        mask = np.repeat(np.array([value is not None for value in values])[:, None], column.width, axis=1)
         masks.append(mask.astype(np.float32))
         parts.append(np.where(mask, _entries(column, values), 0.0).astype(np.float32))
     return Table(np.concatenate(parts, axis=1), np.concatenate(masks, axis=1), tuple(columns))
