@@ -119,8 +119,7 @@ def _jit(devices: list[jax.Device], cut: bool) -> Parallel:
     def map_m_step(m_step: Callable) -> Callable:
         def cut_again(*arguments: Any) -> Any:
             state, info = m_step(*arguments)
-            constrain = jax.lax.with_sharding_constraint
-            return jax.tree.map(lambda leaf: constrain(leaf, _cut(mesh, leaf)), state), info
+            return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, _cut(mesh, leaf)), state), info
 
         # Where a leaf is cut depends on its shape, which ``cut_again`` knows.
         step, of_state = (cut_again, None) if cut else (m_step, whole)
@@ -144,7 +143,6 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     mesh = Mesh(np.array(devices), (AXIS,))
     stacked, replicate = NamedSharding(mesh, PartitionSpec(AXIS)), functools.partial(_replicate, mesh)
     mapped = functools.partial(jax.pmap, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
-
     mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
     map_m_step = functools.partial(mapped, out_axes=None, donate_argnums=1)
 

@@ -127,10 +127,9 @@ class AdditiveNoise:
 
         Only where ``can_hold_out``, else a ``UserError``. What is left is again an observation of this corruption.
         """
-        raise UserError(
-            f"corruption: {type(self).__name__} cannot hold measurements back; expected a mask, a projection or another "
-            "corruption with can_hold_out; choose a measure that needs none, such as 'observation_score'"
-        )
+        expected = "a mask, a projection or another corruption with can_hold_out"
+        cure = f"expected {expected}; choose a measure that needs none, such as 'observation_score'"
+        raise UserError(f"corruption: {type(self).__name__} cannot hold measurements back; {cure}")
 
     def _hide(self, observation: Observation, operator: PyTree) -> tuple[Observation, Array]:
         """What is left of an observation under an operator that sees less, and which of its entries were removed."""

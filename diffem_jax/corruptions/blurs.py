@@ -40,12 +40,8 @@ class GaussianBlur(Separable):
         offsets = np.arange(-reach, reach + 1)
         weights = np.exp(-0.5 * (offsets / self.std) ** 2)
         weights /= weights.sum()
-        matrices = []
-        for n in self.spatial:
-            columns = np.arange(n)[:, None] + offsets
-            columns = columns % n if self.border == "circular" else mirror_columns(columns, n)
-            matrices.append(gather_matrix(columns, weights, n))
-        return tuple(matrices)
+        wrap = np.remainder if self.border == "circular" else mirror_columns
+        return tuple(gather_matrix(wrap(np.arange(n)[:, None] + offsets, n), weights, n) for n in self.spatial)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +88,7 @@ class CircularConvolution(Spectral):
 
     def scalar_log_det(self, operator: PyTree, v: Array) -> Array:
         """The sum of log(v |k^|^2 + noise_std^2), once per channel."""
-        copies = self.shape[-1] if len(self.shape) > 1 else 1
-        return copies * jnp.sum(jnp.log(self._total(operator, v)))
+        return (self.shape[-1] if len(self.shape) > 1 else 1) * jnp.sum(jnp.log(self._total(operator, v)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -113,8 +113,7 @@ class VaryingNoise(Linear):
     def draw_operator(self, key: Key) -> tuple[PyTree, Array]:
         operator_key, noise_key = jax.random.split(key)
         low, high = math.log(self.noise_std), math.log(self.noise_std_max)
-        std = jnp.exp(low + (high - low) * jax.random.uniform(noise_key, ()))
-        return self.of.draw_operator(operator_key), std
+        return self.of.draw_operator(operator_key), jnp.exp(low + (high - low) * jax.random.uniform(noise_key, ()))
 
     def operator_names(self) -> list[str]:
         return [*self.of.operator_names(), "noise_std"]

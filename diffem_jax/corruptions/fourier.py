@@ -67,9 +67,6 @@ class _CartesianFourier(Linear):
         z = jnp.fft.ifftshift(z, self._axes)
         return jnp.fft.fftshift(transform(z, axes=self._axes, norm="ortho"), self._axes)
 
-    def _unspectrum(self, z: Array) -> Array:
-        return self._spectrum(z, jnp.fft.ifftn)
-
     @property
     def _centre(self) -> slice:
         """The lines that are always measured."""
@@ -124,7 +121,7 @@ class FourierMask(_CartesianFourier, Spectral):
 
     def adjoint(self, y: Array, operator: Array) -> Array:
         """The zero-filled inverse transform (its real part where x is real)."""
-        return self._unimage(self._unspectrum(to_complex(self.keep_observed(y, operator))))
+        return self._unimage(self._spectrum(to_complex(self.keep_observed(y, operator)), jnp.fft.ifftn))
 
     def _mirror(self, a: Array) -> Array:
         """The entry at the opposite frequency."""
@@ -200,7 +197,7 @@ class MulticoilFourier(_CartesianFourier):
 
     def adjoint(self, y: Array, operator: tuple[Array, Array]) -> Array:
         """The zero-filled images of the coils, combined by the conjugate sensitivities."""
-        z = self._unspectrum(to_complex(self.keep_observed(y, operator)))
+        z = self._spectrum(to_complex(self.keep_observed(y, operator)), jnp.fft.ifftn)
         return self._unimage(jnp.sum(jnp.conj(to_complex(operator[1])) * z, -2))
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:

@@ -93,8 +93,7 @@ class JPEG(AdditiveNoise):
             colours = jnp.clip(round_through(colours), 0.0, 255.0)
             planes = [_code_plane(colours[..., 0], luminance)]
             planes += [self._chroma(colours[..., i], chrominance) for i in (1, 2)]
-            inverse = jnp.asarray(np.linalg.inv(COLOUR).T, x.dtype)
-            levels = jnp.matmul(jnp.stack(planes, -1) - centre, inverse)
+            levels = jnp.matmul(jnp.stack(planes, -1) - centre, jnp.asarray(np.linalg.inv(COLOUR).T, x.dtype))
             levels = jnp.clip(round_through(levels), 0.0, 255.0)
         return levels * (4 / 255) - 2.0
 
@@ -162,9 +161,6 @@ class Phase(AdditiveNoise):
         y = jnp.log1p(jnp.abs(observation.y))
         if len(self.shape) == 1:
             return y
-        d, cells = len(self.spatial), []
-        for n in self.spatial:
-            cells += [n, self.oversampling]
+        d, cells = len(self.spatial), [side for n in self.spatial for side in (n, self.oversampling)]
         y = y.reshape(*cells, self.shape[-1])
-        order = (*range(0, 2 * d, 2), *range(1, 2 * d, 2), 2 * d)
-        return y.transpose(order).reshape(*self.spatial, -1)
+        return y.transpose(*range(0, 2 * d, 2), *range(1, 2 * d, 2), 2 * d).reshape(*self.spatial, -1)

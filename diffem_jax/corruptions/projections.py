@@ -48,8 +48,7 @@ class Projection(Linear):
 
     def hold_out(self, key: Key, observation: Observation, share: float) -> tuple[Observation, Array]:
         """A share of the rows, at least one; a row of zeros is a measurement that was not made."""
-        count = max(1, round(share * self.measurements))
-        _, at = jax.lax.top_k(jax.random.uniform(key, (self.measurements,)), count)
+        _, at = jax.lax.top_k(jax.random.uniform(key, (self.measurements,)), max(1, round(share * self.measurements)))
         held = jnp.zeros(self.measurements, bool).at[at].set(True)
         y, operator = observation
         return Observation(jnp.where(held, 0.0, y), jnp.where(held[:, None], 0.0, operator)), held

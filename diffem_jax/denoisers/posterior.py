@@ -72,8 +72,7 @@ def posterior_denoiser(
         return open_part(corruption, context.observation.operator, combined(spread, noise_ratio(schedule, t)), out)
 
     variance, prepare = left_by_context(schedule, base), partial(observation_moments, corruption, base)
-    empty = attach(jnp.zeros(shape), blank)
-    return precondition(network, shape, empty, prior, posterior, variance, prepare, project)
+    return precondition(network, shape, attach(jnp.zeros(shape), blank), prior, posterior, variance, prepare, project)
 
 
 def moments_denoiser(

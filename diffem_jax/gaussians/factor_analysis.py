@@ -83,13 +83,11 @@ def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
             z_mean = zz[rank, :rank] / (weight + 1e-3)
             z_cov = (zz[:rank, :rank] + 1e-3 * jnp.eye(rank)) / (weight + 1e-3) - jnp.outer(z_mean, z_mean)
             mean = mean + expand(z_mean, factor)
-            root = cholesky(z_cov + 1e-6 * jnp.eye(rank))
-            factor = (root.T @ factor.reshape(rank, -1)).reshape(factor.shape)
+            factor = (cholesky(z_cov + 1e-6 * jnp.eye(rank)).T @ factor.reshape(rank, -1)).reshape(factor.shape)
         return Gaussian(mean, variance, factor)
 
     components = jax.vmap(one)(mixture.components, sums.weight, sums.zz, sums.ez, sums.ee)
-    weights = (sums.weight + 1.0) / jnp.sum(sums.weight + 1.0)
-    return Mixture(jnp.log(weights), components)
+    return Mixture(jnp.log((sums.weight + 1.0) / jnp.sum(sums.weight + 1.0)), components)
 
 
 @partial(jax.jit, static_argnames=("corruption", "variance_floor", "batch_size"))

@@ -53,8 +53,7 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     if rank == 0:
         residual = prior.variance * corruption.adjoint(solved, operator)
         log_prob = -0.5 * (jnp.vdot(r, solved) + log_det)
-        empty = jnp.zeros((0,))
-        return Posterior(prior.mean + residual, residual, empty, jnp.zeros((0, 0)), prior.factor, log_prob)
+        return Posterior(prior.mean + residual, residual, jnp.zeros((0,)), jnp.zeros((0, 0)), prior.factor, log_prob)
     w = jax.vmap(corruption.forward, (0, None))(prior.factor, operator)
     solved_w = jax.vmap(corruption.solve_gram, (0, None, None))(w, operator, prior.variance)
     precision = jnp.eye(rank) + w.reshape(rank, -1) @ solved_w.reshape(rank, -1).T
@@ -62,8 +61,7 @@ def condition_on_observation(corruption: LinearCorruption, prior: Gaussian, obse
     z = solve_psd_factored(root, contract(w, solved))
     variance = jnp.broadcast_to(prior.variance, prior.mean.shape)
     hidden = variance[None] * jax.vmap(corruption.adjoint, (0, None))(solved_w, operator)
-    # What z leaves of r, and r^T C^-1 r as the least value over z of a sum of squares: differences of large terms
-    # would not survive float32.
+    # r^T C^-1 r as the least value over z of a sum of squares: differences of large terms would not survive float32.
     rest, solved_rest = r - expand(z, w), solved - expand(z, solved_w)
     residual = variance * corruption.adjoint(solved_rest, operator)
     log_det = log_det + 2 * jnp.sum(jnp.log(jnp.diagonal(root)))

@@ -102,8 +102,7 @@ def quadratic_log(matvec: MatVec, z: Array, steps: int) -> Array:
     _, (diagonal, beside) = jax.lax.scan(step, (jnp.zeros((steps, z.size)), first), jnp.arange(steps))
     tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
-    weights = vectors[0] ** 2
-    return square * jnp.sum(weights * jnp.log(jnp.where(values > 0, values, 1.0)))
+    return square * jnp.sum(vectors[0] ** 2 * jnp.log(jnp.where(values > 0, values, 1.0)))
 
 
 @full_precision
@@ -189,8 +188,7 @@ def condition_on_noisy(prior: Gaussian, x_t: Array, alpha: Array, sigma: Array) 
     total = alpha**2 * prior.variance + sigma**2
     residual = x_t - alpha * prior.mean
     variance = prior.variance * sigma**2 / total
-    gain = alpha * prior.variance / total
-    mean = prior.mean + gain * residual
+    mean = prior.mean + (alpha * prior.variance / total) * residual
     log_det = jnp.sum(jnp.log(jnp.broadcast_to(total, x_t.shape)))
     rank = prior.factor.shape[0]
     if rank == 0:

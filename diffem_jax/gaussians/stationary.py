@@ -71,8 +71,7 @@ def scale(model: Stationary, weights: Array, x: Array) -> Array:
 
 def sample(key: Key, model: Stationary) -> Array:
     """One draw of x, [*X]."""
-    z = jnp.sqrt(model.power) * jax.random.normal(key, model.power.shape)
-    return model.mean + from_components(model, z)
+    return model.mean + from_components(model, jnp.sqrt(model.power) * jax.random.normal(key, model.power.shape))
 
 
 def given_noisy(model: Stationary, x: Array, ratio: Array) -> Stationary:

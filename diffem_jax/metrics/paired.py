@@ -31,8 +31,7 @@ def psnr(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
 
 def psnr_per_example(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:
     """The mean over examples of each example's own PSNR, as the imaging literature reports it; at least ``psnr``."""
-    mse = np.maximum(_squared_errors(x, truth), SMALLEST_ERROR)
-    return mean_estimate(10 * np.log10(data_range**2 / mse))
+    return mean_estimate(10 * np.log10(data_range**2 / np.maximum(_squared_errors(x, truth), SMALLEST_ERROR)))
 
 
 def ssim(x: ArrayLike, truth: ArrayLike, data_range: float = 4.0) -> Estimate:

@@ -58,8 +58,7 @@ def _entropic_cost(x: Array, y: Array, regularization: float, iterations: int) -
     blocks = max(iterations // BLOCK - 1, 0)
     start = log_block((jnp.zeros(n), jnp.zeros(m)), iterations - blocks * BLOCK)
     (f, g), _ = jax.lax.scan(block, start, None, length=blocks)
-    # To first order the cost moves with its points by the means of the potentials there; rows may be pairs, then they
-    # move together.
+    # To first order the cost moves with its points by the potentials' means there; rows may be pairs, moving together.
     spread = jnp.var(f + g) / n if n == m else jnp.var(f) / n + jnp.var(g) / m
     # The rows of P sum to 1 / n, since f was updated last; a softmax keeps that in spite of f's rounding.
     value = jnp.mean(jnp.sum(jax.nn.softmax(g[None, :] - cost, axis=1) * cost, axis=1))

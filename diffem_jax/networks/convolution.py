@@ -27,8 +27,7 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
 def _shifted_products(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     """The same convolution as products of shifted inputs, the last axis' shifts side by side in one product."""
     *window, features_in, features = kernel.shape
-    pads = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, "SAME")
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = jnp.pad(x, ((0, 0), *jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, "SAME"), (0, 0)))
     sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], window, strides, strict=True)]
 
     def shifted(a: Array, axis: int, offset: int) -> Array:

@@ -33,7 +33,6 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise: Array, condition: Array | None = None, train: bool = False) -> Array:
         """[B, *X], [B], [B, *C] -> [B, *X]."""
-        del train
         shape = x.shape
         inputs = [x.reshape(shape[0], -1), sinusoidal_embedding(noise, self.embedding)]
         if condition is not None:

@@ -175,8 +175,7 @@ def analytic_2m(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         denoised = denoise(alpha * state.x, t)
         weight = jnp.where(s > 0, h / (2 * state.h), jnp.where(jnp.isfinite(state.h), 0.5, 0.0))
         spread = getattr(denoise, "spread", isotropic_spread)
-        open_variance = 1 / (1 / data_std**2 + 1 / now**2)
-        scatter = spread(spread_key, -weight * state.noise / now**2, open_variance)
+        scatter = spread(spread_key, -weight * state.noise / now**2, 1 / (1 / data_std**2 + 1 / now**2))
         scatter = scatter + weight * (denoised - state.denoised)
         noise = pull * scatter + then * jnp.sqrt(pull) * jax.random.normal(noise_key, state.x.shape)
         x = state.x + pull * (denoised - state.x) + noise
@@ -199,8 +198,7 @@ def heun(schedule: Schedule, data_std: float = 1.0) -> Sampler:
         slope = (start - denoised) / ratio_t
         guess = start + (ratio_s - ratio_t) * slope
         slope_end = (guess - denoise(alpha_s * guess, s)) / ratio_s
-        end = start + (ratio_s - ratio_t) * 0.5 * (slope + slope_end)
-        return alpha_s * end, {"denoised": denoised}
+        return alpha_s * (start + (ratio_s - ratio_t) * 0.5 * (slope + slope_end)), {"denoised": denoised}
 
     return Sampler(partial(initial_noise, schedule, data_std), step, lambda x, t: x / schedule(t)[0])
 

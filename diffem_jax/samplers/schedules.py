@@ -57,8 +57,7 @@ class RectifiedFlow:
 
     def __call__(self, t: Array) -> tuple[Array, Array]:
         """(alpha_t, sigma_t)."""
-        low = self.sigma_min / (1 + self.sigma_min)
-        high = self.sigma_max / (1 + self.sigma_max)
+        low, high = (ratio / (1 + ratio) for ratio in (self.sigma_min, self.sigma_max))
         line = low + (high - low) * t
         return 1 - line, line
 
