@@ -22,6 +22,9 @@ ATTEMPTS = 4  # at drawing again what is not finite
 Keys = Callable[[int], Key]  # attempt, 0 is the first -> key; row i has (key, i), whatever the batches and devices
 Read = Callable[[np.ndarray], PyTree]  # indices [n] -> the observations of these rows, a tree of arrays [n, ...]
 
+Advance = Callable[[int], None]  # takes how many rows more are done
+Check = Callable[[], None]  # called between batches; it may raise
+
 
 class Drawing(NamedTuple):
     """How rows are drawn: a mapped E-step, how it was mapped, its parameters on the devices, rows of this process in one call."""
@@ -58,8 +61,8 @@ def draw_rows(
     indices: np.ndarray,
     *,
     size: int = 0,
-    advance: Callable[[int], None] = lambda count: None,
-    check: Callable[[], None] = lambda: None,
+    advance: Advance = lambda count: None,
+    check: Check = lambda: None,
 ) -> tuple[np.ndarray, int]:
     """The draws [n, *X] of the rows ``indices`` [n], n > 0, and how many of them were drawn again.
 
@@ -82,13 +85,7 @@ def draw_rows(
 
 
 def _draw_batches(
-    drawing: Drawing,
-    read: Read,
-    key: Key,
-    indices: np.ndarray,
-    size: int,
-    advance: Callable[[int], None],
-    check: Callable[[], None],
+    drawing: Drawing, read: Read, key: Key, indices: np.ndarray, size: int, advance: Advance, check: Check
 ) -> np.ndarray:
     """The draws of some rows in padded batches of one shape: nothing is dropped, nothing traced again."""
     parallel, batch = drawing.parallel, drawing.batch

@@ -109,8 +109,7 @@ def _masks(operators: PyTree, shape: tuple[int, ...], count: int) -> Report:
             together += flat.T @ flat
     hidden, known = np.flatnonzero(counts == 0), counts > 0
     pairs = None if together is None else int(np.sum((together == 0) & known[:, None] & known[None, :])) // 2
-    directions = np.zeros((min(len(hidden), KEPT), size), np.float32)
-    directions[np.arange(len(directions)), hidden[: len(directions)]] = 1
+    directions = (np.arange(size) == hidden[:KEPT, None]).astype(np.float32)
     share, least = (counts / count).reshape(shape), float(counts.min() / max(counts.max(), 1))
     return Report("counts", count, size, len(hidden), least, pairs, share, directions.reshape(-1, *shape))
 
@@ -172,9 +171,7 @@ def _lanczos(gram: Callable, size: int, floor: float) -> tuple[np.ndarray, int, 
     weights, low = vectors[:, 0, :] ** 2, _unseen(values, floor)
     # A basis that ended early is filled with zeros: their weight in the first vector is zero as well.
     unseen = round(size * float(np.sum(weights * low) / np.sum(weights)))
-    found = []
-    for probe, weight in enumerate(np.where(low, weights, 0.0)):
-        if weight.max() > 1e-12:
-            found.append(vectors[probe, :, int(np.argmax(weight))] @ basis[:, probe])
+    probes = enumerate(np.where(low, weights, 0.0))
+    found = [vectors[p, :, int(np.argmax(weight))] @ basis[:, p] for p, weight in probes if weight.max() > 1e-12]
     directions = np.linalg.qr(np.array(found).T)[0].T if found and unseen else np.zeros((0, size))
     return np.sort(values[weights > 1e-12]), unseen, directions

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffem_jax.build.auto import changed
 from diffem_jax.build.problem import OWN, Problem
 from diffem_jax.data.tables import Column
 from diffem_jax.errors import UserError
@@ -58,10 +59,7 @@ def with_stored_path(workdir: Workdir, config: ConfigDict, mark: str) -> ConfigD
     """The config with the run's own ``data.path`` where the observations are known to be the same: a file may move."""
     if not mark or _stored_facts(workdir).get("fingerprint") != mark or not workdir.config.exists():
         return config
-    same = config.copy_and_resolve_references()
-    with same.unlocked():
-        same.data.path = workdir.stored_config().get("data.path", config.data.path)
-    return same.lock()
+    return changed(config, {"data.path": workdir.stored_config().get("data.path", config.data.path)})
 
 
 def _stored_facts(workdir: Workdir) -> dict[str, Any]:

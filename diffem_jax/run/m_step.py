@@ -72,8 +72,7 @@ def row_batches(seed: int, stream: int, count: int, batch_size: int, read: Read)
         order = index_stream(seed, stream, count, batch_size, first)
         while True:
             chosen = np.stack([next(order)[own] for _ in range(updates)])
-            drawn = read(chosen.reshape(-1))
-            yield jax.tree.map(lambda a, at=chosen: a.reshape(*at.shape, *a.shape[1:]), drawn)
+            yield jax.tree.map(lambda a, at=chosen: a.reshape(*at.shape, *a.shape[1:]), read(chosen.reshape(-1)))
 
     return batches
 

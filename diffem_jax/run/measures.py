@@ -164,10 +164,9 @@ def make_measures(problem: Problem, optional: Iterable[str] = ()) -> Callable[[i
     config = problem.setup.config
     rule, asked = config.stop.rule, list(config.eval.metrics)
     if rule == HELD_OUT and not problem.setup.corruption.can_hold_out:
-        raise UserError(
-            f"config.stop.rule: {HELD_OUT!r}; expected a corruption whose measurements can be held back one by one (random masks "
-            f"and projections), not {config.corruption.name!r}; use 'observation_score'"
-        )
+        expected = "a corruption whose measurements can be held back one by one (random masks and projections)"
+        found = f"not {config.corruption.name!r}"
+        raise UserError(f"config.stop.rule: {HELD_OUT!r}; expected {expected}, {found}; use 'observation_score'")
     asked += [] if rule in ("none", HELD_OUT) else [rule]
     chosen = {}
     for name in dict.fromkeys([*asked, *optional]):

@@ -32,8 +32,7 @@ def record_round(run: Run, number: int, drawn: Record, state: EMState) -> None:
     picture(run.problem, draws, path, f"round {number}" if number else "start")
     if number and due:
         spread_picture(run, number, state)
-    timed = {**trained, **drawn, "compile_seconds": run.clock.lap()}
-    entry = {"kind": "round", "round": number, **timed, **measured}
+    entry = {"kind": "round", "round": number, **trained, **drawn, "compile_seconds": run.clock.lap(), **measured}
     workdir.log(entry)
     for line in (round_line(number, entry), *time_left(config, number, entry)):
         run.say(line)
@@ -62,9 +61,8 @@ def calibrate(run: Run, number: int, state: EMState) -> None:
     possible = number and problem.num_examples >= 16 and problem.setup.corruption.can_hold_out
     if not possible or agree(np.array(known)):
         return
-    record = stopping.calibration(
-        stopping.predict(problem, drawing_of(run, number, state), *stopping.CALIBRATED, run.stop.check)
-    )
+    predictions = stopping.predict(problem, drawing_of(run, number, state), *stopping.CALIBRATED, run.stop.check)
+    record = stopping.calibration(predictions)
     if process_index() == 0:
         run.workdir.log({"kind": "calibration", "round": number, **record})
 

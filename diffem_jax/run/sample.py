@@ -32,8 +32,7 @@ def posterior_draws(
     with config.unlocked():
         config.data.shape = stored_shape(workdir)
     problem = load_own(config, observations, columns=stored_columns(workdir))
-    number = chosen_round(workdir, round)
-    drawing = round_drawing(workdir, problem.setup, number, make_parallel(config.parallel))
+    drawing = round_drawing(workdir, problem.setup, chosen_round(workdir, round), make_parallel(config.parallel))
     return problem, draw_samples(drawing, problem.observations, attempt_keys(seed, "sample"), num_samples)
 
 

@@ -57,8 +57,7 @@ def fit_start(
         say("start: the corruption is not linear, so round 0 draws from N(0, I) about what the observation shows")
         return standard_normal(setup.shape)
     count = len(observations.y)
-    used = min(config.num_examples or count, count)
-    subset = rows(observations, np.linspace(0, count - 1, used).astype(np.int64))
+    subset = rows(observations, np.linspace(0, count - 1, min(config.num_examples or count, count)).astype(np.int64))
     fit = lookup("start.name", config.name, starts.STARTS)
     options = {name: config[name] for name in config if name not in ("name", "num_examples", "checkpoint", "take")}
     total = config.iterations * (1 if config.components == 1 or config.name in ("gaussian", "stationary") else 2)
@@ -120,8 +119,7 @@ def solve_warnings(setup: Setup, observations: Observation, start: Start) -> lis
     if worst <= 0.3:
         return []
     found = f"solves with {setup.config.corruption.name!r} have not converged: they end {worst:.1f} noise standard deviations"
-    cure = "and draws will miss y by as much; give a larger config.corruption.noise_std"
-    return [f"warning, {found} from y, {cure}"]
+    return [f"warning, {found} from y, and draws will miss y by as much; give a larger config.corruption.noise_std"]
 
 
 def start_draw(setup: Setup) -> Callable[..., Any]:

@@ -54,10 +54,7 @@ def predict(
     # Each process asks its share of the observations; at least one, so that all compute together.
     own = np.arange(process_index(), max(count, processes), processes, dtype=np.int32) % count
     counted = process_index() + processes * np.arange(len(own)) < count
-
-    def keys(place: int) -> Key:
-        return jax.random.fold_in(stream_key(config.seed, HELD_OUT), place)
-
+    keys = partial(jax.random.fold_in, stream_key(config.seed, HELD_OUT))
     observed = rows(problem.observations, own)
     left, held = jax.tree.map(np.asarray, _hold_out(corruption, keys(0), own, observed))
 

@@ -142,8 +142,7 @@ def _explained(folder: Workdir, error: NonFinite, lead: bool) -> UserError:
     """What to do about numbers that are not finite; a round whose draws are not is set aside, so that it is trained again."""
     if error.folder is None and error.number == 0:
         another = "config.start (a higher variance_floor, a lower rank) or a higher config.corruption.noise_std"
-        cure = f"expected a start with finite draws; give another {another}, and another --workdir"
-        return UserError(f"{error}; {cure}")
+        return UserError(f"{error}; expected a start with finite draws; give another {another}, and another --workdir")
     broken = folder.round_checkpoint(error.number)
     if lead and error.folder is None and broken.exists():
         checkpoints.set_aside(broken)
