@@ -113,8 +113,7 @@ def sample(
     else:
         x = draw.prior_draws(folder, num_samples, seed, round)
     image = draw.write_draws(target, x, problem, folder)
-    summary = ", its mean and std" if problem is not None else ""
-    print(f"wrote {target}: x of shape {x.shape}{summary}; picture {image}")
+    print(f"wrote {target}: x of shape {x.shape}{', its mean and std' if problem is not None else ''}; picture {image}")
 
 
 def _check_writable(target: Path) -> None:

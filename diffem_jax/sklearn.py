@@ -50,10 +50,8 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         random_state: Any = 0,
         verbose: bool = False,
     ):
-        self.categories = categories
-        self.fields = fields
-        self.random_state = random_state
-        self.verbose = verbose
+        self.categories, self.fields = categories, fields
+        self.random_state, self.verbose = random_state, verbose
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Trains on the rows of a table X [N, D]: NaN, None, pandas' NA and texts such as "" and "?" where missing; y is not used.
@@ -130,8 +128,7 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.string = True
+        tags.input_tags.allow_nan = tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
 

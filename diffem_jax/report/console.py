@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 from tqdm import tqdm
@@ -30,14 +30,15 @@ TOLERATED = 0.05  # how far coverage may be off before a run warns of it
 
 def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
     """The first lines: data, corruption, method, network (its parameters, or their shapes), work, devices, place of the results."""
-    setup, c = problem.setup, problem.setup.config
+    setup, c, corruption = problem.setup, problem.setup.config, cast(Any, problem.setup.corruption)
+    known = {f.name: getattr(corruption, f.name) for f in dataclasses.fields(corruption) if f.name != "shape"}
     shape, devices = "x".join(map(str, setup.shape)), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     size = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     work = f"{c.m_step.steps:,} updates of batch {c.m_step.batch_size:,}, then {c.e_step.sampler} in {c.e_step.steps} steps"
     draws = f", {c.e_step.draws} draws per observation" if c.e_step.draws > 1 else ""
     lines = {
         "data": f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}",
-        "corruption": _fields({**_settings(setup.corruption), **c.corruption})
+        "corruption": _fields({**known, **c.corruption})
         + (", observed under another" if len(c.data_corruption) else ""),
         "method": f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}",
         "network": f"{c.network.name} with {size:,} parameters",
@@ -47,13 +48,6 @@ def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
         "results": f"{workdir.root}: report.html, samples/, metrics.jsonl",
     }
     return [f"{name:<11} {text}" for name, text in lines.items() if text]
-
-
-def _settings(corruption: Any) -> dict[str, Any]:
-    """What a corruption's fields are, also those that the config does not name."""
-    return {
-        field.name: getattr(corruption, field.name) for field in dataclasses.fields(corruption) if field.name != "shape"
-    }
 
 
 def _fields(section: Any) -> str:

@@ -46,7 +46,6 @@ class _WeightsAndBiases:
     """A run of wandb in WORKDIR/wandb under the id in WORKDIR/wandb_run.json; WANDB_MODE and the like are its own."""
 
     def __init__(self, workdir: Workdir, config: ConfigDict, resumed: int):
-        del resumed
         self.wandb, noted, folder = _package("wandb"), workdir.root / "wandb_run.json", workdir.root.absolute()
         name = json.loads(noted.read_text())["id"] if noted.exists() else secrets.token_hex(4)
         write_json(noted, {"id": name})

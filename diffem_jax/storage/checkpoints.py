@@ -131,9 +131,8 @@ def load(path: Path, like: PyTree | None = None) -> PyTree:
     try:
         return ocp.load_checkpointables(path.absolute(), {"state": wanted})["state"]
     except (ValueError, KeyError, TypeError) as error:
-        found = f"its arrays do not fit this configuration ({_shorten(error)})"
         cure = "expected the network and optimiser that wrote it; use its own config.json"
-        raise UserError(f"{path}: {found}; {cure}") from error
+        raise UserError(f"{path}: its arrays do not fit this configuration ({_shorten(error)}); {cure}") from error
 
 
 def written(folder: Path, pattern: str = "*") -> list[Path]:

@@ -8,9 +8,7 @@ import numpy as np
 
 from diffem_jax.storage.files import CHUNK_BYTES
 
-IN_MEMORY_BYTES = (
-    128 * 2**20
-)  # arrays of at most this many bytes as float32 stay in memory, larger ones are lazy ``Rows``
+IN_MEMORY_BYTES = 128 * 2**20  # as float32: arrays of at most so many stay in memory, larger ones are lazy ``Rows``
 RELEASE_BYTES = 2 * 2**20  # read from a memory map before its pages are handed back; up to twice that is mapped
 PAGES_BYTES = 128 * 2**10  # that reading a random row may map beyond the row itself
 BITS = (8, 10, 12, 14, 16)  # depths of grey levels that files of 16 bits hold

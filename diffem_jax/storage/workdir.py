@@ -129,8 +129,7 @@ class Workdir:
         if damaged:
             with self.metrics.with_name(self.metrics.name + ".corrupt").open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
-        places = [i for i, r in enumerate(records) if (r.get("round"), r.get("kind")) == same]
-        place = places[0] if places else len(records)
+        place = next((i for i, r in enumerate(records) if (r.get("round"), r.get("kind")) == same), len(records))
         records[place : place + 1] = [record]
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in records))
 
