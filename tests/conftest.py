@@ -32,12 +32,12 @@ import pytest  # noqa: E402
 
 # Traces are millions of small objects, and few of them garbage.
 gc.freeze()
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(50_000, 10, 10)
 
 # Another platform shows what an accelerator does to the numbers; many tests are written for two devices of a CPU.
 jax.config.update("jax_platforms", os.environ.get("DIFFEM_TEST_PLATFORMS", "cpu") or None)
 jax.config.update("jax_num_cpu_devices", 2)
-MOST_MEMORY = 1.7 * 2**30
+MOST_MEMORY = 1.2 * 2**30
 
 
 @pytest.fixture(autouse=True)

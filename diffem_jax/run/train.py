@@ -101,8 +101,8 @@ def _advice(config: ConfigDict) -> Iterator[str]:
     f = draw_width(config)
     if not LEAST <= round(f, 2) <= MOST:
         draws = f"draws of {config.e_step.sampler} in {config.e_step.steps} steps"
-        cure = "EM feeds that back (docs/theory.md); raise e_step.steps, or use analytic_2m on the tangent grid"
-        yield f"warning     {draws} have {f:.2f} times the variance they should have, and {cure}"
+        cure = "raise e_step.steps, or use e_step.sampler=analytic_2m, e_step.time_grid=tangent"
+        yield f"warning     {draws} have {f:.2f} times the variance they should have, which EM feeds back (docs/theory.md); {cure}"
     better = []
     if config.network.get("dtype") == "float32" and config.network.name == "unet":
         better.append("network.dtype=bfloat16 (half the time and memory of an update on an H200)")
