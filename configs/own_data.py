@@ -40,7 +40,7 @@ def get_config(variant: str = "auto") -> ConfigDict:
             c.rounds = 2
             c.corruption = ConfigDict({"name": "group_mask", "rate": 0.3, "noise_std": 0.01, "groups": ()})
             c.network = ConfigDict({"name": "mlp", "features": (128, 128), "embedding": 32, "normalize": True})
-            c.start.update(iterations=100, variance_floor=1e-3)
+            c.start.update(iterations=100, variance_floor=1e-3, shrinkage=-1.0)
             c.e_step.batch_size = 256
             c.m_step.update(steps=400, batch_size=256, learning_rate=3e-4, ema_decay=0.99)
         else:

@@ -76,6 +76,7 @@ TABLE = (
     Field("start.iterations", 40, (1, 100_000), "EM iterations at most"),
     Field("start.tolerance", 1e-4, (0, 1e6), "gain of log-likelihood per coordinate below which a fit ends"),
     Field("start.variance_floor", 1e-4, (1e-12, 1e3), "least variance of a coordinate beyond the low-rank part"),
+    Field("start.shrinkage", 0.0, (-1, 1e6), "examples without correlations added to the fit; below 0: by what it leaves out"),
     Field("start.num_examples", 0, COUNT, "observations used for the fit; 0 takes all"),
     Field("start.checkpoint", "", str, "an earlier run's work directory to begin from (a warm start)"),
     Field("start.take", "reconstructions", ("reconstructions", "parameters", "both"), "what is taken from that run"),

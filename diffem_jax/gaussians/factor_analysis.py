@@ -64,6 +64,22 @@ def _e_step(corruption: LinearCorruption, mixture: Mixture, keys: Key, observed:
 
 
 @full_precision
+def _uncorrelated(component: Gaussian, weight: Array) -> Sums:
+    """What so many examples add that are seen whole, with the component's mean and variances but no correlations."""
+    rank = len(component.factor)
+    u, d = component.factor.reshape(rank, -1), jnp.broadcast_to(component.variance, component.mean.shape).reshape(-1)
+    total = d + jnp.sum(u**2, axis=0)
+    # z given x has the mean gain (x - mean) and the covariance I - gain U^T.
+    gain = solve_psd(jnp.eye(rank) + (u / d) @ u.T, u / d)
+    zz = (gain * total) @ gain.T + jnp.eye(rank) - gain @ u.T
+    ez = gain * total - zz @ u
+    ee = total - jnp.sum(u * (2 * gain * total - zz @ u), axis=0)
+    zz, ez = jnp.pad(zz, ((0, 1), (0, 1))).at[rank, rank].set(1.0), jnp.pad(ez, ((0, 1), (0, 0)))
+    sums = Sums(jnp.ones(()), zz, ez.reshape(rank + 1, *component.mean.shape), ee.reshape(component.mean.shape), jnp.zeros(()))
+    return jax.tree.map(lambda total: weight * total, sums)
+
+
+@full_precision
 def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
     """The M-step: loadings, means and variances by regression of x on (z, 1); then z has mean 0 and covariance I again."""
     scalar_variance = mixture.components.variance.ndim == 1
@@ -92,14 +108,14 @@ def _m_step(mixture: Mixture, sums: Sums, variance_floor: float) -> Mixture:
 
 @partial(jax.jit, static_argnames=("corruption", "variance_floor", "batch_size"))
 def em_iteration(
-    key: Key, mixture: Mixture, observations: Observation, indices: Array, present: Array, *,
+    key: Key, mixture: Mixture, observations: Observation, indices: Array, present: Array, shrinkage: Array | float = 0.0, *,
     corruption: LinearCorruption, variance_floor: float, batch_size: int,
 ) -> tuple[Mixture, Array]:  # fmt: skip
     """One EM iteration over observations [N, ...] of the given indices [N]: the new mixture, and the old one's log-likelihood.
 
     The log-likelihood is a mean over examples. ``batch_size`` examples are in memory at once; N is a multiple of it (padding has
-    ``present`` 0, other examples 1). ``variance_floor`` is the least variance of a coordinate, which keeps float32
-    factorisations sound.
+    ``present`` 0, other examples 1). ``shrinkage`` examples without correlations are added, which shrinks the covariance towards
+    its diagonal. ``variance_floor`` is the least variance of a coordinate, which keeps float32 factorisations sound.
     """
     whole = (example_keys(key, indices), observations, present)
     batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), whole)
@@ -110,7 +126,10 @@ def em_iteration(
     k, r, *shape = mixture.components.factor.shape
     shapes = (k,), (k, r + 1, r + 1), (k, r + 1, *shape), (k, *shape), ()
     sums, _ = jax.lax.scan(body, Sums(*map(jnp.zeros, shapes)), batches)
-    return _m_step(mixture, sums, variance_floor), sums.log_prob / jnp.sum(present)
+    value = sums.log_prob / jnp.sum(present)
+    share = shrinkage * jnp.exp(mixture.log_weights)
+    sums = jax.tree.map(jnp.add, sums, jax.vmap(_uncorrelated)(mixture.components, share)._replace(log_prob=0.0))
+    return _m_step(mixture, sums, variance_floor), value
 
 
 @jax.jit
