@@ -138,8 +138,9 @@ TABLE = (
 AUTO = "auto"  # stands for what follows from the data and the corruption (``build.auto``)
 AUTOMATIC = (
     "rounds", "network.name", "denoiser.preconditioning", "denoiser.base", "start.name", "start.rank", "start.iterations",
-    "e_step.sampler", "e_step.time_grid", "e_step.steps", "e_step.batch_size", "e_step.draws", "m_step.steps", "m_step.batch_size",
-    "m_step.learning_rate", "m_step.loss_weight", "m_step.time_law_beta", "m_step.updates_per_dispatch", "m_step.hidden_weight",
+    "start.shrinkage", "e_step.sampler", "e_step.time_grid", "e_step.steps", "e_step.batch_size", "e_step.draws", "m_step.steps",
+    "m_step.batch_size", "m_step.learning_rate", "m_step.loss_weight", "m_step.time_law_beta", "m_step.updates_per_dispatch",
+    "m_step.hidden_weight",
 )  # fmt: skip
 """Fields that take it."""
 FIELDS = {field.name: field for field in TABLE}  # every field that no class brings, in the order of the help

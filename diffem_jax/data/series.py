@@ -16,13 +16,14 @@ class Series(NamedTuple):
     y: np.ndarray
     mask: np.ndarray
     columns: tuple[Column, ...]
+    level: np.ndarray  # [N, 1, C]: what was taken from each window, its mean with gaps interpolated
     times: dict[str, Any]  # the columns that only grow, as they were
     window: np.ndarray  # [T]: which window each row of a draw comes from
     place: np.ndarray  # [T]: and which of its rows
 
     def decode(self, x: Any) -> dict[str, np.ndarray]:
         """Columns [T] in their own units from draws x [N, W, C] of the windows: a gap comes from the one in whose middle it lies."""
-        rows = np.asarray(x)[self.window, self.place]
+        rows = (np.asarray(x) + self.level)[self.window, self.place]
         return self.times | {c.name: rows[:, i] * c.scale + c.offset for i, c in enumerate(self.columns)}
 
 
@@ -46,9 +47,20 @@ def load_series(path: Place, length: int, columns: Sequence[Column] | None = Non
     if length > count:
         raise UserError(f"config.data.window: {length}; {path} has {count} rows; lower it")
     starts = np.unique([*range(0, count - length, max(1, length // 8)), count - length])
-    y, mask = (part[starts[:, None] + np.arange(length)] for part in (table.y, table.mask))
+    y, mask, filled = (
+        part[starts[:, None] + np.arange(length)] for part in (table.y, table.mask, _interpolated(*table[:2]))
+    )
+    # Windows of a series that drifts are alike but for their level.
+    level = filled.mean(axis=1, keepdims=True)
+    if columns is None:
+        spread = np.sqrt(np.mean((filled - level) ** 2, axis=(0, 1))) + 1e-6
+        y, level = y / spread, level / spread
+        columns = [
+            column._replace(scale=column.scale * float(s)) for column, s in zip(table.columns, spread, strict=True)
+        ]
+    y = np.where(mask > 0, y - level, 0.0).astype(np.float32)
     window = np.abs(starts[:, None] + (length - 1) / 2 - _middles(table.mask.min(axis=1) == 0, length)).argmin(axis=0)
-    series = Series(y, mask, table.columns, times, window, np.arange(count) - starts[window])
+    series = Series(y, mask, tuple(columns), level, times, window, np.arange(count) - starts[window])
     names = ", ".join(column.name for column in table.columns)
     return series, f"{path}: {len(y)} windows of {length} rows of {names}; times {', '.join(times) or 'none'}"
 
@@ -60,6 +72,15 @@ def _grows(values: Sequence[Any]) -> bool:
         return bool((np.diff(texts.astype(float)) > 0).all())
     except ValueError:
         return bool((texts[1:] > texts[:-1]).all() and texts[0] != "")
+
+
+def _interpolated(y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Columns [T, C] with gaps filled by straight lines; one without any entry by 0."""
+    rows, filled = np.arange(len(y)), np.zeros_like(y)
+    for i in np.flatnonzero(mask.any(axis=0)):
+        seen = mask[:, i] > 0
+        filled[:, i] = np.interp(rows, rows[seen], y[seen, i])
+    return filled
 
 
 def _middles(missing: np.ndarray, length: int) -> np.ndarray:

@@ -66,17 +66,18 @@ def _e_step(corruption: LinearCorruption, mixture: Mixture, keys: Key, observed:
 @full_precision
 def _uncorrelated(component: Gaussian, weight: Array) -> Sums:
     """What so many examples add that are seen whole, with the component's mean and variances but no correlations."""
-    rank = len(component.factor)
-    u, d = component.factor.reshape(rank, -1), jnp.broadcast_to(component.variance, component.mean.shape).reshape(-1)
+    mean, rank = component.mean, len(component.factor)
+    u = component.factor.reshape(rank, mean.size)
+    d = jnp.broadcast_to(component.variance, mean.shape).reshape(mean.size)
     total = d + jnp.sum(u**2, axis=0)
     # z given x has the mean gain (x - mean) and the covariance I - gain U^T.
-    gain = solve_psd(jnp.eye(rank) + (u / d) @ u.T, u / d)
-    zz = (gain * total) @ gain.T + jnp.eye(rank) - gain @ u.T
-    ez = gain * total - zz @ u
-    ee = total - jnp.sum(u * (2 * gain * total - zz @ u), axis=0)
+    gain = solve_psd(jnp.eye(rank) + (u / d[None]) @ u.T, u / d[None]) if rank else u
+    zx = gain * total[None]
+    zz = zx @ gain.T + jnp.eye(rank) - gain @ u.T
+    ez, ee = zx - zz @ u, total - jnp.sum(u * (2 * zx - zz @ u), axis=0)
     zz, ez = jnp.pad(zz, ((0, 1), (0, 1))).at[rank, rank].set(1.0), jnp.pad(ez, ((0, 1), (0, 0)))
-    sums = Sums(jnp.ones(()), zz, ez.reshape(rank + 1, *component.mean.shape), ee.reshape(component.mean.shape), jnp.zeros(()))
-    return jax.tree.map(lambda total: weight * total, sums)
+    one = Sums(jnp.ones(()), zz, ez.reshape(rank + 1, *mean.shape), ee.reshape(mean.shape), jnp.zeros(()))
+    return jax.tree.map(lambda part: weight * part, one)
 
 
 @full_precision
@@ -127,8 +128,8 @@ def em_iteration(
     shapes = (k,), (k, r + 1, r + 1), (k, r + 1, *shape), (k, *shape), ()
     sums, _ = jax.lax.scan(body, Sums(*map(jnp.zeros, shapes)), batches)
     value = sums.log_prob / jnp.sum(present)
-    share = shrinkage * jnp.exp(mixture.log_weights)
-    sums = jax.tree.map(jnp.add, sums, jax.vmap(_uncorrelated)(mixture.components, share)._replace(log_prob=0.0))
+    added = jax.vmap(_uncorrelated)(mixture.components, shrinkage * jnp.exp(mixture.log_weights))
+    sums = jax.tree.map(jnp.add, sums._replace(log_prob=added.log_prob), added)
     return _m_step(mixture, sums, variance_floor), value
 
 

@@ -97,8 +97,9 @@ def fit(
     ``rank`` is R of each of K ``components``, ``iterations`` are EM's at most, for the Gaussian and again for the mixture. A fit
     ends where the log-likelihood per example and coordinate gains less than ``tolerance``, for one Gaussian three times in a row:
     its steps are lengthened (``relax``) as long as the likelihood rises, since plain EM takes shorter steps the fewer coordinates
-    are seen. ``shrinkage`` examples without correlations are added to the others, below 0 as many as predict best what a fit to
-    three quarters of the observations leaves out. ``variance_floor`` is the least variance of a coordinate given z, ``batch_size`` the examples in memory at once (0: by
+    are seen. ``shrinkage`` examples without correlations are added, which shrinks the covariance towards its diagonal (Schaefer
+    and Strimmer 2005); below 0 as many as give the highest likelihood to what fits to three quarters of the observations leave
+    out. ``variance_floor`` is the least variance of a coordinate given z, ``batch_size`` the examples in memory at once (0: by
     the model's size), and ``report`` takes (iteration, iterations in all, log-likelihood).
     """
     size, count = math.prod(corruption.shape), len(observations.y)
@@ -114,7 +115,7 @@ def fit(
         _climb, key, corruption, tolerance=tolerance, variance_floor=variance_floor, batch_size=batch_size,
     )  # fmt: skip
     if shrinkage < 0:
-        shrinkage = _best_shrinkage(partial(climb, observations, mixture, range(iterations)), count, size)
+        shrinkage = _best_shrinkage(partial(climb, subset, mixture, range(iterations)), len(subset.y))
     climb = partial(climb, shrinkage=shrinkage, report=lambda i, value: report(i, total, value))
 
     def run(mixture: Mixture, first: int) -> Fit:
@@ -212,12 +213,12 @@ def _spaced(observations: Observation, most: int) -> Observation:
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[index]), observations)
 
 
-def _best_shrinkage(climb: Callable[..., tuple[Fit, int]], count: int, size: int) -> float:
-    """That under which fits to three quarters of the observations give the last quarter the highest likelihood, of a few."""
-    # Blocks of neighbours, which may be alike, are left out together.
+def _best_shrinkage(climb: Callable[..., tuple[Fit, int]], count: int) -> float:
+    """The shrinkage, of five, with the highest likelihood of the quarters of the observations that fits leave out in turn."""
+    # Neighbours, which may be alike, are left out together.
     folds = np.arange(count) * 20 // count % 4
     best, highest = 0.0, -math.inf
-    for shrinkage in (0.0, size / 4, size / 2, size, 2.0 * size):
+    for shrinkage in (0.0, count / 64, count / 32, count / 16, count / 8):
         value = sum(climb(shrinkage=shrinkage, left_out=folds == fold)[0].log_likelihoods[-1] for fold in range(4))
         if value < highest:
             break

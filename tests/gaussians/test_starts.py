@@ -169,3 +169,29 @@ def test_of_many_observations_a_few_are_fitted_first(monkeypatch):
     whole, all_passes, _ = fitted(4096, iterations=60)
     coarse, over_all, over_few = fitted(512, iterations=60)
     assert abs(coarse - whole) < 5e-3 and 0 < over_all < all_passes / 2 and over_few > over_all
+
+
+def test_shrinkage_adds_examples_without_correlations():
+    """Of examples seen whole the fit keeps the variances, and N / (N + shrinkage) of each covariance."""
+    corruption, x = PixelMask(shape=(4,), rate=0.0, noise_std=1e-3), gaussian_data(256)
+    options = {"rank": 4, "iterations": 400, "tolerance": 1e-7}
+    _, cov = moments(fit(jax.random.key(0), corruption, observe(corruption, x), shrinkage=64.0, **options).mixture)
+    sample = np.cov(x.T, bias=True)
+    right = np.where(np.eye(4) > 0, sample, 0.8 * sample)
+    np.testing.assert_allclose(cov, right, atol=0.01)
+    assert np.abs(sample - right).max() > 0.05
+
+
+def test_shrinkage_is_chosen_by_what_is_left_out():
+    """Few examples of independent coordinates are shrunk, many that lie along a line are not."""
+    corruption, options = PixelMask(shape=(12,), rate=0.3, noise_std=0.1), {"rank": 8, "iterations": 30}
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=(40, 12)), rng.normal(size=(400, 1)) * np.ones(12) + 0.1 * rng.normal(size=(400, 12))
+
+    def off_diagonal(x, shrinkage):
+        law = fit(jax.random.key(0), corruption, observe(corruption, x), shrinkage=shrinkage, **options).mixture
+        _, cov = moments(law)
+        return np.sqrt(np.mean(cov[~np.eye(12, dtype=bool)] ** 2))
+
+    assert off_diagonal(few, -1.0) < 0.8 * off_diagonal(few, 0.0)
+    assert off_diagonal(many, -1.0) == off_diagonal(many, 0.0) > 0.8
