@@ -25,7 +25,9 @@ ALONE = "--xla_cpu_multi_thread_eigen=false"
 # does not know.
 VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:3]))
 OLDER = "--xla_cpu_use_fusion_emitters=false" if VERSION < (0, 11, 1) else ""
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ALONE} {OLDER}".strip()
+# Small programs are not cut into pieces for threads: a third less time.
+WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ALONE} {WHOLE} {OLDER}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
