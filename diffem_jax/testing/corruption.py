@@ -180,9 +180,8 @@ def _check_dense(corruption: Any, one: _Draw, rng: np.random.Generator) -> None:
     corruption = dataclasses.replace(corruption, noise_std=0.3)
     operator, seen, size = one.observation.operator, one.observed, math.prod(corruption.shape)
     r, w = (np.where(seen, rng.standard_normal(seen.shape, np.float32), np.float32(0.0)) for _ in range(2))
-    units = np.eye(size, dtype=np.float32).reshape(-1, *corruption.shape)
-    matrix = jax.jit(lambda o: (jax.vmap(lambda x: corruption.forward(x, o))(units), corruption.noise_level(o)))
-    columns, level = matrix(operator)
+    units, forward = np.eye(size).reshape(-1, *corruption.shape), jax.vmap(corruption.forward, (0, None))
+    columns, level = jax.jit(lambda o: (forward(jnp.float32(units), o), corruption.noise_level(o)))(operator)
     a, level = np.asarray(columns, np.float64).reshape(size, -1).T[seen.reshape(-1)], float(level)
 
     @jax.jit

@@ -54,8 +54,8 @@ def check_sampler(
     deviations and variances beyond five standard errors, for alpha = 1 and for alpha < 1. Slow samplers need more ``steps``.
     """
     mean, variance = np.array([-1.0, 0.0, 1.5], np.float32), np.array([0.1, 0.6, 2.0], np.float32)
-    shape, std, parts = mean.shape, np.sqrt(variance), 8  # of which one is drawn twice
-    keys, samples = jax.random.split(jax.random.key(seed), (parts, -(-samples // parts))), parts * -(-samples // parts)
+    shape, std, eighth = mean.shape, np.sqrt(variance), -(-samples // 8)  # as many are drawn twice
+    keys, samples = jax.random.split(jax.random.key(seed), (8, eighth)), 8 * eighth
     for schedule in BOTH_SCHEDULES:
         sampler, under, times = make(schedule, 1.0), type(schedule).__name__, log_uniform_grid(schedule, steps)
         require(isinstance(sampler, Sampler), f"expected a diffem_jax.Sampler, not a {type(sampler).__name__}")

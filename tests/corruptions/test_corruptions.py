@@ -119,7 +119,7 @@ def test_holding_out_is_refused_where_it_is_not_possible():
 def test_solve_gram_with_little_noise(name, varying):
     """The published noise level, 1e-3, where plain conjugate gradients would need thousands of iterations."""
     corruption = CORRUPTIONS[name](shape=(16, 16, 3), noise_std=1e-3)
-    x, u = np.random.default_rng(1).uniform(size=(2, *corruption.shape)).astype(np.float32)
+    x, u = np.random.default_rng(1).random((2, *corruption.shape), np.float32)
     operator = jax.jit(corruption.draw_operator)(jax.random.key(1))
     r = np.asarray(jax.jit(corruption.forward)(4 * x - 2, operator))
     v = 0.5 + u if varying else np.float32(0.7)
@@ -148,10 +148,9 @@ def test_estimated_log_determinants_differ_as_exact_ones(monkeypatch):
     for dense in (base.DENSE, 16):
         monkeypatch.setattr(base, "DENSE", dense)
         run = jax.jit(jax.vmap(lambda v: corruption.log_det_gram(operator, v)))
-        results.append(np.asarray(run(np.float32([0.3, 1.0, 3.0]))))
-    exact, estimated = map(np.diff, results)
-    assert (estimated != exact).any()
-    np.testing.assert_allclose(estimated, exact, rtol=0.1)
+        results.append(np.diff(run(np.float32([0.3, 1.0, 3.0]))))
+    assert (results[0] != results[1]).any()
+    np.testing.assert_allclose(results[1], results[0], rtol=0.1)
 
 
 def test_composition_of_matrices_is_in_closed_form():
@@ -257,7 +256,7 @@ def test_lines_held_out_are_not_told_by_their_opposites():
 
 def test_multicoil_maps_have_unit_energy():
     corruption = CORRUPTIONS["multicoil_fourier"](shape=(8, 8, 2), complex_image=True)
-    x = np.random.default_rng(1).standard_normal((8, 8, 2), np.float32)
+    x = np.random.default_rng(1).standard_normal(corruption.shape, np.float32)
     full = (np.ones((8, 8, 1), np.float32), jax.jit(corruption.draw_operator)(jax.random.key(0))[1])
     back = jax.jit(lambda x: corruption.adjoint(corruption.forward(x, full), full))(x)
     np.testing.assert_allclose(back, x, atol=1e-5)
@@ -321,8 +320,7 @@ def test_observations_come_back_from_a_file(name, tmp_path):
         return operator, jnp.broadcast_to(jnp.asarray(corruption.observed(operator)), y.shape)
 
     operator, seen = jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 3)))
-    numbers = np.random.default_rng(0).uniform(-1, 1, seen.shape).astype(y.dtype)
-    observation = Observation(np.where(seen, numbers, y.dtype.type(0)), operator)
+    observation = Observation(seen * np.random.default_rng(0).standard_normal(seen.shape, y.dtype), operator)
     spoilt = observation._replace(y=np.where(seen, observation.y, np.nan))
     save_observations(tmp_path / "o.npz", spoilt, corruption)
     loaded = load_observations(tmp_path / "o.npz", corruption=corruption)
