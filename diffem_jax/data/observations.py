@@ -136,7 +136,8 @@ def seen_anywhere(corruption: Any, operator: PyTree) -> Any:
     """Which entries of y are measured under operators [N, ...], as rows that broadcast to those of y; None where all are."""
     if isinstance(corruption, Mask):
         return operator
-    if corruption.observed(corruption.draw_operator(jax.random.key(0))) is True:
+    draw = corruption.draw_operator
+    if jax.eval_shape(lambda key: None if corruption.observed(draw(key)) is True else 0, jax.random.key(0)) is None:
         return None
     return _Seen(corruption.observed, operator)
 
@@ -145,7 +146,7 @@ class _Seen:
     """Rows of ``observed``, computed when they are asked for."""
 
     def __init__(self, observed: Any, operator: PyTree):
-        self.observed, self.operator = jax.vmap(observed), operator
+        self.observed, self.operator = jax.jit(jax.vmap(observed)), operator
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if np.ndim(index) == 0 and not isinstance(index, slice):
@@ -233,5 +234,5 @@ def _rms(values: Any, seen: Any) -> float:
 
 def _gain(corruption: Any, operator: Any) -> float:
     """The root mean square of A x for x of root mean square 1: white noise or a constant, whichever is larger."""
-    white = jax.random.normal(jax.random.key(0), corruption.shape)
-    return max(float(jnp.sqrt(jnp.mean(corruption.forward(x, operator) ** 2))) for x in (white, jnp.ones_like(white)))
+    white, forward = jax.random.normal(jax.random.key(0), corruption.shape), jax.jit(corruption.forward)
+    return max(float(np.sqrt(np.mean(np.square(forward(x, operator))))) for x in (white, np.ones_like(white)))

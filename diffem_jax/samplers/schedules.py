@@ -1,6 +1,7 @@
 """Noise schedules, t -> (alpha_t, sigma_t), and time grids, (schedule, steps, data_std) -> times [steps + 1] from 1 to 0."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -71,6 +72,7 @@ def noise_ratio(schedule: Schedule, t: Array) -> Array:
     return sigma / alpha
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def time_at(schedule: Schedule, ratio: Array) -> Array:
     """The t in [0, 1] at which sigma_t / alpha_t = ratio, by bisection; 0 or 1 beyond the schedule's range."""
 

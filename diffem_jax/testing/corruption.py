@@ -31,13 +31,13 @@ def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 51
     require(isinstance(corruption, AdditiveNoise), what)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(corruption.shape, np.float32).clip(-1.95, 1.95)
-    observation = _check_draws(corruption, x, jax.random.key(seed), samples)
+    one = _check_draws(corruption, x, jax.random.key(seed), samples)
     if corruption.can_hold_out:
-        _check_hold_out(corruption, x, observation, jax.random.key(seed))
+        _check_hold_out(corruption, x, one, jax.random.key(seed))
     if corruption.is_linear:
-        _check_linear(corruption, observation.operator, rng)
-        if observation.y.size <= DENSE_LIMIT:
-            _check_dense(corruption, observation.operator, rng)
+        _check_linear(corruption, one.observation.operator, rng)
+        if one.clean.size <= DENSE_LIMIT:
+            _check_dense(corruption, one, rng)
 
 
 class _Draw(NamedTuple):
@@ -48,7 +48,7 @@ class _Draw(NamedTuple):
     observed: Any
 
 
-def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -> Observation:
+def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -> _Draw:
     """All that can be seen from draws of observations; returns one of them."""
     require(len({copy.copy(corruption), corruption}) == 1, "equal instances must hash and compare equal")
 
@@ -78,7 +78,7 @@ def _check_draws(corruption: Any, x: np.ndarray, key: jax.Array, samples: int) -
     _check_shapes(corruption, batch)
     _check_noise(batch)
     _check_leaks(corruption, one, lambda hidden: single(np.where(hidden, np.float32(np.nan), x)))
-    return one.observation
+    return one
 
 
 def _check_shapes(corruption: Any, batch: _Draw) -> None:
@@ -139,23 +139,22 @@ def _check_leaks(corruption: Any, one: _Draw, spoil: Callable[[np.ndarray], _Dra
             require(equal(right[name], spoiled[name]), f"unmeasured entries of y leak into {name}")
 
 
-def _check_hold_out(corruption: Any, x: np.ndarray, observation: Observation, key: jax.Array) -> None:
+def _check_hold_out(corruption: Any, x: np.ndarray, one: _Draw, key: jax.Array) -> None:
     """What is held back was measured, is not in what is left, and the rest is as it was."""
 
     @jax.jit
     def hide(key: jax.Array, y: jax.Array) -> tuple[Any, ...]:
-        left, held = corruption.hold_out(key, observation._replace(y=y), 0.3)
+        left, held = corruption.hold_out(key, Observation(y, one.observation.operator), 0.3)
         return left, held, corruption.forward(x, left.operator)
 
-    seen = np.broadcast_to(np.asarray(corruption.observed(observation.operator)), observation.y.shape)
-    clean, taken = jax.jit(corruption.forward)(x, observation.operator), 0
-    for one in jax.random.split(key, 16):
-        left, held, rest = jax.tree.map(np.asarray, hide(one, observation.y))
+    (y, _), seen, taken = one.observation, one.observed, 0
+    for each in jax.random.split(key, 16):
+        left, held, rest = jax.tree.map(np.asarray, hide(each, y))
         require(held.shape == seen.shape and not (held & ~seen).any(), "hold_out must hold back what was measured")
         require(not left.y[held].any(), "what hold_out holds back must be 0 in the y that is left")
-        again, *_ = hide(jax.random.clone(one), np.where(held, np.float32(np.nan), observation.y))
+        again, *_ = hide(jax.random.clone(each), np.where(held, np.float32(np.nan), y))
         require(equal(again, left), "what is left must not depend on what is held back")
-        require(np.allclose(rest, np.where(held, 0.0, clean), atol=1e-5), "the operator left must be the rest")
+        require(np.allclose(rest, np.where(held, 0.0, one.clean), atol=1e-5), "the operator left must be the rest")
         taken += int(held.sum())
     require(taken > 0, "hold_out never holds anything back")
 
@@ -176,16 +175,14 @@ def _check_linear(corruption: Any, operator: PyTree, rng: np.random.Generator) -
     require(abs(left - right) < 1e-5 * size, f"<A x, y> = {left} but <x, A^T y> = {right}")
 
 
-def _check_dense(corruption: Any, operator: PyTree, rng: np.random.Generator) -> None:
+def _check_dense(corruption: Any, one: _Draw, rng: np.random.Generator) -> None:
     """solve_gram, its derivatives and log_det_gram against double-precision dense matrices, with noise_std 0.3 where it can be set."""
     corruption = dataclasses.replace(corruption, noise_std=0.3)
-    y_shape = jax.eval_shape(corruption.forward, jnp.zeros(corruption.shape), operator).shape
-    seen = np.broadcast_to(np.asarray(corruption.observed(operator)), y_shape)
-    flat, level = seen.reshape(-1), float(corruption.noise_level(operator))
-    r, w = (np.where(seen, rng.standard_normal(y_shape, np.float32), np.float32(0.0)) for _ in range(2))
-    matrix = jax.jit(jax.vmap(lambda x: corruption.forward(x, operator)))
-    columns = matrix(jnp.eye(math.prod(corruption.shape)).reshape(-1, *corruption.shape))
-    a = np.asarray(columns, np.float64).reshape(len(columns), -1).T[flat]
+    operator, seen, size = one.observation.operator, one.observed, math.prod(corruption.shape)
+    r, w = (np.where(seen, rng.standard_normal(seen.shape, np.float32), np.float32(0.0)) for _ in range(2))
+    units, forward = np.eye(size).reshape(-1, *corruption.shape), jax.vmap(corruption.forward, (0, None))
+    columns, level = jax.jit(lambda o: (forward(jnp.float32(units), o), corruption.noise_level(o)))(operator)
+    a, level = np.asarray(columns, np.float64).reshape(size, -1).T[seen.reshape(-1)], float(level)
 
     @jax.jit
     def run(operator: PyTree, v: jax.Array) -> tuple[jax.Array, ...]:

@@ -173,11 +173,14 @@ def test_command_of_the_page_builds_what_fits_the_corruption(name, tmp_path, mon
     config = load_config("own_data", set_by(COMMANDS[name]))
     problem = load_problem(config)
     assert f"(as {name}" in " ".join(explain(config, problem.setup.config))
-    model = make_model(problem.setup, standard_normal(problem.setup.shape))
-    observation, x = jax.tree.map(lambda leaf: leaf[0], problem.observations), jnp.zeros(problem.setup.shape)
-    params, key = jax.eval_shape(model.denoiser.init, jax.random.key(0)), jax.random.key(0)
-    example = Example(x, **dict.fromkeys(model.takes, observation.operator)) if model.takes else x
-    assert jax.eval_shape(model.loss, params, key, example).shape == ()
+
+    def loss(key, operator):
+        model, x = make_model(problem.setup, standard_normal(problem.setup.shape)), jnp.zeros(problem.setup.shape)
+        example = Example(x, **dict.fromkeys(model.takes, operator)) if model.takes else x
+        return model.loss(model.denoiser.init(key), jax.random.clone(key), example)
+
+    operator = jax.tree.map(lambda leaf: leaf[0], problem.observations).operator
+    assert jax.eval_shape(loss, jax.random.key(0), operator).shape == ()
 
 
 @pytest.mark.slow  # each is built by the test above, and one of ones own trained by the one below
