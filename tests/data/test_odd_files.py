@@ -14,7 +14,7 @@ from diffem_jax.build.problem import load_problem
 from diffem_jax.corruptions import GroupMask
 from diffem_jax.data import encode_table, load_observations
 from diffem_jax.data.images import read_image
-from diffem_jax.data.tables import read_spreadsheet
+from diffem_jax.data.tables import read_spreadsheet, write_spreadsheet
 from diffem_jax.errors import UserError
 from diffem_jax.storage.rows import white_level
 
@@ -368,6 +368,12 @@ def test_a_series_is_cut_into_windows_and_its_draws_are_joined(tmp_path):
     # The gap lies in the middle of the one window that fills it.
     series, _ = data.load_series(path, 32)
     assert len(set(series.window[60:70])) == 1 and 8 <= series.place[60] < series.place[69] < 24
+    # Windows of a series that drifts are about their own level, which comes back with the draws.
+    drifting = {"low": found["low"], "up": [10.0 * i for i in range(199)] + [0.0]}
+    write_spreadsheet(drift := path.with_name("drift.csv"), {k: np.array(v, float) for k, v in drifting.items()})
+    series, _ = data.load_series(drift, 32)
+    np.testing.assert_allclose(series.decode(series.y)["up"], drifting["up"], atol=0.05)
+    assert np.abs(series.y.mean(axis=1)).max() < 1e-4
     for window, words in ((300, "config.data.window: 300; .* 200 rows"), (32, "'high'.*texts")):
         with pytest.raises(UserError, match=words):
             data.load_series(path, window)
