@@ -143,6 +143,29 @@ def test_tabulated_variances_are_those_of_the_errors(fitted):
         assert 0.9 < np.mean(error[where]) / np.mean(variance[where]) < 1.1
 
 
+def test_spread_follows_the_amplitude_of_what_is_seen_nearby(fitted):
+    """Of images that are five times as strong as others; those of a Gaussian all have the model's variances."""
+    corruption, truth, x, _, gaussian = fitted
+    strong = np.arange(len(x)) % 2 == 0
+    x = truth.mean[None] + (x - truth.mean[None]) * jnp.where(strong, 1.5, 0.3)[:, None, None, None]
+    observations = jax.jit(jax.vmap(corruption.sample))(jax.random.split(jax.random.key(3), len(x)), x)
+    fit = STARTS["stationary"](jax.random.key(2), corruption, observations, iterations=6)
+    assert fit.steady < 0.1 < gaussian.steady
+    hidden = np.broadcast_to(observations.operator == 0, x.shape)
+
+    def ratios(model):
+        """Squared errors over variances, and over those of draws, of hidden pixels of strong images and of weak ones."""
+        mean, variance = jax.jit(jax.vmap(lambda o: stationary.moments(corruption, model, o)))(observations)
+        keys = jax.random.split(jax.random.key(4), len(x))
+        draws = jax.jit(jax.vmap(lambda k, o: stationary.draw(k, corruption, model, o)))(keys, observations)
+        parts = [hidden & part[:, None, None, None] for part in (strong, ~strong)]
+        return [np.mean((mean - x)[p] ** 2) / np.mean(v[p]) for v in (variance, (draws - mean) ** 2) for p in parts]
+
+    by_amplitude, plain = ratios(fit), ratios(fit._replace(steady=jnp.float32(1e4)))
+    assert all(0.5 < ratio < 1.5 for ratio in by_amplitude), by_amplitude
+    assert max(plain[1::2]) < 0.2, plain
+
+
 @pytest.mark.parametrize("make", [moments_denoiser, posterior_denoiser])
 def test_denoiser_without_a_network_is_the_starts_answer(make):
     """E[x | x_t], and E[x | x_t, y]: by one posterior mean for all noise levels at large noise alone, else at every one."""
