@@ -119,11 +119,9 @@ def posterior_draw(
 
     Source: Aali, Daras, Levac, Kumar, Dimakis and Tamir 2024, arXiv 2403.08728 (Ambient Diffusion Posterior Sampling).
     """
-
-    def guide(prior: DenoiseFn, observation: Observation) -> DenoiseFn:
-        return dps(prior, schedule, mask, observation, step=step)
-
-    return prior_draw(denoiser, sampler, times, mask, further, guide)
+    return prior_draw(
+        denoiser, sampler, times, mask, further, lambda prior, seen: dps(prior, schedule, mask, seen, step=step)
+    )
 
 
 def restoration(denoiser: Denoiser, times: Array, schedule: Schedule) -> Draw:

@@ -26,11 +26,7 @@ ON_REQUEST = {"fid", "inception_score", "fd_dinov2", "lpips"}  # they need packa
 
 
 def evaluate_run(
-    workdir: Workdir,
-    reference: str | None = None,
-    round: int | None = None,
-    warn: Say = lambda line: None,
-    fields: Sequence[tuple[str, str]] = (),
+    workdir: Workdir, reference: str | None, round: int | None, warn: Say, fields: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
     """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 

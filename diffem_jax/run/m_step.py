@@ -42,9 +42,7 @@ def round_batches(problem: Problem, model: Model, store: ReconstructionStore, nu
         return batches
     count, operator = problem.num_examples, problem.observations.operator
     operators = row_batches(seed, OPERATOR_STREAM + number, count, size, lambda indices: rows(operator, indices))
-    return lambda *where: (
-        example._replace(operator=other) for example, other in zip(batches(*where), operators(*where), strict=True)
-    )
+    return lambda *at: (x._replace(operator=other) for x, other in zip(batches(*at), operators(*at), strict=True))
 
 
 def training_rows(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> tuple[int, Read]:

@@ -10,7 +10,6 @@ arXiv 2302.03026.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from diffem_jax.build.problem import Problem, rows
 from diffem_jax.parallel import most, process_count, process_index, total
 from diffem_jax.report.console import Progress
 from diffem_jax.run.e_step import Drawing, draw_rows
+from diffem_jax.run.termination import Check
 from diffem_jax.storage.workdir import Record
 from diffem_jax.types import Corruption, Key, Observation, PyTree, example_keys, stream_key
 
@@ -40,9 +40,7 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
-def predict(
-    problem: Problem, drawing: Drawing, examples: int, draws: int, check: Callable[[], None] = lambda: None
-) -> Predictions:
+def predict(problem: Problem, drawing: Drawing, examples: int, draws: int, check: Check = lambda: None) -> Predictions:
     """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together.
 
     Between batches ``check`` may raise.

@@ -41,6 +41,10 @@ class Workdir:
         """rounds/round_00003."""
         return self.rounds / f"round_{number:05d}"
 
+    def picture(self, number: int) -> Path:
+        """samples/round_00003.png."""
+        return self.samples / f"round_{number:05d}.png"
+
     def last_round(self) -> Path:
         """The newest whole checkpoint of a round; UserError where no round is finished."""
         path = checkpoints.latest(self.rounds)
