@@ -113,8 +113,7 @@ def draw_samples(
 ) -> np.ndarray:
     """num_samples draws for each of N observations, [num_samples, N, *X]; of the prior, which sees none, N = 1.
 
-    More samples never change the earlier ones; draws that are not finite are refused. ``pad`` keeps the batch's size where
-    there are fewer draws, for a step compiled for it.
+    More samples never change earlier ones; not finite ones are refused. ``pad`` keeps a batch size that is compiled.
     """
     # The empty tree stands for no observation.
     count, read = (1, lambda indices: ()) if observations is None else (len(observations.y), reader(observations))

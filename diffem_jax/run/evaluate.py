@@ -30,9 +30,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 
-    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``fields`` of eval and data.path, as texts, take
-    the place of the run's, and ``warn`` takes lines on what the data cannot show. A ``UserError`` where there is no such round, or
-    nothing fits.
+    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``fields`` of eval and data.path are
+    set, as texts; ``warn`` takes lines on what the data cannot show. UserError for no such round, or if nothing fits.
     """
     config = stored_config(workdir)
     override(config, fields)

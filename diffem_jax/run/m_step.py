@@ -32,8 +32,7 @@ Batches = Callable[[int, int, slice], Iterator[PyTree]]
 def round_batches(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> Batches:
     """The batches of round ``number``: reconstructions of the round before, or what the method trains on instead.
 
-    With m_step.operators 'data' each has the operator of an observation that follows from (seed, round, update, slot),
-    independently of whose x it is.
+    With m_step.operators 'data' each has an observation's operator, by (seed, round, update, slot), whoever's x it is.
     """
     seed, size = problem.setup.config.seed, problem.setup.config.m_step.batch_size
     count, read = training_rows(problem, model, store, number)
@@ -108,8 +107,7 @@ def train(
     Each process places its own part of every batch. While a call runs, one thread reads and places the next one's rows, and (of
     a single process) another writes the last rolling checkpoint, whose failure ends the training at the next call.
 
-    ``NonFinite`` names a loss, a gradient or a parameter that is not, with its update and step; ``Preempted`` where the run was
-    asked to end: a rolling checkpoint is written.
+    ``NonFinite`` names what is not, its update and its step; ``Preempted``, with a rolling checkpoint, if asked to end.
     """
     state, course = _resume(training, begin, say)
     local = training.batch_size // process_count()

@@ -32,7 +32,7 @@ def train_prior(run: Run) -> None:
     if not config.prior.steps:
         return
     number = run.store.rounds()[-1] if picked is None else picked
-    # The fields that the prior depends on besides the reconstructions; others of the run cannot change or do not matter.
+    # The fields that the prior depends on besides the draws; others of the run cannot change or do not matter.
     loop = ("updates_per_dispatch", "condition", "carry", "accumulate")
     fields = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
     settings = {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **fields}

@@ -41,10 +41,7 @@ class Predictions(NamedTuple):
 
 
 def predict(problem: Problem, drawing: Drawing, examples: int, draws: int, check: Check = lambda: None) -> Predictions:
-    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together.
-
-    Between batches ``check`` may raise.
-    """
+    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together."""
     config, corruption = problem.setup.config, problem.setup.corruption
     count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
     count = min(count, max(FEWEST, ENTRIES // (draws * math.prod(problem.setup.shape))))
@@ -55,14 +52,10 @@ def predict(problem: Problem, drawing: Drawing, examples: int, draws: int, check
     keys = partial(jax.random.fold_in, stream_key(config.seed, HELD_OUT))
     observed = rows(problem.observations, own)
     left, held = jax.tree.map(np.asarray, _hold_out(corruption, keys(0), own, observed))
-
-    def read(indices: np.ndarray) -> Observation:
-        return rows(left, indices % count // processes % len(own))
-
     wanted = np.concatenate([own + draw * count for draw in range(draws)])
     with Progress("held-out draws", len(wanted), "draws", quiet=process_index() != 0) as progress:
-        given = drawing, read, lambda attempt: keys(2 + attempt), wanted
-        x, _ = draw_rows(*given, size=most(len(wanted)), advance=progress.advance, check=check)
+        given = lambda i: rows(left, i % count // processes % len(own)), lambda attempt: keys(2 + attempt), wanted
+        x, _ = draw_rows(drawing, *given, size=most(len(wanted)), advance=progress.advance, check=check)
     x = x.reshape(draws, len(own), *x.shape[1:])
     predicted = np.asarray(_observe(corruption, keys(1), own, observed.operator, x))
     return Predictions(observed.y[counted], held[counted], predicted[:, counted])
