@@ -19,7 +19,8 @@ from diffem_jax.types import Key, Observation
 class Mask(DiagonalGram):
     """Base of the masks: the operator is an array of zeros (hidden) and ones (seen) that broadcasts to x.
 
-    Hidden entries of y are 0, without x or noise, whatever a user's file holds there. A subclass draws the mask.
+    Hidden entries of y are exactly 0: neither x nor noise reaches them, so nothing can leak and a user's file may
+    hold anything there. A subclass draws the mask.
 
     Attributes:
         fill_iterations: > 0 shows the network a smooth interpolation of y beside y and the mask (``fill``), by this many
@@ -129,8 +130,7 @@ class PixelMask(_RandomMask):
     Attributes:
         per_channel: erase channels independently instead of whole pixels; the mask then has the shape of x.
 
-    Source: the random-pixel corruption of Daras et al. 2023, arXiv 2305.19256, and Hosseintabar et al. 2025,
-    arXiv 2510.12691, section 4.
+    Source: Daras et al. 2023, arXiv 2305.19256; Hosseintabar et al. 2025, arXiv 2510.12691, section 4.
     """
 
     per_channel: bool = False

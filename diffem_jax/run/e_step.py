@@ -133,8 +133,7 @@ def not_finite(x: np.ndarray) -> np.ndarray:
 
 def check_draws(x: np.ndarray) -> None:
     """Refuses draws that are still not finite."""
-    bad = not_finite(x)
-    if len(bad):
+    if len(bad := not_finite(x)):
         what = f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
         raise UserError(f"{what}; expected finite numbers; choose another round, or train with more e_step.steps")
 
@@ -195,8 +194,7 @@ def _plan(problem: Problem, store: ReconstructionStore, number: int, say: Say) -
 
 def _keep(problem: Problem, stored: Round, shard: int, x: np.ndarray) -> NonFinite | UserError | None:
     """Writes a shard; what went wrong is returned, so that all processes can stop."""
-    bad = np.asarray(stored.indices(shard))[not_finite(x)]
-    if len(bad):
+    if len(bad := np.asarray(stored.indices(shard))[not_finite(x)]):
         what = f"E-step {stored.round}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
         return NonFinite(f"{what}; the first is that of example {bad[0] % problem.num_examples}", stored.round)
     try:

@@ -55,8 +55,7 @@ def evaluate_run(
 
 def _record_unseen(workdir: Workdir, problem: Problem, number: int, warn: Say) -> None:
     """Logs which directions of x no observation sees, and writes them to identifiability.npz."""
-    found = identifiability.look(problem)
-    if found is None:
+    if (found := identifiability.look(problem)) is None:
         return
     path = workdir.root / "identifiability.npz"
     write_arrays(path, {"seen": found.seen, "directions": found.directions, "unseen": found.unseen})

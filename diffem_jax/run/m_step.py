@@ -107,7 +107,8 @@ def train(
     Each process places its own part of every batch. While a call runs, one thread reads and places the next one's rows, and (of
     a single process) another writes the last rolling checkpoint, whose failure ends the training at the next call.
 
-    ``NonFinite`` names what is not, its update and its step; ``Preempted``, with a rolling checkpoint, if asked to end.
+    ``NonFinite`` names a loss, a gradient or a parameter that is not, with its update and step; ``Preempted`` where the run was
+    asked to end: a rolling checkpoint is written.
     """
     state, course = _resume(training, begin, say)
     local = training.batch_size // process_count()

@@ -42,8 +42,7 @@ def _sides(problem: Problem, x: np.ndarray, unpaired: bool) -> tuple[np.ndarray,
 
 def _features(problem: Problem) -> Callable[[np.ndarray], np.ndarray]:
     """The function that config.eval.features names, or x itself as a vector."""
-    name = problem.setup.config.eval.features
-    if not name:
+    if not (name := problem.setup.config.eval.features):
         return lambda x: x.reshape(len(x), -1)
     function = lookup("eval.features", name, {})
 

@@ -37,8 +37,7 @@ def train_prior(run: Run) -> None:
     fields = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
     settings = {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **fields}
     wanted: dict[str, Any] = {"round": number, "settings": settings}
-    final = checkpoints.latest(workdir.prior, run.say, "final")
-    if final is not None:
+    if (final := checkpoints.latest(workdir.prior, run.say, "final")) is not None:
         found = checkpoints.metadata(final)
         if all(found.get(name) == value for name, value in wanted.items()):
             return

@@ -25,8 +25,7 @@ from diffem_jax.types import Observation, stream_key
 
 def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Check) -> Start:
     """The work directory's start, or a new fit that is then saved there."""
-    done = checkpoints.latest(workdir.start, say)
-    if done is not None:
+    if (done := checkpoints.latest(workdir.start, say)) is not None:
         return load_start(workdir, done)
     began, clock = time.monotonic(), CompileClock()
     start = fit_start(problem.setup, problem.observations, say, quiet, check)

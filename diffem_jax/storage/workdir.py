@@ -47,8 +47,7 @@ class Workdir:
 
     def last_round(self) -> Path:
         """The newest whole checkpoint of a round; UserError where no round is finished."""
-        path = checkpoints.latest(self.rounds)
-        if path is None:
+        if (path := checkpoints.latest(self.rounds)) is None:
             raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
         return path
 
