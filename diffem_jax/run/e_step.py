@@ -155,15 +155,16 @@ def run_e_step(
     with Progress(f"E-step {number}", stored.num_examples, "draws", done=finished, quiet=me != 0) as progress:
         for first in range(0, len(pending), processes):
             group = pending[first : first + processes]
-            mine, shards = me < len(group), len(group)
+            mine = me < len(group)
             # A process without a shard of its own computes along, since a call spans all devices.
             own = group[me] if mine else group[0]
             size = max(len(stored.indices(shard)) for shard in group)
-            told: dict[str, Any] = {
-                "advance": lambda count, n=shards: progress.advance(n * count),
-                "check": stop.check,
-            }
-            x, again = draw_rows(drawing, read, keys, np.asarray(stored.indices(own)), size=size, **told)
+
+            def advance(count: int, shards: int = len(group)) -> None:
+                progress.advance(count * shards)
+
+            indices = np.asarray(stored.indices(own))
+            x, again = draw_rows(drawing, read, keys, indices, size=size, advance=advance, check=stop.check)
             redrawn += again if mine else 0
             _raise_together(_keep(problem, stored, own, x) if mine else None, number)
             stop.check()
