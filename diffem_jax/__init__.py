@@ -1,7 +1,6 @@
 """diffem_jax: learn a diffusion posterior p(x | y) and prior p(x) from corrupted observations alone.
 
-The public surface; ``run_em`` runs a whole experiment from a config. Names are imported on first use, so
-that ``diffem --help`` answers at once.
+The public surface; ``run_em`` runs an experiment. Names are imported on first use: ``diffem --help`` answers at once.
 """
 
 import importlib

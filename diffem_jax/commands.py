@@ -130,9 +130,7 @@ def _check_writable(target: Path) -> None:
         raise UserError(f"--output: {target} cannot be written; expected {expected}") from None
 
 
-def evaluate(
-    workdir: Path, reference: str | None, round: int | None = None, fields: Sequence[tuple[str, str]] = ()
-) -> None:
+def evaluate(workdir: Path, reference: str | None, round: int | None, fields: Sequence[tuple[str, str]]) -> None:
     """Measures the draws of a round of a run, with some ``fields`` of its config replaced."""
     from diffem_jax.run import evaluate as measure
     from diffem_jax.storage.workdir import Workdir

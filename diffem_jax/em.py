@@ -66,9 +66,8 @@ def make_update(
     """One update: (key, state, x [B, *X], slots [B]) -> (state, {"loss": [], "gradient_norm": []}).
 
     ``loss`` is (params, key, x) -> loss of one example, x perhaps a tree; clipping, schedules and weight decay live in
-    ``optimizer``. The parameters' moving average has the decay ``ema_decay``, with ``ema_warmup`` at most (1 + n) / (10 + n) at
-    update n, so that it forgets the start. ``mean`` averages a tree over other devices that share the batch, and ``gradient``
-    is how the gradient of a batch is taken.
+    ``optimizer``. The moving average's decay is ``ema_decay``, with ``ema_warmup`` at most (1 + n) / (10 + n) at update
+    n: it forgets the start. ``mean`` averages a tree over devices that share a batch, ``gradient`` takes its gradient.
     """
     loss_and_gradient = gradient(loss)
 

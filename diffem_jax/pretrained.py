@@ -42,9 +42,8 @@ SUMMED = ("model.npz", "config.json")
 class Pretrained:
     """A trained model: draws of p(x | y) and of p(x), for arrays in memory.
 
-    ``shape`` is that of one x, ``corruption`` the p(y | x) it was trained with; ``parts`` are 'start' (its arrays), 'posterior' and
-    perhaps 'prior' (networks' parameters). Observations are an ``Observation`` with a leading axis N, or an .npz file of them;
-    those that do not fit raise a ``UserError``.
+    ``shape`` is that of x, ``corruption`` the p(y | x) of the training; ``parts`` are arrays of 'start', 'posterior'
+    and perhaps 'prior'. Observations are an ``Observation`` with a leading axis N or an .npz; UserError for misfits.
     """
 
     def __init__(self, config: ConfigDict, parts: dict[str, PyTree], card: str = ""):

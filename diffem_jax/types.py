@@ -23,8 +23,7 @@ class Observation(NamedTuple):
     operator: PyTree
 
 
-Draw = Callable[[Key, PyTree, Observation], Array]
-"""(key, parameters, observation) -> a draw of x, [*X]."""
+Draw = Callable[[Key, PyTree, Observation], Array]  # (key, parameters, observation) -> a draw of x, [*X]
 
 
 class Corruption(Protocol):

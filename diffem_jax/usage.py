@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffem_jax.config import FIELDS, nearest, override
-from diffem_jax.errors import UserError
+from diffem_jax.errors import UserError, first_line
 
 HELP = """\
 diffem: learn p(x | y) and p(x) from corrupted observations alone
@@ -97,7 +97,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         hint = nearest(f"--{name}", [f"--{flag}" for flag in known])
         raise UserError(f"--{error.flagname}: unknown flag; {hint} (see --help)") from None
     except flags.Error as error:
-        raise UserError(_flag_error(str(error).strip().splitlines()[0])) from None
+        raise UserError(_flag_error(first_line(error))) from None
 
 
 def _flag_error(message: str) -> str:

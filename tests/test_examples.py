@@ -101,8 +101,6 @@ WRONG = {
     "schedule.name=outside:no_schedule": "two scalars",
     "schedule.name=outside:unparsable": "does not fit",
     "schedule.name=outside:missing": "cannot be imported",
-    "schedule.name=vee": "'ve'",
-    "start.name=gausian": "'gaussian'",
     "start.name=outside:no_mixture": "expected a finite diffem_jax.Mixture",
     "method=outside:wrong_posterior": "cannot be traced",
 }

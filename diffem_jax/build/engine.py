@@ -14,7 +14,7 @@ from diffem_jax.errors import UserError
 from diffem_jax.gaussians.gaussians import Start
 from diffem_jax.parallel import Parallel
 from diffem_jax.samplers.samplers import observed_spread
-from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, Observation, PyTree, SpreadDenoiser
+from diffem_jax.types import DenoiseFn, EMState, Key, LinearCorruption, PyTree, SpreadDenoiser
 
 
 class Engine(NamedTuple):
@@ -50,12 +50,9 @@ def _bind_spread(setup: Setup, model: Model) -> em.Bind:
     if not setup.corruption.is_linear:
         return model.bind
     corruption = cast(LinearCorruption, setup.corruption)
-
-    def bind(params: PyTree, observation: Observation) -> DenoiseFn:
-        spread = observed_spread(corruption, observation)
-        return cast(DenoiseFn, SpreadDenoiser(model.bind(params, observation), spread))
-
-    return bind
+    return lambda params, seen: cast(
+        DenoiseFn, SpreadDenoiser(model.bind(params, seen), observed_spread(corruption, seen))
+    )
 
 
 def updates_per_dispatch(config: Any, steps: int) -> int:

@@ -217,11 +217,9 @@ def network_in_loops(setup: Setup) -> nn.Module:
 
 def sampled_prior(setup: Setup, denoiser: denoisers.Denoiser) -> Prior:
     """Draws of p(x) by a denoiser without an observation."""
-
-    def prior(sampler: Sampler, times: Array) -> em.Draw:
-        return lambda key, params, _: sample(key, sampler, denoisers.bind(denoiser, params), times, setup.shape)
-
-    return prior
+    return lambda sampler, times: (
+        lambda key, params, _: sample(key, sampler, denoisers.bind(denoiser, params), times, setup.shape)
+    )
 
 
 def require_linear(setup: Setup) -> LinearCorruption:

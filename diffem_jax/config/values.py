@@ -166,8 +166,7 @@ def leave_open(config: ConfigDict, names: Iterable[str] = AUTOMATIC) -> None:
 def override(config: ConfigDict, flags: Iterable[tuple[str, str]]) -> None:
     """Sets fields in place from (field, text), as flags give them: the last one wins.
 
-    The names of classes go first, each of which drops the fields of the class before. UserError for an unknown field, or a value
-    of another type.
+    Names of classes go first, and drop the fields of the class before. UserError for an unknown field or another type.
     """
     with config.unlocked(), config.ignore_type():
         for name, text in sorted(flags, key=lambda flag: not flag[0].endswith(".name")):

@@ -200,15 +200,14 @@ class Linear(AdditiveNoise):
         """
         y_shape = self._y_shape(operator)
         size = math.prod(y_shape)
-
-        def gram(u: Array) -> Array:
-            return self.gram(u, operator, v)
-
         if size > DENSE:
             signs = jax.random.rademacher(jax.random.key(0), (PROBES, *y_shape), jnp.float32)
             signs = self.keep_observed(signs, operator)
-            return jnp.mean(jax.vmap(lambda z: quadratic_log(gram, z, LANCZOS_STEPS))(signs))
-        dense = jax.vmap(gram)(jnp.eye(size).reshape(size, *y_shape)).reshape(size, size)
+            return jnp.mean(
+                jax.vmap(lambda z: quadratic_log(lambda u: self.gram(u, operator, v), z, LANCZOS_STEPS))(signs)
+            )
+        units = jnp.eye(size).reshape(size, *y_shape)
+        dense = jax.vmap(self.gram, (0, None, None))(units, operator, v).reshape(size, size)
         seen = self.observed(operator)
         if seen is not True:
             flat = jnp.broadcast_to(jnp.asarray(seen), y_shape).reshape(-1)

@@ -171,8 +171,7 @@ class Composition(Linear):
     """y = A_k ... A_2 A_1 x + n; the operator is the tuple of the stages' operators.
 
     Where all stages are matrices along the axes (blurs by a Gaussian, downsampling) so is their product, and solves are in
-    closed form; elsewhere they are conjugate gradients, before a last mask preconditioned by what the stages before it
-    would be without the mask.
+    closed form; elsewhere they are conjugate gradients, before a last mask preconditioned by the stages without it.
 
     Attributes:
         stages: A_1 first. Each is a linear corruption, or its name, or (name, ((field, value), ...)), as a config can

@@ -130,8 +130,7 @@ class PixelMask(_RandomMask):
     Attributes:
         per_channel: erase channels independently instead of whole pixels; the mask then has the shape of x.
 
-    Source: the random-pixel corruption of Daras et al. 2023, arXiv 2305.19256, and Hosseintabar et al. 2025,
-    arXiv 2510.12691, section 4.
+    Source: Daras et al. 2023, arXiv 2305.19256; Hosseintabar et al. 2025, arXiv 2510.12691, section 4.
     """
 
     per_channel: bool = False

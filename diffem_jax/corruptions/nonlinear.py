@@ -33,8 +33,7 @@ round_through.defjvp(lambda primals, tangents: (round_through(*primals), tangent
 def quantisation_table(base: str, quality: int) -> np.ndarray:
     """The 8 x 8 table of a quality from 1 to 100, by the scaling of the Independent JPEG Group."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    table = np.array(base.split(), int).reshape(8, 8)
-    return np.clip((table * scale + 50) // 100, 1, 255)
+    return np.clip((np.array(base.split(), int).reshape(8, 8) * scale + 50) // 100, 1, 255)
 
 
 def _code_plane(plane: Array, table: np.ndarray) -> Array:

@@ -8,11 +8,10 @@ from diffem_jax.data import images
 from diffem_jax.data.checks import first_example
 from diffem_jax.errors import UserError
 from diffem_jax.storage.rows import ArrayLike, Rows, read_parts
+from diffem_jax.types import Shape
 
 
-def read_folder(
-    root: Path, cache: Path, shape: tuple[int, ...] | None = None, alpha: str = "refuse"
-) -> tuple[np.ndarray, dict[str, ArrayLike]]:
+def read_folder(root: Path, cache: Path, shape: Shape | None, alpha: str) -> tuple[np.ndarray, dict[str, ArrayLike]]:
     """The images of a folder, y [N, H, W, C] uint8 or uint16, and {'mask': [N, H, W, 1]} where it has masks, else {}.
 
     ``root`` holds ``images/`` (or the images themselves) and ``masks/``. Every image is cropped and resized to ``shape`` (H, W, C),

@@ -229,8 +229,7 @@ def how_to_prepare(name: str, cache: Path) -> str:
 
 def tfds_builder(name: str, cache: Path) -> Any:
     """The builder of a prepared tfds set, which reads without TensorFlow; UserError says how to prepare it."""
-    prepared = prepared_folder(check_tfds_name(name), cache)
-    if prepared is None:
+    if (prepared := prepared_folder(check_tfds_name(name), cache)) is None:
         found = f"not prepared, nothing under {cache / 'tfds' / name}; expected a prepared set"
         raise UserError(f"data.name: tfds:{name}: {found}; {how_to_prepare(name, cache)}")
     import tensorflow_datasets as tfds

@@ -24,11 +24,9 @@ def curve(s: np.ndarray, dimension: int = 5, smoothness: float = 3.0, terms: int
     a, b, c = generator("curve", CURVE_SEED, dimension).random((3, dimension, terms))
     k = np.arange(1, terms + 1)
 
-    def coordinate(t: np.ndarray, j: int) -> np.ndarray:
-        return np.sin(2 * np.pi * (t[:, None] * (k * b[j]) + c[j])) @ (a[j] * k**-smoothness)
-
     def raw(t: np.ndarray) -> np.ndarray:
-        return np.stack([coordinate(t, j) for j in range(dimension)], axis=-1)
+        rows = zip(a * k**-smoothness, k * b, c, strict=True)
+        return np.stack([np.sin(2 * np.pi * (t[:, None] * rate + phase)) @ size for size, rate, phase in rows], axis=-1)
 
     reference = raw(np.linspace(0.0, 1.0, 4097))
     low, high = reference.min(0), reference.max(0)

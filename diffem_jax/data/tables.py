@@ -145,13 +145,10 @@ def _fit_column(name: str, values: list[Any], categorical: bool) -> Column:
 
 
 def _encode(cleaned: Mapping[str, list[Any]], columns: Sequence[Column]) -> Table:
-    parts, masks = [], []
-    for column in columns:
-        values = cleaned[column.name]
-        mask = np.repeat(np.array([value is not None for value in values])[:, None], column.width, axis=1)
-        masks.append(mask.astype(np.float32))
-        parts.append(np.where(mask, _entries(column, values), 0.0).astype(np.float32))
-    return Table(np.concatenate(parts, axis=1), np.concatenate(masks, axis=1), tuple(columns))
+    there = [[value is not None for value in cleaned[column.name]] for column in columns]
+    mask = np.repeat(np.transpose(there), [column.width for column in columns], axis=1)
+    y = np.where(mask, np.concatenate([_entries(c, cleaned[c.name]) for c in columns], axis=1), 0.0)
+    return Table(y.astype(np.float32), mask.astype(np.float32), tuple(columns))
 
 
 def _entries(column: Column, values: list[Any]) -> np.ndarray:
@@ -204,9 +201,7 @@ def read_spreadsheet(path: Place) -> dict[str, Any]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def load_spreadsheet(
-    path: Place, categories: Sequence[str] = (), columns: Sequence[Column] | None = None
-) -> tuple[Table, str]:
+def load_spreadsheet(path: Place, categories: Sequence[str], columns: Sequence[Column] | None) -> tuple[Table, str]:
     """A file as observations, by ``encode_table`` or, given columns, by ``encode_like``, and a sentence on the kinds of columns."""
     given = read_spreadsheet(path)
     try:

@@ -1,7 +1,6 @@
 """Ambient Diffusion: a denoiser for masked data that never sees a clean example, and what is drawn with it.
 
-From an observation (y, A) with a mask A further entries are hidden, A~ = B A, and the network learns to restore what A
-shows from what A~ shows,
+Of an observation (y, A) with a mask A more entries are hidden, A~ = B A, and the network learns from A~ what A shows,
 
     min E |A (h(A~, A~ x_t, t) - y)|^2,    x_t = alpha y + sigma z.
 
@@ -57,10 +56,8 @@ def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Mask, sigma_d
         scaled = x * jax.lax.rsqrt(total)
         return Base((sigma_data**2 / total) * x, std, scaled, jnp.log(ratio), operator.astype(jnp.float32))
 
-    def variance(t: Array, context: Observation | None) -> Array:
-        return scales(t, (context or everything).operator)[2] ** 2
-
-    return precondition(network, mask.shape, jnp.zeros(mask.mask_shape), partial(base, everything), base, variance)
+    given = network, mask.shape, jnp.zeros(mask.mask_shape), partial(base, everything), base
+    return precondition(*given, lambda t, context: scales(t, (context or everything).operator)[2] ** 2)
 
 
 def ambient_loss(
@@ -119,11 +116,9 @@ def posterior_draw(
 
     Source: Aali, Daras, Levac, Kumar, Dimakis and Tamir 2024, arXiv 2403.08728 (Ambient Diffusion Posterior Sampling).
     """
-
-    def guide(prior: DenoiseFn, observation: Observation) -> DenoiseFn:
-        return dps(prior, schedule, mask, observation, step=step)
-
-    return prior_draw(denoiser, sampler, times, mask, further, guide)
+    return prior_draw(
+        denoiser, sampler, times, mask, further, lambda prior, seen: dps(prior, schedule, mask, seen, step=step)
+    )
 
 
 def restoration(denoiser: Denoiser, times: Array, schedule: Schedule) -> Draw:

@@ -15,9 +15,8 @@ from jax.custom_derivatives import SymbolicZero
 def convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     """A 'SAME' convolution whose kernel gradient is a sum of matrix products: [B, *S, I], [*K, I, O] -> [B, *S', O].
 
-    XLA's CPU backend runs the kernel gradient of a native convolution inside a loop (the M-step's scan) some 25 times
-    slower than outside it; one matrix product per entry of the window has no such trap (docs/performance.md). There are
-    one to three spatial axes, and one stride for each.
+    XLA's CPU backend takes 25 times longer for a native convolution's kernel gradient inside a loop (the M-step's);
+    a matrix product per entry of the window has no such trap (docs/performance.md). One to three axes, a stride each.
     """
     axes = "DHW"[-len(strides) :]
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")

@@ -62,8 +62,7 @@ def read_facts(workdir: Workdir) -> Facts:
     for record in rounds:
         seconds += sum(max(number(record.get(f"{step}_step_seconds")) or 0.0, 0.0) for step in "me")
         for name in filter(is_measure, record):
-            value = number(record[name])
-            if value is not None:
+            if (value := number(record[name])) is not None:
                 error = max(number(record.get(f"{name}_se")) or 0.0, 0.0)
                 metrics.setdefault(name, []).append(Point(record["round"], value, error))
                 samples[name] = int(number(record.get(f"{name}_samples")) or 0)
@@ -88,8 +87,7 @@ def read_calibration(records: list[dict[str, Any]]) -> Calibration | None:
     for record in sorted(measured, key=lambda r: (r["round"], r["kind"] == "evaluation"), reverse=True):
         found: dict[str, dict[float, float]] = {}
         for match in filter(None, map(_LEVEL.match, record)):
-            value = number(record[match[0]])
-            if value is not None:
+            if (value := number(record[match[0]])) is not None:
                 found.setdefault(match[1], {})[int(match[2]) / 100] = value
         levels = sorted(set().union(*found.values()))
         if len(levels) > 1:

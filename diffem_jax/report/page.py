@@ -126,8 +126,7 @@ def _pictures(facts: Facts) -> str:
 
 
 def _spread(facts: Facts) -> str:
-    png = template.read_png(facts.workdir.samples / "spread.png")
-    if not png:
+    if not (png := template.read_png(facts.workdir.samples / "spread.png")):
         return ""
     alt = "Several draws per observation: the observation, draws, their mean, their standard deviation, and the truth"
     caption = "Each column is one observation. Where the draws differ, it leaves the answer open."
@@ -165,8 +164,7 @@ def _stopping(facts: Facts) -> str:
 def _kept(facts: Facts, rule: str, stops: list[dict[str, Any]]) -> str:
     """Which round a rule keeps, or would keep as of now."""
     kept = stops[-1].get("picked") if stops else None
-    measured = [p for p in facts.metrics.get(rule, []) if p.round > 0]
-    if not measured:
+    if not (measured := [p for p in facts.metrics.get(rule, []) if p.round > 0]):
         return "there is nothing to compare yet."
     best = next((p for p in measured if p.round == kept), min(measured, key=lambda p: p.value))
     found = f"{round_name(best.round)} is the best, {shown(best.value, best.error)}."

@@ -86,11 +86,6 @@ def decision(run: Run) -> stopping.Decision:
     return stopping.decide(run.workdir.records(), stop.rule, stop.patience)
 
 
-def picture_path(run: Run, number: int) -> Path:
-    """The PNG of a round."""
-    return run.workdir.samples / f"round_{number:05d}.png"
-
-
 def drawing_of(run: Run, number: int, state: EMState) -> Drawing:
     """How round ``number`` draws: the E-step with the network's average parameters, or the start."""
     step, params = (run.engine.e_step, state.ema_params) if number else (run.start_draw, run.start)
@@ -101,4 +96,4 @@ def is_finished(run: Run, number: int) -> bool:
     """Whether a round has its draws, its record and its picture."""
     known = any(r.get("round") == number and r.get("kind") == "round" for r in run.workdir.records())
     complete = run.store.holds(number) and run.store.round(number).is_complete()
-    return bool(agree(np.asarray(complete and known and picture_path(run, number).exists())))
+    return bool(agree(np.asarray(complete and known and run.workdir.picture(number).exists())))

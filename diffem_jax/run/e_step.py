@@ -14,16 +14,14 @@ from diffem_jax.build.problem import Problem, rows
 from diffem_jax.errors import NonFinite, UserError
 from diffem_jax.parallel import Parallel, agree, barrier, most, no_transfers, process_count, process_index, total
 from diffem_jax.report.console import Progress
-from diffem_jax.run.termination import Say, StopRequest
+from diffem_jax.run.termination import Check, Say, StopRequest
 from diffem_jax.storage.reconstructions import ReconstructionStore, Round
 from diffem_jax.types import Key, Observation, PyTree, stream_key
 
 ATTEMPTS = 4  # at drawing again what is not finite
 Keys = Callable[[int], Key]  # attempt, 0 is the first -> key; row i has (key, i), whatever the batches and devices
 Read = Callable[[np.ndarray], PyTree]  # indices [n] -> the observations of these rows, a tree of arrays [n, ...]
-
 Advance = Callable[[int], None]  # takes how many rows more are done
-Check = Callable[[], None]  # called between batches; it may raise
 
 
 class Drawing(NamedTuple):
@@ -40,13 +38,11 @@ def make_drawing(step: Callable[..., Any], parallel: Parallel, params: PyTree, b
     return Drawing(step, parallel, parallel.replicate(params), batch // process_count())
 
 
-def attempt_keys(seed: int, stream: str, *places: int) -> Keys:
+def attempt_keys(seed: int, stream: str, *at: int) -> Keys:
     """The keys of a stream: its own for the first attempt, those of '<stream>_again' for later ones."""
-
-    def keys(attempt: int) -> Key:
-        return stream_key(seed, f"{stream}_again", *places, attempt) if attempt else stream_key(seed, stream, *places)
-
-    return keys
+    return lambda attempt: (
+        stream_key(seed, f"{stream}_again", *at, attempt) if attempt else stream_key(seed, stream, *at)
+    )
 
 
 def reader(observations: Observation) -> Read:
@@ -117,8 +113,7 @@ def draw_samples(
 ) -> np.ndarray:
     """num_samples draws for each of N observations, [num_samples, N, *X]; of the prior, which sees none, N = 1.
 
-    More samples never change the earlier ones; draws that are not finite are refused. ``pad`` keeps the batch's size where
-    there are fewer draws, for a step compiled for it.
+    More samples never change earlier ones; not finite ones are refused. ``pad`` keeps a batch size that is compiled.
     """
     # The empty tree stands for no observation.
     count, read = (1, lambda indices: ()) if observations is None else (len(observations.y), reader(observations))
@@ -138,8 +133,7 @@ def not_finite(x: np.ndarray) -> np.ndarray:
 
 def check_draws(x: np.ndarray) -> None:
     """Refuses draws that are still not finite."""
-    bad = not_finite(x)
-    if len(bad):
+    if len(bad := not_finite(x)):
         what = f"{len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
         raise UserError(f"{what}; expected finite numbers; choose another round, or train with more e_step.steps")
 
@@ -161,8 +155,9 @@ def run_e_step(
     with Progress(f"E-step {number}", stored.num_examples, "draws", done=finished, quiet=me != 0) as progress:
         for first in range(0, len(pending), processes):
             group = pending[first : first + processes]
+            mine = me < len(group)
             # A process without a shard of its own computes along, since a call spans all devices.
-            own = group[me] if me < len(group) else group[0]
+            own = group[me] if mine else group[0]
             size = max(len(stored.indices(shard)) for shard in group)
 
             def advance(count: int, shards: int = len(group)) -> None:
@@ -170,7 +165,6 @@ def run_e_step(
 
             indices = np.asarray(stored.indices(own))
             x, again = draw_rows(drawing, read, keys, indices, size=size, advance=advance, check=stop.check)
-            mine = me < len(group)
             redrawn += again if mine else 0
             _raise_together(_keep(problem, stored, own, x) if mine else None, number)
             stop.check()
@@ -201,8 +195,7 @@ def _plan(problem: Problem, store: ReconstructionStore, number: int, say: Say) -
 
 def _keep(problem: Problem, stored: Round, shard: int, x: np.ndarray) -> NonFinite | UserError | None:
     """Writes a shard; what went wrong is returned, so that all processes can stop."""
-    bad = np.asarray(stored.indices(shard))[not_finite(x)]
-    if len(bad):
+    if len(bad := np.asarray(stored.indices(shard))[not_finite(x)]):
         what = f"E-step {stored.round}: {len(bad)} of {len(x)} draws are NaN or infinite, however often drawn"
         return NonFinite(f"{what}; the first is that of example {bad[0] % problem.num_examples}", stored.round)
     try:

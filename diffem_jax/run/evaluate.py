@@ -26,17 +26,12 @@ ON_REQUEST = {"fid", "inception_score", "fd_dinov2", "lpips"}  # they need packa
 
 
 def evaluate_run(
-    workdir: Workdir,
-    reference: str | None = None,
-    round: int | None = None,
-    warn: Say = lambda line: None,
-    fields: Sequence[tuple[str, str]] = (),
+    workdir: Workdir, reference: str | None, round: int | None, warn: Say, fields: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
     """Every measure that the data allow, of ``chosen_round``; also appended to metrics.jsonl.
 
-    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``fields`` of eval and data.path, as texts, take
-    the place of the run's, and ``warn`` takes lines on what the data cannot show. A ``UserError`` where there is no such round, or
-    nothing fits.
+    ``reference`` is an .npz with clean ``x`` of the same rows, for measuring only; ``fields`` of eval and data.path are
+    set, as texts; ``warn`` takes lines on what the data cannot show. UserError for no such round, or if nothing fits.
     """
     config = stored_config(workdir)
     override(config, fields)
@@ -60,8 +55,7 @@ def evaluate_run(
 
 def _record_unseen(workdir: Workdir, problem: Problem, number: int, warn: Say) -> None:
     """Logs which directions of x no observation sees, and writes them to identifiability.npz."""
-    found = identifiability.look(problem)
-    if found is None:
+    if (found := identifiability.look(problem)) is None:
         return
     path = workdir.root / "identifiability.npz"
     write_arrays(path, {"seen": found.seen, "directions": found.directions, "unseen": found.unseen})

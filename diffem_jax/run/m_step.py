@@ -32,8 +32,7 @@ Batches = Callable[[int, int, slice], Iterator[PyTree]]
 def round_batches(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> Batches:
     """The batches of round ``number``: reconstructions of the round before, or what the method trains on instead.
 
-    With m_step.operators 'data' each has the operator of an observation that follows from (seed, round, update, slot),
-    independently of whose x it is.
+    With m_step.operators 'data' each has an observation's operator, by (seed, round, update, slot), whoever's x it is.
     """
     seed, size = problem.setup.config.seed, problem.setup.config.m_step.batch_size
     count, read = training_rows(problem, model, store, number)
@@ -42,9 +41,7 @@ def round_batches(problem: Problem, model: Model, store: ReconstructionStore, nu
         return batches
     count, operator = problem.num_examples, problem.observations.operator
     operators = row_batches(seed, OPERATOR_STREAM + number, count, size, lambda indices: rows(operator, indices))
-    return lambda *where: (
-        example._replace(operator=other) for example, other in zip(batches(*where), operators(*where), strict=True)
-    )
+    return lambda *at: (x._replace(operator=other) for x, other in zip(batches(*at), operators(*at), strict=True))
 
 
 def training_rows(problem: Problem, model: Model, store: ReconstructionStore, number: int) -> tuple[int, Read]:

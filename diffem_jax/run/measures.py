@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffem_jax import metrics
@@ -41,8 +42,7 @@ def _sides(problem: Problem, x: np.ndarray, unpaired: bool) -> tuple[np.ndarray,
 
 def _features(problem: Problem) -> Callable[[np.ndarray], np.ndarray]:
     """The function that config.eval.features names, or x itself as a vector."""
-    name = problem.setup.config.eval.features
-    if not name:
+    if not (name := problem.setup.config.eval.features):
         return lambda x: x.reshape(len(x), -1)
     function = lookup("eval.features", name, {})
 
@@ -111,18 +111,14 @@ def accuracy(problem: Problem) -> Measure:
 
 def observation_distance(problem: Problem) -> Measure:
     """Distance between the observations and fresh corruptions of the draws under the observations' own operators."""
-    corruption: Any = problem.setup.corruption
-
-    @jax.jit
-    def observe(key: jax.Array, x: jax.Array, operators: Any, indices: jax.Array) -> jax.Array:
-        return jax.vmap(corruption.observe)(example_keys(key, indices), x, operators)
+    observe = jax.jit(jax.vmap(problem.setup.corruption.observe))
 
     def measure(number: int, x: np.ndarray) -> metrics.Estimate:
         indices = np.arange(len(x), dtype=np.int32)
         observed = rows(problem.observations, indices)
         key = stream_key(problem.setup.config.seed, "observation_distance", number)
         # Row i of the draws saw y_i: pairing it with another example's operator makes the two sets comparable.
-        fresh = np.asarray(observe(key, np.roll(x, 1, axis=0), observed.operator, indices))
+        fresh = np.asarray(observe(example_keys(key, jnp.asarray(indices)), np.roll(x, 1, axis=0), observed.operator))
         seen, made = (metrics.observation_features(y, observed.operator) for y in (observed.y, fresh))
         return metrics.sliced_wasserstein(seen, made, key)
 

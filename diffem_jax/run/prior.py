@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from diffem_jax import em
 from diffem_jax.build.engine import make_mapped_m_step, updates_per_dispatch
@@ -33,9 +32,12 @@ def train_prior(run: Run) -> None:
     if not config.prior.steps:
         return
     number = run.store.rounds()[-1] if picked is None else picked
-    wanted = {"round": number, "settings": _settings(config)}
-    final = checkpoints.latest(workdir.prior, run.say, "final")
-    if final is not None:
+    # The fields that the prior depends on besides the draws; others of the run cannot change or do not matter.
+    loop = ("updates_per_dispatch", "condition", "carry", "accumulate")
+    fields = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
+    settings = {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **fields}
+    wanted: dict[str, Any] = {"round": number, "settings": settings}
+    if (final := checkpoints.latest(workdir.prior, run.say, "final")) is not None:
         found = checkpoints.metadata(final)
         if all(found.get(name) == value for name, value in wanted.items()):
             return
@@ -59,10 +61,3 @@ def train_prior(run: Run) -> None:
     for rolling in checkpoints.written(workdir.prior, ROLLING):
         checkpoints.remove(rolling)
     run.say(f"prior: trained in {seconds:.1f} s, loss {loss:.4g}")
-
-
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    """The fields that the prior depends on besides the reconstructions; others of the run cannot change or do not matter."""
-    loop = ("updates_per_dispatch", "condition", "carry", "accumulate")
-    m_step = {f"m_step.{k}": v for k, v in flatten(config.m_step).items() if not k.startswith(loop) and k != "steps"}
-    return {"prior.steps": config.prior.steps, "prior.base": config.prior.base, **m_step}

@@ -13,7 +13,7 @@ from diffem_jax.parallel import agree, process_count, process_index
 from diffem_jax.report import page, plots
 from diffem_jax.report.console import round_line, time_left
 from diffem_jax.run import stopping
-from diffem_jax.run.context import Record, Run, drawing_of, picture_path
+from diffem_jax.run.context import Record, Run, drawing_of
 from diffem_jax.run.e_step import attempt_keys, draw_samples
 from diffem_jax.storage import checkpoints
 from diffem_jax.types import EMState, Observation
@@ -23,7 +23,7 @@ def record_round(run: Run, number: int, drawn: Record, state: EMState) -> None:
     """Measures and pictures of a round, its line, and the page; the first process writes."""
     if process_index() != 0:
         return
-    workdir, config, path = run.workdir, run.problem.setup.config, picture_path(run, number)
+    workdir, config, path = run.workdir, run.problem.setup.config, run.workdir.picture(number)
     saved = checkpoints.metadata(workdir.round_checkpoint(number)) if number else {"step": 0}
     trained = {name: saved[name] for name in ("step", "loss", "m_step_seconds") if name in saved}
     due = number % config.eval.every == 0 or number == config.rounds

@@ -54,8 +54,7 @@ def finish_round(run: Run, number: int, state: EMState) -> None:
 
 def restore(run: Run) -> tuple[int, EMState]:
     """The last finished M-step's round and its state; round 0 and a fresh state where there is none."""
-    path = checkpoints.latest(run.workdir.rounds, run.say)
-    if path is None:
+    if (path := checkpoints.latest(run.workdir.rounds, run.say)) is None:
         return 0, fresh_state(run)
     number = checkpoints.metadata(path)["round"]
     run.say(f"continuing after round {number} of {run.problem.setup.config.rounds}")

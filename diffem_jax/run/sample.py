@@ -100,11 +100,8 @@ def write_draws(output: Path, x: np.ndarray, problem: Problem | None, workdir: W
             write_spreadsheet(output.with_name(f"{output.stem}_{name}.csv"), problem.table.decode(values))
     image = output.with_suffix(".png")
     if problem is None:
-        plots.picture(image, None, x, title="draws from the prior")
-    else:
-        shown = shown_observations(problem, rows(problem.observations, np.arange(min(problem.num_examples, 8))))
-        if plots.is_point(problem.setup.shape):
-            plots.picture(image, shown, x[0])
-        else:
-            plots.spread(image, shown, x[:, : len(shown)])
-    return image
+        return plots.picture(image, None, x, title="draws from the prior")
+    shown = shown_observations(problem, rows(problem.observations, np.arange(min(problem.num_examples, 8))))
+    if plots.is_point(problem.setup.shape):
+        return plots.picture(image, shown, x[0])
+    return plots.spread(image, shown, x[:, : len(shown)])

@@ -17,16 +17,15 @@ from diffem_jax.errors import UserError
 from diffem_jax.gaussians import Gaussian, starts
 from diffem_jax.gaussians.gaussians import Mixture, Start, overall_moments
 from diffem_jax.report.console import CompileClock, Progress
-from diffem_jax.run.termination import Say
+from diffem_jax.run.termination import Check, Say
 from diffem_jax.storage import checkpoints
 from diffem_jax.storage.workdir import Workdir
 from diffem_jax.types import Observation, stream_key
 
 
-def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Callable[[], None]) -> Start:
+def load_or_fit(problem: Problem, workdir: Workdir, say: Say, quiet: bool, check: Check) -> Start:
     """The work directory's start, or a new fit that is then saved there."""
-    done = checkpoints.latest(workdir.start, say)
-    if done is not None:
+    if (done := checkpoints.latest(workdir.start, say)) is not None:
         return load_start(workdir, done)
     began, clock = time.monotonic(), CompileClock()
     start = fit_start(problem.setup, problem.observations, say, quiet, check)
@@ -47,9 +46,7 @@ def stored_shape(workdir: Workdir) -> tuple[int, ...]:
     return tuple(int(n) for n in checkpoints.metadata(workdir.start / "fit")["shape"])
 
 
-def fit_start(
-    setup: Setup, observations: Observation, say: Say, quiet: bool = False, check: Callable[[], None] = lambda: None
-) -> Start:
+def fit_start(setup: Setup, observations: Observation, say: Say, quiet: bool, check: Check = lambda: None) -> Start:
     """The start that the config names; ``check`` is called after each iteration. UserError if not finite."""
     config = setup.config.start
     plugged = config.name not in starts.STARTS

@@ -10,7 +10,6 @@ arXiv 2302.03026.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from diffem_jax.build.problem import Problem, rows
 from diffem_jax.parallel import most, process_count, process_index, total
 from diffem_jax.report.console import Progress
 from diffem_jax.run.e_step import Drawing, draw_rows
+from diffem_jax.run.termination import Check
 from diffem_jax.storage.workdir import Record
 from diffem_jax.types import Corruption, Key, Observation, PyTree, example_keys, stream_key
 
@@ -40,13 +40,8 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
-def predict(
-    problem: Problem, drawing: Drawing, examples: int, draws: int, check: Callable[[], None] = lambda: None
-) -> Predictions:
-    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together.
-
-    Between batches ``check`` may raise.
-    """
+def predict(problem: Problem, drawing: Drawing, examples: int, draws: int, check: Check = lambda: None) -> Predictions:
+    """Predictions for at most ``examples`` observations by ``draws`` draws of each; all processes call it together."""
     config, corruption = problem.setup.config, problem.setup.corruption
     count = min(config.eval.num_examples or problem.num_examples, examples, problem.num_examples)
     count = min(count, max(FEWEST, ENTRIES // (draws * math.prod(problem.setup.shape))))
@@ -57,14 +52,10 @@ def predict(
     keys = partial(jax.random.fold_in, stream_key(config.seed, HELD_OUT))
     observed = rows(problem.observations, own)
     left, held = jax.tree.map(np.asarray, _hold_out(corruption, keys(0), own, observed))
-
-    def read(indices: np.ndarray) -> Observation:
-        return rows(left, indices % count // processes % len(own))
-
     wanted = np.concatenate([own + draw * count for draw in range(draws)])
     with Progress("held-out draws", len(wanted), "draws", quiet=process_index() != 0) as progress:
-        given = drawing, read, lambda attempt: keys(2 + attempt), wanted
-        x, _ = draw_rows(*given, size=most(len(wanted)), advance=progress.advance, check=check)
+        given = lambda i: rows(left, i % count // processes % len(own)), lambda attempt: keys(2 + attempt), wanted
+        x, _ = draw_rows(drawing, *given, size=most(len(wanted)), advance=progress.advance, check=check)
     x = x.reshape(draws, len(own), *x.shape[1:])
     predicted = np.asarray(_observe(corruption, keys(1), own, observed.operator, x))
     return Predictions(observed.y[counted], held[counted], predicted[:, counted])

@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM at the next safe point, and the type of what a run says."""
+"""Stopping on SIGTERM at the next safe point, and the types of what a run says and asks."""
 
 import contextlib
 import signal
@@ -10,6 +10,7 @@ from diffem_jax.errors import Preempted
 from diffem_jax.parallel import most
 
 Say = Callable[[str], None]  # takes lines for the person watching
+Check = Callable[[], None]  # called between batches or iterations; it may raise
 
 
 class StopRequest:

@@ -110,8 +110,7 @@ def _earlier_parameters(problem: Problem, params: PyTree) -> tuple[PyTree, str]:
         return {jax.tree_util.keystr(at): tuple(a.shape) for at, a in jax.tree_util.tree_leaves_with_path(tree)}
 
     there, here = shapes(found), shapes(params)
-    differing = sorted(name for name in there | here if there.get(name) != here.get(name))
-    if differing:
+    if differing := sorted(name for name in there | here if there.get(name) != here.get(name)):
         name = differing[0]
         first = f"{len(differing)} differ, the first {name}: {there.get(name)} there, {here.get(name)} here"
         cure = "expected the same network, method and denoiser; set config.start.take=reconstructions"

@@ -116,8 +116,7 @@ class ReconstructionStore:
         plan: dict[str, Any] = {"format": FORMAT, "round": round, **sizes}
         folder = self._path(round)
         folder.mkdir(parents=True, exist_ok=True)
-        found = _manifest(folder)
-        if found is None:
+        if (found := _manifest(folder)) is None:
             write_json(folder / "manifest.json", plan, indent=1)
         elif differing := ", ".join(f"{k} {found.get(k)} against {plan[k]}" for k in plan if found.get(k) != plan[k]):
             raise UserError(f"{folder}: holds {differing}; expected the same run's; remove it or take another workdir")
@@ -135,8 +134,7 @@ class ReconstructionStore:
     def round(self, round: int) -> Round:
         """An existing round; UserError where there is none of that number."""
         folder = self._path(round)
-        manifest = _manifest(folder)
-        if manifest is None:
+        if (manifest := _manifest(folder)) is None:
             raise UserError(f"{folder}: no manifest; expected reconstructions of round {round}; found {self.rounds()}")
         return Round(folder, manifest)
 

@@ -41,10 +41,13 @@ class Workdir:
         """rounds/round_00003."""
         return self.rounds / f"round_{number:05d}"
 
+    def picture(self, number: int) -> Path:
+        """samples/round_00003.png."""
+        return self.samples / f"round_{number:05d}.png"
+
     def last_round(self) -> Path:
         """The newest whole checkpoint of a round; UserError where no round is finished."""
-        path = checkpoints.latest(self.rounds)
-        if path is None:
+        if (path := checkpoints.latest(self.rounds)) is None:
             raise UserError(f"{self.rounds}: no finished round; train first: --mode=train --workdir={self.root}")
         return path
 

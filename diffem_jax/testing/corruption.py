@@ -20,11 +20,10 @@ DENSE_LIMIT = 1024  # entries of y; above, nothing is compared with dense matric
 def check_corruption(corruption: Corruption, *, seed: int = 0, samples: int = 512) -> None:
     """Checks that a corruption keeps the contract of ``diffem_jax.types.Corruption``, or of ``LinearCorruption``.
 
-    Hashing, shapes, ``jit`` and ``vmap``; equal draws for equal keys and other operators for others (unless
-    ``random_operator`` is False); mean, variance and independence of the noise over ``samples`` draws; ``hold_out``, where it can;
-    that NaN in hidden entries of x or in unmeasured ones of y changes nothing; the condition's spatial shape; of linear ones
-    also adjoint, ``solve_gram``, its derivatives and ``log_det_gram`` against dense matrices: use a small shape. An
-    AssertionError names what does not hold.
+    Hashing, shapes, ``jit`` and ``vmap``; equal draws for equal keys, other operators for others (``random_operator``);
+    mean, variance and independence of the noise over ``samples`` draws; ``hold_out``, where it can; that NaN in hidden
+    entries of x or unmeasured ones of y changes nothing; the condition's spatial shape; of linear ones also adjoint,
+    ``solve_gram``, its derivatives and ``log_det_gram`` by dense ones: use a small shape. AssertionError for a fault.
     """
     base = "AdditiveNoise, or from Linear where y = A x + n: what you do not write has its default there"
     what = f"{type(corruption).__name__} must inherit from diffem_jax.corruptions.{base}"

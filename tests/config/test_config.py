@@ -115,11 +115,9 @@ def test_parts_are_found_in_the_current_folder(own):
 
 DOES_NOT_FIT = {
     "corruption.name=own_parts:Colums": "cannot be imported",
-    "corruption.every=2": "unknown field",
     "data.name=own_parts:nothing": "config.data.name",
     "m_step.time_law=own_parts:Vector": "config.m_step.time_law",
     "m_step.time_law=own_parts:grid": "config.m_step.time_law",
-    "m_step.time_law=matched": "config.m_step.time_law: 'matched' is not known",
     "e_step.time_grid=own_parts:short": "config.e_step.time_grid",
     "eval.metrics=own_parts:nothing": "config.eval.metrics",
     "writers=own_parts:nothing": "config.writers",

@@ -127,14 +127,10 @@ def trained(name):
     return denoiser, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
 
 
-def either(denoiser, params, observation, seen, x_t, t):
-    return denoiser.either(params, denoiser.prepare(observation), jnp.asarray(seen), x_t, t, None)
-
-
 @pytest.mark.parametrize("name", ["edm", "posterior", "moments"])
 def test_ignored_and_hidden_observations(name):
     denoiser, params = trained(name)
-    run = jax.jit(lambda observation, seen: either(denoiser, params, observation, seen, X_T, T))
+    run = jax.jit(lambda o, seen: denoiser.either(params, denoiser.prepare(o), jnp.asarray(seen), X_T, T, None))
     given, ignored = run(OBSERVATION, True), run(OBSERVATION, False)
     runs = [bind(denoiser, params, OBSERVATION, guidance=guidance) for guidance in (1.0, 2.0)]
     seen, guided, free = jax.jit(lambda *point: [run(*point) for run in (*runs, bind(denoiser, params))])(X_T, T)

@@ -64,17 +64,16 @@ def test_every_product_of_a_closed_form_asks_for_full_precision(kind):
     corruption = kind(shape=SHAPE)
 
     def use(key, x, law):
-        observation, options = corruption.sample(key, x), {"variance_floor": 1e-4, "batch_size": 2}
+        observation, options, one = corruption.sample(key, x), {"variance_floor": 1e-4, "batch_size": 2}, jnp.ones(())
+        y, operator = observation
         pair = jax.tree.map(lambda a: jnp.stack([a, a]), observation)
         return (
             em_iteration(key, law, pair, jnp.arange(2), jnp.ones(2), corruption=corruption, **options),
             corruption.condition(observation),
             sample_posterior(key, corruption, law, observation),
             posterior_moments(corruption, law, observation),
-            mixture_posterior_mean(corruption, law, x, jnp.ones(()), jnp.float32(0.1), observation),
-            jax.grad(lambda r: jnp.sum(corruption.solve_gram(r, observation.operator, jnp.ones(())) ** 2))(
-                observation.y
-            ),
+            mixture_posterior_mean(corruption, law, x, one, jnp.float32(0.1), observation),
+            jax.grad(lambda r: jnp.sum(corruption.solve_gram(r, operator, one) ** 2))(y),
         )
 
     with jax.debug_key_reuse(False):

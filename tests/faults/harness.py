@@ -35,16 +35,15 @@ SMALL = {
 """A run on a file that does every step and learns nothing."""
 
 
-def small(**changes: Any) -> list[str]:
-    """The flags of SMALL; ``m_step__steps=3`` changes a field or adds one."""
-    fields = SMALL | {name.replace("__", "."): value for name, value in changes.items()}
+def small(of: dict[str, Any] = SMALL, /, **changes: Any) -> list[str]:
+    """The flags of SMALL, or of others; ``m_step__steps=3`` changes a field or adds one."""
+    fields = of | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def arguments(**changes: Any) -> list[str]:
     """The tiny run's flags; ``m_step__steps=80`` changes a field."""
-    fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
-    return ["--config=digits", *(f"--config.{name}={value}" for name, value in fields.items())]
+    return ["--config=digits", *small(TINY, **changes)]
 
 
 def tiny(*flags: str, rounds: int) -> list[str]:

@@ -267,10 +267,7 @@ def posterior(draws, observations=600, dimensions=3, width=1.0, bias=0.0, seed=0
 
 
 LEVELS = (0.1, 0.5, 0.77, 0.95)
-MEASURES = {
-    "coverage": metrics.coverage,
-    "tarp": lambda draws, truth, levels: metrics.tarp(draws, truth, key(), levels),
-}
+MEASURES = {"coverage": metrics.coverage, "tarp": lambda x, truth, levels: metrics.tarp(x, truth, key(), levels)}
 
 
 @pytest.mark.parametrize("draws", [1, 7, 64])

@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -129,11 +130,8 @@ def test_held_out_measurements_are_predicted_best_by_the_exact_posterior(name, p
     def drawing(*how):
         return make_drawing(compiled, mapped, np.array(how, np.float32), config.e_step.batch_size)
 
-    def asked_to_end():
-        raise Preempted("SIGTERM")
-
     with pytest.raises(Preempted):
-        stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED, asked_to_end)
+        stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED, mock.Mock(side_effect=Preempted("SIGTERM")))
     exact = stopping.score(stopping.predict(problem, drawing(1, 0, 0), *stopping.SCORED))
     assert exact["held_out_samples"] > 200 and 0 < exact["held_out_se"] < 0.1 * exact["held_out"]
     for how in ((1.8, 0, 0), (0.3, 0, 0), (0, 1, 0), (1, 0, 0.5)):

@@ -17,8 +17,7 @@ from PIL import Image
 from diffem_jax.data import prepare
 
 pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow") is None,
-    reason="preparing a tfds image set needs TensorFlow: pip install 'diffem-jax[tfds]'",
+    find_spec("tensorflow") is None, reason="preparing a tfds set needs TensorFlow: pip install 'diffem-jax[tfds]'"
 )
 CIFAR_CLASSES = 10
 PER_FILE = 4
@@ -43,9 +42,7 @@ def _cifar_folder(root):
 
 def _read(tmp_path, name):
     code = "import sys, numpy as np; from diffem_jax import data; d = data.load(sys.argv[1], cache_dir=sys.argv[2])\n"
-    code += (
-        "np.savez(sys.argv[3], x=np.asarray(d.x), test=np.asarray(d.test_x)); assert 'tensorflow' not in sys.modules"
-    )
+    code += "np.savez(sys.argv[3], x=d.x, test=d.test_x); assert 'tensorflow' not in sys.modules"
     without_tensorflow(tmp_path, code, f"tfds:{name}", tmp_path / "cache", tmp_path / "out.npz")
     return np.load(tmp_path / "out.npz")
 
