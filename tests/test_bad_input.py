@@ -140,7 +140,7 @@ def test_value_of_another_type_in_a_file(name):
 @pytest.mark.parametrize("end", [0, 1])
 def test_number_out_of_range(name, end):
     low, high = RANGES[name]
-    value = (low - 1 if low == 0 or isinstance(FIELDS[name], int) else low / 10, high * 10 + 1)[end]
+    value = (low - 1 if low <= 0 or isinstance(FIELDS[name], int) else low / 10, high * 10 + 1)[end]
     value = int(value) if isinstance(FIELDS[name], int) else float(value)
     with pytest.raises(UserError, match=rf"config\.{re.escape(name)}.*expected"):
         load("digits", **{name: str(value)})
