@@ -47,17 +47,14 @@ def load_series(path: Place, length: int, columns: Sequence[Column] | None = Non
     if length > count:
         raise UserError(f"config.data.window: {length}; {path} has {count} rows; lower it")
     starts = np.unique([*range(0, count - length, max(1, length // 8)), count - length])
-    y, mask, filled = (
-        part[starts[:, None] + np.arange(length)] for part in (table.y, table.mask, _interpolated(*table[:2]))
-    )
+    rows = starts[:, None] + np.arange(length)
+    y, mask, filled = (part[rows] for part in (table.y, table.mask, _interpolated(table.y, table.mask)))
     # Windows of a series that drifts are alike but for their level.
     level = filled.mean(axis=1, keepdims=True)
     if columns is None:
         spread = np.sqrt(np.mean((filled - level) ** 2, axis=(0, 1))) + 1e-6
         y, level = y / spread, level / spread
-        columns = [
-            column._replace(scale=column.scale * float(s)) for column, s in zip(table.columns, spread, strict=True)
-        ]
+        columns = [c._replace(scale=c.scale * float(s)) for c, s in zip(table.columns, spread, strict=True)]
     y = np.where(mask > 0, y - level, 0.0).astype(np.float32)
     window = np.abs(starts[:, None] + (length - 1) / 2 - _middles(table.mask.min(axis=1) == 0, length)).argmin(axis=0)
     series = Series(y, mask, tuple(columns), level, times, window, np.arange(count) - starts[window])

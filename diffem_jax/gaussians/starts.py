@@ -220,7 +220,7 @@ def _best_shrinkage(climb: Callable[..., tuple[Fit, int]], count: int) -> float:
     best, highest = 0.0, -math.inf
     for shrinkage in (0.0, count / 64, count / 32, count / 16, count / 8):
         value = sum(climb(shrinkage=shrinkage, left_out=folds == fold)[0].log_likelihoods[-1] for fold in range(4))
-        if value < highest:
+        if not value > highest:  # not a number where there are too few to leave any out
             break
         best, highest = shrinkage, value
     return best

@@ -195,3 +195,4 @@ def test_shrinkage_is_chosen_by_what_is_left_out():
 
     assert off_diagonal(few, -1.0) < 0.8 * off_diagonal(few, 0.0)
     assert off_diagonal(many, -1.0) == off_diagonal(many, 0.0) > 0.8
+    assert np.isfinite(off_diagonal(few[:2], -1.0))

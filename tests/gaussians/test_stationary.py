@@ -10,7 +10,7 @@ import pytest
 from diffem_jax.corruptions import BoxDownsampling, BoxMask, FourierMask, GaussianBlur, PixelMask, Projection
 from diffem_jax.denoisers import bind, moments_denoiser, posterior_denoiser
 from diffem_jax.gaussians import STARTS, stationary
-from diffem_jax.gaussians.starts import start_arrays
+from diffem_jax.gaussians.starts import start_arrays, start_of_arrays
 from diffem_jax.networks import MLP
 from diffem_jax.run.start import load_start
 from diffem_jax.samplers import VarianceExploding
@@ -187,3 +187,6 @@ def test_start_survives_its_file(tmp_path):
     model, folder = make_model((4, 3, 2)), Workdir(tmp_path)
     checkpoints.save(folder.start / "fit", start_arrays(model), {})
     jax.tree.map(np.testing.assert_array_equal, load_start(folder), model)
+    # One of before amplitudes has none.
+    older = {name: array for name, array in start_arrays(model).items() if name not in ("score", "steady")}
+    assert start_of_arrays(older).steady == stationary.STEADY[-1]
