@@ -81,9 +81,7 @@ def first(x: Any, n: int | None) -> Any:
     """The first n rows of an array or of ``Rows`` without reading them; all for n = None."""
     if n is None or x is None:
         return x
-    if not isinstance(x, Rows):
-        return x[:n]
-    return Rows(x.stored[:n], x.scale, x.offset, None if x.mask is None else x.mask[:n])
+    return Rows(x.stored[:n], x.scale, x.offset, first(x.mask, n)) if isinstance(x, Rows) else x[:n]
 
 
 def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:
