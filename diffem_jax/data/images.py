@@ -79,8 +79,7 @@ def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest
     takes single pixels, for masks and what they hide.
     """
     image = image[..., None] if image.ndim == 2 else image
-    height, width = image.shape[:2]
-    h, w = height, width
+    h, w = height, width = image.shape[:2]
     if crop:
         h = w = min(crop, height, width)
     elif shape:

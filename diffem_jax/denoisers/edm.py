@@ -29,14 +29,12 @@ def edm_denoiser(
     variance left open is that of N(mu, sigma_data^2 I) given x_t: the base does not use y.
     """
     blank = None if corruption is None else blank_condition(corruption, shape)
+    prepare = corruption.condition if corruption is not None else lambda observation: None
 
     def base(condition: Array | None, x: Array, ratio: Array) -> Base:
         total = ratio**2 + sigma_data**2
         c_in = jax.lax.rsqrt(total)
         return Base((sigma_data**2 / total) * x, ratio * sigma_data * c_in, x * c_in, condition)
-
-    def prepare(observation: Observation) -> Array | None:
-        return None if corruption is None else corruption.condition(observation)
 
     given = network, schedule, shape, blank, partial(base, blank), base
     return precondition(*given, lambda ratio, _: combined(sigma_data**2, ratio), prepare)

@@ -20,8 +20,7 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
     Source: Heusel et al. 2017, arXiv 1706.08500.
     """
     x, y = point_sets(features_x, features_y, "frechet_distance", np.float64)
-    count = min(len(x), len(y))
-    if count < 2:
+    if (count := min(len(x), len(y))) < 2:
         raise UserError(f"frechet_distance: {count} samples; expected at least 2 on each side")
     cov_x, cov_y = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (x, y))
     # tr (S_x S_y)^(1/2) is the sum of the singular values of R_x^T R_y for any roots S = R R^T.
@@ -52,8 +51,7 @@ def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1
     Source: Binkowski et al. 2018, arXiv 1801.01401.
     """
     x, y = point_sets(features_x, features_y, "kernel_distance", np.float64)
-    size = min(block, len(x), len(y))
-    if size < 2:
+    if (size := min(block, len(x), len(y))) < 2:
         raise UserError(f"kernel_distance: blocks of {size} rows; expected at least 2 on each side")
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

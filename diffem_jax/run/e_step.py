@@ -69,8 +69,7 @@ def draw_rows(
     count = 0
     for attempt in range(1, ATTEMPTS + 1):
         bad = not_finite(x)
-        largest = most(len(bad))
-        if not largest:
+        if not (largest := most(len(bad))):
             break
         wanted = indices[bad] if len(bad) else indices[:1]
         again = _draw_batches(drawing, read, keys(attempt), wanted, largest, lambda count: None, check)

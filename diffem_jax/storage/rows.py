@@ -86,9 +86,8 @@ def first(x: Any, n: int | None) -> Any:
 
 def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:
     """Rows of x from stored numbers: grey levels 0..white become [-2, 2], others stay; a ``scale`` other than 1 multiplies both."""
-    if scale != 1 or stored.dtype not in (np.uint8, np.uint16):
-        return Rows(stored, scale)
-    return Rows(stored, 4.0 / white_level(stored), -2.0)
+    grey = scale == 1 and stored.dtype in (np.uint8, np.uint16)
+    return Rows(stored, 4.0 / white_level(stored), -2.0) if grey else Rows(stored, scale)
 
 
 def white_level(grey: np.ndarray) -> int:
