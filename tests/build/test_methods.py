@@ -66,7 +66,7 @@ def test_condition_dropout_gives_diffem_a_prior():
 
 
 def test_em_mmps_has_every_covariance_and_number_of_iterations():
-    """Each is another estimate of the same x-hat by the same network; 'cov_x' is the start's covariance, of low rank."""
+    """Each is another estimate of the same x-hat by the same network; 'cov_x' is the start's, of low rank."""
     rng, models = np.random.default_rng(0), []
     factor = jnp.asarray(rng.standard_normal((1, 2, *SHAPE)), jnp.float32)
     start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, *SHAPE)), jnp.full((1,), 0.3), factor))
