@@ -112,11 +112,10 @@ class DiffEMImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """The columns [N, D] with what x [N, width] stands for where an entry is missing."""
         new = {} if x is None else Table(x, x, self._encoding).decode(x)
         kind = float if self._numeric else object
-        filled = []
-        for i, column in enumerate(columns):
-            there = np.array([not is_missing(value) for value in column])
-            filled.append(np.where(there, column, new.get(str(i), self._constants[i])).astype(kind))
-        return np.stack(filled, axis=1)
+        missing = [[is_missing(value) for value in column] for column in columns]
+        fillings = [new.get(str(i), constant) for i, constant in enumerate(self._constants)]
+        filled = map(np.where, missing, fillings, columns)
+        return np.stack([column.astype(kind) for column in filled], axis=1)
 
     def _columns(self, X: Any, reset: bool) -> list[np.ndarray]:
         """The columns of a table, checked as scikit-learn does."""

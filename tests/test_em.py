@@ -71,8 +71,7 @@ def test_e_step_is_the_same_on_any_devices():
         parallel = parallel_of(name, count)
         key, params = parallel.replicate(jax.random.key(0)), parallel.replicate(jnp.float32(0.5))
         given, numbers = parallel.shard(observations), parallel.shard(indices)
-        out = [parallel.gather(parallel.map_e_step(step)(key, params, given, numbers)) for step in steps]
-        results.append(out)
+        results.append([parallel.gather(parallel.map_e_step(step)(key, params, given, numbers)) for step in steps])
         assert parallel.num_devices == count
     for noise, draws in results:
         np.testing.assert_array_equal(noise, results[0][0])
@@ -124,8 +123,7 @@ def test_many_updates_a_dispatch_are_one_by_one():
     step = jax.jit(make_m_step(loss_of, optimizer, ema_decay=0.9))
     state, losses = make_state(params_of(), optimizer), []
     for i in range(4):
-        key = jax.random.key(3)
-        state, info = step(key, state, x[i : i + 1], slots[i : i + 1])
+        state, info = step(jax.random.key(3), state, x[i : i + 1], slots[i : i + 1])
         losses.append(float(info["loss"][0]))
     close(state, expected)
     np.testing.assert_allclose(losses, sums["loss"], rtol=1e-5)

@@ -25,16 +25,13 @@ def test_help_fits_a_screen(word):
     assert ended.out.count("\n  diffem --") == 3 and all(name in ended.out for name in usage.shipped_configs())
 
 
-def test_helpfull_names_every_field():
-    ended = command("--helpfull")
-    assert all(f"config.{name}" in ended.out for name in flatten(default()))
-
-
-def test_help_names_every_flag_and_no_other():
+def test_help_names_every_flag_and_no_other_and_helpfull_every_field():
     source = Path(diffem_jax.main.__file__).read_text()
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
     named = set(re.findall(r"--([a-z_]+)", usage.HELP)) - {"helpfull"}
     assert len(defined) > 10 and named == defined
+    ended = command("--helpfull")
+    assert all(f"config.{name}" in ended.out for name in flatten(default()))
 
 
 TYPING_ERRORS = {

@@ -93,8 +93,7 @@ def diffem(setup: Setup, start: Start) -> Model:
     config, corruption = setup.config, setup.corruption
     denoiser, m = conditional_denoiser(setup, start), config.m_step
     hidden_weight = m.hidden_weight if corruption.is_linear else 1.0
-    moved = {"flip", "shift"} & set(m.augment)
-    if hidden_weight < 1 and moved:
+    if hidden_weight < 1 and (moved := {"flip", "shift"} & set(m.augment)):
         found = f"{hidden_weight} with m_step.augment {sorted(moved)}, which move x away from what its observation saw"
         raise UserError(f"config.m_step.hidden_weight: {found}; expected 1; set it, or leave those augmentations out")
 

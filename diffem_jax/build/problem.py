@@ -144,8 +144,7 @@ def check_operators(setup: Setup, observations: Observation, path: str) -> None:
     expected = jax.eval_shape(lambda key: setup.corruption.sample(key, jnp.zeros(setup.shape)), jax.random.key(0))
     found = jax.tree.map(lambda a: tuple(a.shape[1:]), observations, is_leaf=lambda a: hasattr(a, "shape"))
     wanted = jax.tree.map(lambda a: tuple(a.shape), expected)
-    same_tree = str(jax.tree.structure(observations)) == str(jax.tree.structure(expected))
-    if not same_tree or found != wanted:
+    if str(jax.tree.structure(observations)) != str(jax.tree.structure(expected)) or found != wanted:
         corruption = f"corruption {setup.config.corruption.name!r} on x of shape {setup.shape}"
         makes = f"{corruption} makes y of {wanted.y} with operators {wanted.operator}"
         cure = "set config.data.shape and config.corruption to what made the file"

@@ -67,10 +67,9 @@ def known_fields(flat: Mapping[str, Any]) -> dict[str, Field]:
     """Every field that a flat configuration may have: those of the table, and those of the classes that it names."""
     found = {**FIELDS, "data_corruption.name": FIELDS["corruption.name"]._replace(name="data_corruption.name")}
     for section in CLASSES:
-        if f"{section}.name" in flat:
-            name = flat[f"{section}.name"]
-            check(found[f"{section}.name"], name)
-            found = class_fields(section, name) | found
+        if (field := f"{section}.name") in flat:
+            check(found[field], flat[field])
+            found = class_fields(section, flat[field]) | found
     return found
 
 

@@ -208,10 +208,8 @@ class Linear(AdditiveNoise):
             )
         units = jnp.eye(size).reshape(size, *y_shape)
         dense = jax.vmap(self.gram, (0, None, None))(units, operator, v).reshape(size, size)
-        seen = self.observed(operator)
-        if seen is not True:
-            flat = jnp.broadcast_to(jnp.asarray(seen), y_shape).reshape(-1)
-            dense = jnp.where(flat[:, None] & flat[None, :], dense, jnp.eye(size))
+        seen = jnp.broadcast_to(jnp.asarray(self.observed(operator)), y_shape).reshape(-1)
+        dense = jnp.where(seen[:, None] & seen[None, :], dense, jnp.eye(size))
         return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(dense))))
 
     def _y_shape(self, operator: PyTree) -> tuple[int, ...]:
@@ -240,8 +238,7 @@ class DiagonalGram(Linear):
 
     def _total(self, operator: PyTree, v: Array) -> Array:
         total = self.gram_diagonal(operator, jnp.broadcast_to(v, self.shape)) + self.noise_level(operator) ** 2
-        seen = self.observed(operator)
-        return total if seen is True else jnp.where(seen, total, 1.0)
+        return jnp.where(self.observed(operator), total, 1.0)
 
     def solve_gram(self, r: Array, operator: PyTree, v: Array) -> Array:
         return self.keep_observed(r / self._total(operator, v), operator)

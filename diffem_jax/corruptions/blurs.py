@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffem_jax.corruptions.base import AdditiveNoise, Separable, Spectral, gather_matrix, mirror_columns
+from diffem_jax.corruptions.base import AdditiveNoise, Separable, Spectral, along_axes, gather_matrix, mirror_columns
 from diffem_jax.types import Key, Observation, PyTree
 
 BINOMIAL = ((0.0625, 0.125, 0.0625), (0.125, 0.25, 0.125), (0.0625, 0.125, 0.0625))
@@ -56,14 +56,12 @@ class CircularConvolution(Spectral):
 
     def _transfer(self, operator: PyTree) -> Array:
         """The kernel's Fourier transform on the image's frequencies, [*spatial] complex."""
-        transfer = self.kernel(operator).astype(jnp.complex64)
-        for axis, n in enumerate(self.spatial):
-            size = transfer.shape[axis]
-            # As a product of small matrices it wraps round kernels that are larger than the image.
+        kernel, waves = self.kernel(operator).astype(jnp.complex64), []
+        for n, size in zip(self.spatial, kernel.shape, strict=True):
             phase = np.outer(np.arange(n), np.arange(size) - size // 2) % n
-            wave = jnp.asarray(np.exp(-2j * np.pi * phase / n), jnp.complex64)
-            transfer = jnp.moveaxis(jnp.tensordot(wave, transfer, (1, axis)), 0, axis)
-        return transfer
+            waves.append(np.exp(-2j * np.pi * phase / n))
+        # As a product of small matrices it wraps round kernels that are larger than the image.
+        return along_axes(kernel, tuple(waves))
 
     def _filter(self, x: Array, transfer: Array) -> Array:
         axes = tuple(range(len(self.spatial)))

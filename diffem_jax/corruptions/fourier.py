@@ -49,10 +49,6 @@ class _CartesianFourier(Linear):
         self._expect("center_fraction", 0 <= self.center_fraction <= 1, "a number in [0, 1]")
 
     @property
-    def _axes(self) -> tuple[int, ...]:
-        return tuple(range(len(self.spatial)))
-
-    @property
     def _channels(self) -> int:
         """Of y."""
         return 2 if self.complex_image else 2 * self.shape[-1]
@@ -64,8 +60,8 @@ class _CartesianFourier(Linear):
         return to_real(z) if self.complex_image else z.real
 
     def _spectrum(self, z: Array, transform: Any = jnp.fft.fftn) -> Array:
-        z = jnp.fft.ifftshift(z, self._axes)
-        return jnp.fft.fftshift(transform(z, axes=self._axes, norm="ortho"), self._axes)
+        axes = tuple(range(len(self.spatial)))
+        return jnp.fft.fftshift(transform(jnp.fft.ifftshift(z, axes), axes=axes, norm="ortho"), axes)
 
     @property
     def _centre(self) -> slice:

@@ -81,9 +81,8 @@ class Mask(DiagonalGram):
     def condition(self, observation: Observation) -> Array:
         """The seen entries and the mask, [*spatial, C + M] for images and [2 D] for vectors; then the fill, if any."""
         mask = observation.operator.astype(jnp.float32)
-        filled = self.fill(observation)
-        parts = [self.forward(observation.y, mask), mask, *([] if filled is None else [filled])]
-        return jnp.concatenate(parts, axis=-1)
+        parts = self.forward(observation.y, mask), mask, self.fill(observation)
+        return jnp.concatenate([part for part in parts if part is not None], axis=-1)
 
 
 def _laplace(x: Array) -> Array:

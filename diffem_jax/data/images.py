@@ -51,8 +51,8 @@ def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
         raise UserError(f"data.shape: {shape} for patches; expected (S, S, 3) or (S, S, 1) with S from 4 to 64")
     size, channels = shape[0], shape[2]
     stride = max(1, size // (8 if split == "train" else 4))
-    windows, places = [], []
-    for i, photo in enumerate(_photographs()):
+    windows = []
+    for photo in _photographs():
         if channels == 1:
             photo = np.round(photo @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
         if size <= 16:  # 2x2 area averages
@@ -61,16 +61,13 @@ def patches(split: str, count: int | None, shape: Shape) -> np.ndarray:
             photo = np.round(blocks.mean((1, 3))).astype(np.uint8)
         border = round(photo.shape[1] * (1 - TEST_SHARE))
         region = photo[:, :border] if split == "train" else photo[:, border:]
-        view = np.lib.stride_tricks.sliding_window_view(region, (size, size), axis=(0, 1))[::stride, ::stride]
-        number = view.shape[0] * view.shape[1]
-        windows.append(view)
-        places.append(np.stack([np.full(number, i), np.arange(number)], -1))
-    order = np.concatenate(places)
-    order = order[generator(f"patches/{split}").permutation(len(order))][:count]
+        windows.append(np.lib.stride_tricks.sliding_window_view(region, (size, size), axis=(0, 1))[::stride, ::stride])
+    counts = [view.shape[0] * view.shape[1] for view in windows]
+    order = generator(f"patches/{split}").permutation(sum(counts))[:count]
     crops = np.empty((len(order), size, size, channels), np.uint8)
-    for i, view in enumerate(windows):
-        chosen = np.flatnonzero(order[:, 0] == i)
-        row, column = np.divmod(order[chosen, 1], view.shape[1])
+    for view, number, end in zip(windows, counts, itertools.accumulate(counts), strict=True):
+        chosen = np.flatnonzero((end - number <= order) & (order < end))
+        row, column = np.divmod(order[chosen] - (end - number), view.shape[1])
         crops[chosen] = np.moveaxis(view[row, column], 1, -1)
     return crops
 
@@ -82,8 +79,7 @@ def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest
     takes single pixels, for masks and what they hide.
     """
     image = image[..., None] if image.ndim == 2 else image
-    height, width = image.shape[:2]
-    h, w = height, width
+    h, w = height, width = image.shape[:2]
     if crop:
         h = w = min(crop, height, width)
     elif shape:
@@ -107,9 +103,8 @@ def fit(image: np.ndarray, shape: Shape | None, crop: int | None = None, nearest
 def _resized(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
-    if layer.dtype == np.uint8:
-        return np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.LANCZOS))
-    found = np.asarray(Image.fromarray(layer.astype(np.float32)).resize(size, Image.Resampling.LANCZOS))
+    exact = layer if layer.dtype == np.uint8 else layer.astype(np.float32)
+    found = np.asarray(Image.fromarray(exact).resize(size, Image.Resampling.LANCZOS))
     return np.clip(np.round(found), 0, np.iinfo(layer.dtype).max).astype(layer.dtype)
 
 

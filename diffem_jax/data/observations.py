@@ -205,8 +205,7 @@ def check_units(observations: Observation, corruption: Any, where: str) -> None:
     if not corruption.is_linear:
         return
     seen = seen_anywhere(corruption, observations.operator)
-    size = _rms(observations.y, seen)
-    if size == 0:
+    if (size := _rms(observations.y, seen)) == 0:
         return
     per_x = 1.0
     if seen is None or observations.y.shape[1:] != tuple(corruption.shape):

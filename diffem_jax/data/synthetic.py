@@ -63,12 +63,9 @@ def volumes(count: int, seed: int, split: str, size: int = 16) -> np.ndarray:
         inside = np.zeros((len(part), size, size, size), np.float32)
         for solid in range(2):
             centre, radius, box = part[:, solid, :3], part[:, solid, 3:6], part[:, solid, 6] < 0.5
-            scaled = []
-            for d in range(3):
-                r = (axis - (0.25 + 0.5 * centre[:, d, None])) / (0.12 + 0.2 * radius[:, d, None])
-                scaled.append(np.abs(r).reshape(len(part), *(size if i == d else 1 for i in range(3))))
-            ellipsoid = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)
-            cuboid = np.maximum(np.maximum(scaled[0], scaled[1]), scaled[2])
+            scaled = np.abs((axis - (0.25 + 0.5 * centre[..., None])) / (0.12 + 0.2 * radius[..., None]))
+            a, b, c = scaled[:, 0, :, None, None], scaled[:, 1, None, :, None], scaled[:, 2, None, None, :]
+            ellipsoid, cuboid = np.sqrt(a**2 + b**2 + c**2), np.maximum(np.maximum(a, b), c)
             distance = np.where(box[:, None, None, None], cuboid, ellipsoid) - 1.0
             inside = np.maximum(inside, np.clip(0.5 - distance * size * 0.22, 0.0, 1.0))
         x[start : start + 256] = (4.0 * inside - 2.0)[..., None]

@@ -25,7 +25,7 @@ from jax import Array
 from diffem_jax.corruptions.masks import Mask
 from diffem_jax.denoisers.denoiser import Base, Denoiser, bind, precondition
 from diffem_jax.denoisers.guidance import dps
-from diffem_jax.samplers import noise_ratio, sample
+from diffem_jax.samplers import sample
 from diffem_jax.types import DenoiseFn, Draw, Key, Observation, PyTree, Sampler, Schedule, TimeLaw
 
 Guide = Callable[[DenoiseFn, Observation], DenoiseFn]
@@ -43,21 +43,18 @@ def ambient_denoiser(network: nn.Module, schedule: Schedule, mask: Mask, sigma_d
     """
     everything = Observation(jnp.zeros(mask.shape), jnp.ones(mask.mask_shape))
 
-    def scales(t: Array, operator: Array) -> tuple[Array, Array, Array]:
-        """The noise ratio sigma / alpha, ratio^2 + sigma_data^2, and the standard deviation left open by entry."""
-        ratio = noise_ratio(schedule, t)
+    def scales(ratio: Array, operator: Array) -> tuple[Array, Array]:
+        """Of the noise ratio sigma / alpha, ratio^2 + sigma_data^2 and the standard deviation left open by entry."""
         total = ratio**2 + sigma_data**2
-        return ratio, total, jnp.where(mask.observed(operator), ratio * sigma_data * jax.lax.rsqrt(total), sigma_data)
+        return total, jnp.where(mask.observed(operator), ratio * sigma_data * jax.lax.rsqrt(total), sigma_data)
 
-    def base(observation: Observation, x_t: Array, t: Array) -> Base:
+    def base(observation: Observation, x: Array, ratio: Array) -> Base:
         operator = observation.operator
-        ratio, total, std = scales(t, operator)
-        x = mask.keep_observed(x_t / schedule(t)[0], operator)
-        scaled = x * jax.lax.rsqrt(total)
-        return Base((sigma_data**2 / total) * x, std, scaled, jnp.log(ratio), operator.astype(jnp.float32))
+        (total, std), x = scales(ratio, operator), mask.keep_observed(x, operator)
+        return Base((sigma_data**2 / total) * x, std, x * jax.lax.rsqrt(total), operator.astype(jnp.float32))
 
-    given = network, mask.shape, jnp.zeros(mask.mask_shape), partial(base, everything), base
-    return precondition(*given, lambda t, context: scales(t, (context or everything).operator)[2] ** 2)
+    given = network, schedule, mask.shape, jnp.zeros(mask.mask_shape), partial(base, everything), base
+    return precondition(*given, lambda ratio, context: scales(ratio, (context or everything).operator)[1] ** 2)
 
 
 def ambient_loss(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import Corruption, DenoiseFn, Key, Observation, PyTree, Schedule
 
 
@@ -47,56 +48,66 @@ class Denoiser(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What a base makes of (x_t, t), and of y where there is one."""
+    """What a base makes of x_t / alpha = x + ratio e and ratio = sigma / alpha, and of y where there is one."""
 
     mean: Array  # [*X], the answer where the network yields 0
     std: Array  # the scale of the network's output, a scalar or [*X]
     x: Array  # [*X], x_t scaled for the network
-    noise: Array  # log(sigma / alpha), []
     condition: Array | None  # what else the network sees
 
 
 def precondition(
     network: nn.Module,
+    schedule: Schedule,
     shape: tuple[int, ...],
     blank: Array | None,
     prior: Callable[[Array, Array], Base],
     posterior: Callable[[PyTree, Array, Array], Base],
     variance: Callable[[Array, PyTree | None], Array],
     prepare: Callable[[Observation], PyTree] = lambda observation: observation,
-    project: Callable[[PyTree, Array, Array], Array] = lambda context, t, out: out,
+    project: Callable[[PyTree, Array, Array], Array] = lambda context, ratio, out: out,
 ) -> Denoiser:
-    """The denoiser mean + std P F(x, noise, condition) of a base and a batched network F, for x of ``shape``.
+    """The denoiser mean + std P F(x, log ratio, condition) of a base and a batched network F, for x of ``shape``.
 
-    ``prior`` is (x_t, t) -> base, ``posterior`` (context, x_t, t) -> base, ``blank`` an array of the condition's shape or None,
-    ``project`` (context, t, r [*X]) -> P r, of posteriors alone; ``variance`` and ``prepare`` are as in ``Denoiser``.
+    Given x_t / alpha and ratio = sigma / alpha, ``prior`` is (x, ratio) -> base, ``posterior`` (context, x, ratio) -> base,
+    ``project`` (context, ratio, r [*X]) -> P r, of posteriors alone, and ``variance`` (ratio, context) -> as in ``Denoiser``,
+    like ``prepare``; ``blank`` is an array of the condition's shape or None.
     """
 
     def init(key: Key) -> PyTree:
         batch = None if blank is None else blank[None]
         return network.init({"params": key}, jnp.zeros((1, *shape)), jnp.zeros((1,)), batch, False)["params"]
 
-    def evaluate(params: PyTree, base: Base, dropout: Key | None) -> Array:
+    def rescaled(x_t: Array, t: Array) -> tuple[Array, Array]:
+        alpha, sigma = schedule(t)
+        return x_t / alpha, sigma / alpha
+
+    def evaluate(params: PyTree, base: Base, ratio: Array, dropout: Key | None) -> Array:
         condition = None if base.condition is None else base.condition[None]
         rngs = {} if dropout is None else {"dropout": dropout}
-        inputs = (base.x[None], base.noise[None], condition, dropout is not None)
+        inputs = (base.x[None], jnp.log(ratio)[None], condition, dropout is not None)
         return network.apply({"params": params}, *inputs, rngs=rngs)[0]
 
     def denoise_prior(params: PyTree, x_t: Array, t: Array, dropout: Key | None) -> Array:
-        base = prior(x_t, t)
-        return base.mean + base.std * evaluate(params, base, dropout)
+        x, ratio = rescaled(x_t, t)
+        base = prior(x, ratio)
+        return base.mean + base.std * evaluate(params, base, ratio, dropout)
 
     def denoise_posterior(params: PyTree, context: PyTree, x_t: Array, t: Array, dropout: Key | None) -> Array:
-        base = posterior(context, x_t, t)
-        return base.mean + base.std * project(context, t, evaluate(params, base, dropout))
+        x, ratio = rescaled(x_t, t)
+        base = posterior(context, x, ratio)
+        return base.mean + base.std * project(context, ratio, evaluate(params, base, ratio, dropout))
 
     def denoise_any(params: PyTree, context: PyTree, seen: Array, x_t: Array, t: Array, dropout: Key | None) -> Array:
-        choose = partial(jnp.where, seen)
-        base = jax.tree.map(choose, posterior(context, x_t, t), prior(x_t, t))
-        out = evaluate(params, base, dropout)
-        return base.mean + base.std * choose(project(context, t, out), out)
+        (x, ratio), choose = rescaled(x_t, t), partial(jnp.where, seen)
+        base = jax.tree.map(choose, posterior(context, x, ratio), prior(x, ratio))
+        out = evaluate(params, base, ratio, dropout)
+        return base.mean + base.std * choose(project(context, ratio, out), out)
 
-    return Denoiser(init, denoise_prior, denoise_posterior, denoise_any, prepare, variance)
+    def variance_at(t: Array, context: PyTree | None) -> Array:
+        return variance(noise_ratio(schedule, t), context)
+
+    return Denoiser(init, denoise_prior, denoise_posterior, denoise_any, prepare, variance_at)
 
 
 def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = None, guidance: float = 1) -> DenoiseFn:
@@ -118,17 +129,15 @@ def bind(denoiser: Denoiser, params: PyTree, observation: Observation | None = N
     return denoise
 
 
-def rescaled(schedule: Schedule, x_t: Array, t: Array) -> tuple[Array, Array]:
-    """x_t / alpha_t = x + ratio e, and ratio = sigma_t / alpha_t."""
-    alpha, sigma = schedule(t)
-    return x_t / alpha, sigma / alpha
+def combined(variance: Array | float, ratio: Array) -> Array:
+    """The variance 1 / (1/variance + 1/ratio^2) that remains of x once x + ratio e is known."""
+    return variance * ratio**2 / (variance + ratio**2)
 
 
-def attach(x: Array, *others: Array) -> Array:
+def attach(*arrays: Array) -> Array:
     """Joins condition arrays along the last axis; a vector joins an image flattened."""
-    arrays = [x, *others]
     if len({a.shape[:-1] for a in arrays}) > 1:
-        arrays = [a.reshape(-1) for a in arrays]
+        arrays = tuple(a.reshape(-1) for a in arrays)
     return jnp.concatenate(arrays, axis=-1)
 
 

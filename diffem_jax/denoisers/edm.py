@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, precondition, rescaled
+from diffem_jax.denoisers.denoiser import Base, Denoiser, blank_condition, combined, precondition
 from diffem_jax.gaussians import Gaussian, Mixture, mixture_posterior_mean
-from diffem_jax.samplers.schedules import noise_ratio
-from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, PyTree, Schedule, Shape
+from diffem_jax.types import Corruption, DenoiseFn, LinearCorruption, Observation, Schedule, Shape
 
 
 def edm_denoiser(
@@ -30,21 +29,15 @@ def edm_denoiser(
     variance left open is that of N(mu, sigma_data^2 I) given x_t: the base does not use y.
     """
     blank = None if corruption is None else blank_condition(corruption, shape)
+    prepare = corruption.condition if corruption is not None else lambda observation: None
 
-    def base(condition: Array | None, x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def base(condition: Array | None, x: Array, ratio: Array) -> Base:
         total = ratio**2 + sigma_data**2
         c_in = jax.lax.rsqrt(total)
-        return Base((sigma_data**2 / total) * x, ratio * sigma_data * c_in, x * c_in, jnp.log(ratio), condition)
+        return Base((sigma_data**2 / total) * x, ratio * sigma_data * c_in, x * c_in, condition)
 
-    def variance(t: Array, context: PyTree | None) -> Array:
-        ratio = noise_ratio(schedule, t)
-        return sigma_data**2 * ratio**2 / (ratio**2 + sigma_data**2)
-
-    def prepare(observation: Observation) -> Array | None:
-        return None if corruption is None else corruption.condition(observation)
-
-    return precondition(network, shape, blank, partial(base, blank), base, variance, prepare)
+    given = network, schedule, shape, blank, partial(base, blank), base
+    return precondition(*given, lambda ratio, _: combined(sigma_data**2, ratio), prepare)
 
 
 def gaussian_denoiser(

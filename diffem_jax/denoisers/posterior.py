@@ -23,12 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, precondition, rescaled
+from diffem_jax.denoisers.denoiser import Base, Denoiser, attach, blank_condition, combined, precondition
 from diffem_jax.gaussians import gaussians
 from diffem_jax.gaussians.gaussians import Mixture, Start, mixture_posterior_mean, overall_moments
 from diffem_jax.gaussians.linalg import Gaussian, full_precision
 from diffem_jax.gaussians.stationary import Stationary
-from diffem_jax.samplers.schedules import noise_ratio
 from diffem_jax.types import LinearCorruption, Observation, PyTree, Schedule
 
 
@@ -57,22 +56,20 @@ def posterior_denoiser(
 
     def at(m: Array, x: Array, ratio: Array, condition: Array) -> Base:
         std = jnp.sqrt(combined(spread, ratio))
-        return Base(m, std, x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), attach(m, condition))
+        return Base(m, std, x * jax.lax.rsqrt(spread + ratio**2), attach(m, condition))
 
-    def prior(x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def prior(x: Array, ratio: Array) -> Base:
         return at(mean_given_noisy(base, x, ratio), x, ratio, blank)
 
-    def posterior(context: Moments, x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def posterior(context: Moments, x: Array, ratio: Array) -> Base:
         m = mixture_posterior_mean(corruption, base, x, jnp.ones(()), ratio, context.observation)
         return at(m, x, ratio, context.condition)
 
-    def project(context: Moments, t: Array, out: Array) -> Array:
-        return open_part(corruption, context.observation.operator, combined(spread, noise_ratio(schedule, t)), out)
+    def project(context: Moments, ratio: Array, out: Array) -> Array:
+        return open_part(corruption, context.observation.operator, combined(spread, ratio), out)
 
-    variance, prepare = left_by_context(schedule, base), partial(observation_moments, corruption, base)
-    return precondition(network, shape, attach(jnp.zeros(shape), blank), prior, posterior, variance, prepare, project)
+    given = network, schedule, shape, attach(jnp.zeros(shape), blank), prior, posterior
+    return precondition(*given, left_by_context(base), partial(observation_moments, corruption, base), project)
 
 
 def moments_denoiser(
@@ -99,15 +96,12 @@ def moments_denoiser(
         return moments if filled is None else moments._replace(mean=filled)
 
     def at(m: Array, v: Array, x: Array, ratio: Array, mean: Array, condition: Array) -> Base:
-        scaled = x * jax.lax.rsqrt(spread + ratio**2)
-        return Base(m, jnp.sqrt(v), scaled, jnp.log(ratio), attach(m, mean, condition))
+        return Base(m, jnp.sqrt(v), x * jax.lax.rsqrt(spread + ratio**2), attach(m, mean, condition))
 
-    def prior(x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def prior(x: Array, ratio: Array) -> Base:
         return at(mean_given_noisy(start, x, ratio), left(ratio), x, ratio, prior_mean, blank)
 
-    def posterior(context: Moments, x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def posterior(context: Moments, x: Array, ratio: Array) -> Base:
         v = combined(context.variance, ratio)
         m = context.mean + (context.variance / (context.variance + ratio**2)) * (x - context.mean)
         if not separate:
@@ -116,14 +110,13 @@ def moments_denoiser(
             m = m + v * corruption.adjoint(solved, operator)
         return at(m, v, x, ratio, context.mean, context.condition)
 
-    def project(context: Moments, t: Array, out: Array) -> Array:
+    def project(context: Moments, ratio: Array, out: Array) -> Array:
         if separate:
             return out
-        v = combined(context.variance, noise_ratio(schedule, t))
-        return open_part(corruption, context.observation.operator, v, out)
+        return open_part(corruption, context.observation.operator, combined(context.variance, ratio), out)
 
-    empty = attach(jnp.zeros(shape), jnp.zeros(shape), blank)
-    return precondition(network, shape, empty, prior, posterior, left_by_context(schedule, start), prepare, project)
+    given = network, schedule, shape, attach(jnp.zeros(shape), jnp.zeros(shape), blank)
+    return precondition(*given, prior, posterior, left_by_context(start), prepare, project)
 
 
 def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...], start: Start) -> Denoiser:
@@ -134,15 +127,12 @@ def start_denoiser(network: nn.Module, schedule: Schedule, shape: tuple[int, ...
     _, spread = overall_moments(start)
     left = left_open(start)
 
-    def prior(x_t: Array, t: Array) -> Base:
-        x, ratio = rescaled(schedule, x_t, t)
+    def prior(x: Array, ratio: Array) -> Base:
         m = mean_given_noisy(start, x, ratio)
-        return Base(m, jnp.sqrt(left(ratio)), x * jax.lax.rsqrt(spread + ratio**2), jnp.log(ratio), m)
+        return Base(m, jnp.sqrt(left(ratio)), x * jax.lax.rsqrt(spread + ratio**2), m)
 
-    def variance(t: Array, context: PyTree | None) -> Array:
-        return left(noise_ratio(schedule, t))
-
-    return precondition(network, shape, jnp.zeros(shape), prior, lambda _, x_t, t: prior(x_t, t), variance)
+    given = network, schedule, shape, jnp.zeros(shape), prior
+    return precondition(*given, lambda _, x, ratio: prior(x, ratio), lambda ratio, _: left(ratio))
 
 
 def mean_given_noisy(prior: Start, x: Array, ratio: Array) -> Array:
@@ -155,19 +145,13 @@ def open_part(corruption: LinearCorruption, operator: PyTree, v: Array, r: Array
     return r - v * corruption.adjoint(corruption.solve_gram(corruption.forward(r, operator), operator, v), operator)
 
 
-def left_by_context(schedule: Schedule, start: Start) -> Callable[[Array, Moments | None], Array]:
-    """(t, moments of x given y, or None) -> the variance that x_t, and y where it is given, leave open of x."""
+def left_by_context(start: Start) -> Callable[[Array, Moments | None], Array]:
+    """(sigma / alpha, moments of x given y, or None) -> the variance that x_t, and y where it is given, leave open of x."""
 
-    def variance(t: Array, context: Moments | None) -> Array:
-        ratio = noise_ratio(schedule, t)
+    def variance(ratio: Array, context: Moments | None) -> Array:
         return left_open(start)(ratio) if context is None else combined(context.variance, ratio)
 
     return variance
-
-
-def combined(variance: Array, ratio: Array) -> Array:
-    """The variance 1 / (1/variance + 1/ratio^2) that remains of x once x + ratio e is known."""
-    return variance * ratio**2 / (variance + ratio**2)
 
 
 def isotropic_base(mixture: Start) -> Mixture:

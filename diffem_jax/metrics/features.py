@@ -20,8 +20,7 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> Estimate:
     Source: Heusel et al. 2017, arXiv 1706.08500.
     """
     x, y = point_sets(features_x, features_y, "frechet_distance", np.float64)
-    count = min(len(x), len(y))
-    if count < 2:
+    if (count := min(len(x), len(y))) < 2:
         raise UserError(f"frechet_distance: {count} samples; expected at least 2 on each side")
     cov_x, cov_y = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (x, y))
     # tr (S_x S_y)^(1/2) is the sum of the singular values of R_x^T R_y for any roots S = R R^T.
@@ -52,8 +51,7 @@ def kernel_distance(features_x: ArrayLike, features_y: ArrayLike, block: int = 1
     Source: Binkowski et al. 2018, arXiv 1801.01401.
     """
     x, y = point_sets(features_x, features_y, "kernel_distance", np.float64)
-    size = min(block, len(x), len(y))
-    if size < 2:
+    if (size := min(block, len(x), len(y))) < 2:
         raise UserError(f"kernel_distance: blocks of {size} rows; expected at least 2 on each side")
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -77,16 +75,15 @@ class Manifolds(NamedTuple):
     coverage: Estimate
 
 
-def _distances(x: np.ndarray, y: np.ndarray, rows: int = 1024) -> Iterator[np.ndarray]:
+def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     squares = np.square(y).sum(axis=1)
-    for start in range(0, len(x), rows):
-        part = x[start : start + rows]
-        yield np.square(part).sum(axis=1)[:, None] + squares - 2 * part @ y.T
+    for part in (slice(start, start + 1024) for start in range(0, len(x), 1024)):
+        yield part, np.square(x[part]).sum(axis=1)[:, None] + squares - 2 * x[part] @ y.T
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     # The smallest distance in a row is the point's own.
-    return np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(x, x)])
+    return np.concatenate([np.partition(d, k, axis=1)[:, k] for _, d in _distances(x, x)])
 
 
 def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLike, k: int = 5) -> Manifolds:
@@ -103,12 +100,10 @@ def precision_recall_density_coverage(features_x: ArrayLike, features_y: ArrayLi
         raise UserError(f"k: {k}; expected from 1 to {min(len(x), len(y)) - 1}, one less than the smaller set; lower k")
     x, y = x - y.mean(axis=0), y - y.mean(axis=0)
     radius_x, radius_y = _radii(x, k), _radii(y, k)
-    balls_around: list[np.ndarray] = []
-    recalled, covered = np.zeros(len(y), bool), np.zeros(len(y), bool)
-    for start, distances in zip(range(0, len(x), 1024), _distances(x, y), strict=True):
+    balls_around, recalled, covered = np.zeros(len(x), int), np.zeros(len(y), bool), np.zeros(len(y), bool)
+    for part, distances in _distances(x, y):
         in_truth = distances < radius_y
-        balls_around.append(in_truth.sum(axis=1))
+        balls_around[part] = in_truth.sum(axis=1)
         covered |= in_truth.any(axis=0)
-        recalled |= (distances < radius_x[start : start + len(distances), None]).any(axis=0)
-    counts = np.concatenate(balls_around)
-    return Manifolds(*map(mean_estimate, (counts > 0, recalled, counts / k, covered)))
+        recalled |= (distances < radius_x[part, None]).any(axis=0)
+    return Manifolds(*map(mean_estimate, (balls_around > 0, recalled, balls_around / k, covered)))

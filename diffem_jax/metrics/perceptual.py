@@ -84,8 +84,7 @@ def fidelity(
             return torch.from_numpy(self.levels[index])
 
     sides = {f"input{i}": Images(images) for i, images in enumerate((x, truth), 1) if images is not None}
-    count = min(map(len, sides.values()))
-    if count < 2:
+    if (count := min(map(len, sides.values()))) < 2:
         raise UserError(f"fid: {count} images; expected at least 2 on each side")
     scored, splits = extractor == EXTRACTORS["inception"], min(10, count)
     options: dict[str, Any] = {"cuda": False, "cache": False, "verbose": False, "save_cpu_ram": True}

@@ -38,8 +38,7 @@ def beginning(problem: Problem, workdir: Workdir, parameters: Any) -> list[str]:
     draws = f", {c.e_step.draws} draws per observation" if c.e_step.draws > 1 else ""
     lines = {
         "data": f"{problem.num_examples:,} observations of {c.data.name}, x of shape {shape}",
-        "corruption": _fields({**known, **c.corruption})
-        + (", observed under another" if len(c.data_corruption) else ""),
+        "corruption": _fields({**known, **c.corruption}) + ", observed under another" * (len(c.data_corruption) > 0),
         "method": f"{c.method}, {c.denoiser.preconditioning} preconditioning, start {c.start.name}",
         "network": f"{c.network.name} with {size:,} parameters",
         "rounds": f"{c.rounds}, each {work}{draws}",

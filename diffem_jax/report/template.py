@@ -136,9 +136,7 @@ def thinned(paths: list[Path]) -> list[Path]:
     """Evenly chosen, the first and the last among them, so that number and bytes stay small."""
     mean = sum(p.stat().st_size for p in paths) / max(len(paths), 1)
     most = max(2, min(MOST_PICTURES, int(MOST_BYTES / max(mean, 1))))
-    if len(paths) <= most:
-        return paths
-    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
+    return paths if len(paths) <= most else [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
 
 
 def figure(png: bytes, alt: str, caption: str, attributes: str = "") -> str:

@@ -69,8 +69,7 @@ def draw_rows(
     count = 0
     for attempt in range(1, ATTEMPTS + 1):
         bad = not_finite(x)
-        largest = most(len(bad))
-        if not largest:
+        if not (largest := most(len(bad))):
             break
         wanted = indices[bad] if len(bad) else indices[:1]
         again = _draw_batches(drawing, read, keys(attempt), wanted, largest, lambda count: None, check)
@@ -176,10 +175,8 @@ def _plan(problem: Problem, store: ReconstructionStore, number: int, say: Say) -
     """The round's folder and the shards that are to be drawn; one process makes the plan, the others follow it."""
     config, shape = problem.setup.config.e_step, problem.setup.shape
     count = problem.num_examples * config.draws
-    shard_size = config.shard_size or 8 * config.batch_size // process_count()
-    if store.holds(number):
-        shard_size = store.round(number).shard_size
-    shard_size = int(agree(np.asarray(shard_size, np.int32)))
+    planned = store.round(number).shard_size if store.holds(number) else config.shard_size
+    shard_size = int(agree(np.asarray(planned or 8 * config.batch_size // process_count(), np.int32)))
     if process_index() == 0:
         store.create(number, count, shape, shard_size)
     barrier("created")

@@ -171,12 +171,11 @@ def make_measures(problem: Problem, optional: Iterable[str] = ()) -> Callable[[i
         except UserError:
             if name in asked:
                 raise
-    used = np.arange(_count(problem))
 
     def measure(number: int, draws: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
         if not chosen:
             return {}
-        x = draws(used)
+        x = draws(np.arange(_count(problem)))
         return fields_of({name: function(number, x) for name, function in chosen.items()})
 
     return measure

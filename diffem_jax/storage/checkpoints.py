@@ -154,8 +154,7 @@ def latest(folder: Path, warn: Any = print, pattern: str = "*") -> Path | None:
     """
     found = ""
     for path in reversed(written(folder, pattern)) if process_index() == 0 else ():
-        problem = fault(path)
-        if problem is None:
+        if (problem := fault(path)) is None:
             found = path.name
             break
         set_aside(path)

@@ -78,10 +78,9 @@ class Round:
             if self._is_whole(shard):
                 done.add(shard)
             elif self._file(shard, "json").exists():
-                for file in (self._file(shard, "npy"), self._file(shard, "json")):
-                    if file.exists():
-                        aside = set_aside(file).name
-                        warnings.append(f"{file}: cut off or garbled; moved to {aside}; the shard is drawn again")
+                for file in filter(Path.exists, (self._file(shard, "npy"), self._file(shard, "json"))):
+                    aside = set_aside(file).name
+                    warnings.append(f"{file}: cut off or garbled; moved to {aside}; the shard is drawn again")
         return done, tuple(warnings)
 
     def is_complete(self) -> bool:

@@ -81,16 +81,13 @@ def first(x: Any, n: int | None) -> Any:
     """The first n rows of an array or of ``Rows`` without reading them; all for n = None."""
     if n is None or x is None:
         return x
-    if not isinstance(x, Rows):
-        return x[:n]
-    return Rows(x.stored[:n], x.scale, x.offset, None if x.mask is None else x.mask[:n])
+    return Rows(x.stored[:n], x.scale, x.offset, first(x.mask, n)) if isinstance(x, Rows) else x[:n]
 
 
 def in_units(stored: np.ndarray, scale: float = 1.0) -> Rows:
     """Rows of x from stored numbers: grey levels 0..white become [-2, 2], others stay; a ``scale`` other than 1 multiplies both."""
-    if scale != 1 or stored.dtype not in (np.uint8, np.uint16):
-        return Rows(stored, scale)
-    return Rows(stored, 4.0 / white_level(stored), -2.0)
+    grey = scale == 1 and stored.dtype in (np.uint8, np.uint16)
+    return Rows(stored, 4.0 / white_level(stored), -2.0) if grey else Rows(stored, scale)
 
 
 def white_level(grey: np.ndarray) -> int:

@@ -66,7 +66,7 @@ def test_condition_dropout_gives_diffem_a_prior():
 
 
 def test_em_mmps_has_every_covariance_and_number_of_iterations():
-    """Each is another estimate of the same x-hat by the same network, and 'cov_x' takes the covariance of the start."""
+    """Each is another estimate of the same x-hat by the same network; 'cov_x' is the start's, of low rank."""
     rng, models = np.random.default_rng(0), []
     factor = jnp.asarray(rng.standard_normal((1, 2, *SHAPE)), jnp.float32)
     start = Mixture(jnp.zeros((1,)), Gaussian(jnp.zeros((1, *SHAPE)), jnp.full((1,), 0.3), factor))
@@ -81,6 +81,8 @@ def test_em_mmps_has_every_covariance_and_number_of_iterations():
     found = np.asarray(estimates(jnp.float32(0.6)))
     apart = np.abs(found[:, None] - found[None]).max(axis=(2, 3, 4))
     assert np.isfinite(found).all() and (apart[~np.eye(len(found), dtype=bool)] > 1e-4).all()
+    with pytest.raises(UserError, match=r"cov_x.*low rank"):
+        built(stationary.first_guess(jnp.zeros(SHAPE), 1.0), method="em_mmps", mmps__covariance="cov_x")
 
 
 CLIPPING = {"name": "clipping", "noise_std": 0.1}
@@ -100,12 +102,6 @@ CLIPPING = {"name": "clipping", "noise_std": 0.1}
 def test_methods_refuse_what_does_not_fit_them(fields, words):
     with pytest.raises(UserError, match=words):
         built(**fields)
-
-
-def test_the_starts_covariance_needs_a_start_of_low_rank():
-    start = stationary.first_guess(jnp.zeros(SHAPE), 1.0)
-    with pytest.raises(UserError, match=r"cov_x.*low rank"):
-        built(start, method="em_mmps", mmps__covariance="cov_x")
 
 
 @pytest.mark.parametrize("method", ["diffem", "em_mmps", "ambient"])

@@ -211,11 +211,13 @@ print(large - small)
     assert int(python(code, tmp_path)) < 40e6  # the file is 164 MB
 
 
-def test_one_operator_for_all_and_projections(tmp_path):
+def test_one_operator_for_all_of_projections_and_none_for_a_corruption_without_one(tmp_path):
     corruption = Projection(shape=(5,), measurements=2)
     matrix = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     observation = _load(tmp_path, {"y": np.zeros((N, 2), np.float32), "operator": matrix}, corruption)
     assert observation.operator.shape == (N, 2, 5) and np.array_equal(observation.operator[4], matrix)
+    with pytest.raises(UserError, match="Denoising draws no operator"):
+        _load(tmp_path, _good(), Denoising(shape=SHAPE))
 
 
 def test_examples_with_nothing_seen_are_counted(tmp_path):
@@ -248,11 +250,6 @@ def test_bad_observations_are_refused(tmp_path, case):
     make, message = BAD[case]
     with pytest.raises(UserError, match=rf"o\.npz.*{message}"):
         _load(tmp_path, make())
-
-
-def test_operator_for_a_corruption_without_one_is_refused(tmp_path):
-    with pytest.raises(UserError, match="Denoising draws no operator"):
-        _load(tmp_path, _good(), Denoising(shape=SHAPE))
 
 
 def _zip(path, name, content, method=zipfile.ZIP_STORED):

@@ -326,10 +326,9 @@ def test_crps_is_proper_and_unbiased_in_the_number_of_draws():
     for width, bias in ((0.2, 0.0), (2.5, 0.0), (1.0, 0.7)):
         other = metrics.crps(bias + width * rng.normal(size=(40, 4000, 3)), truth)
         assert other.value > exact.value + 4 * other.standard_error
-    with pytest.raises(UserError, match="draws"):
-        metrics.crps(truth[None], truth)
-    with pytest.raises(UserError, match="draws"):
-        metrics.crps(rng.normal(size=(4, 10, 3)), truth)
+    for draws in (truth[None], rng.normal(size=(4, 10, 3))):
+        with pytest.raises(UserError, match="draws"):
+            metrics.crps(draws, truth)
 
 
 def test_spread_is_the_width_of_the_draws():

@@ -88,9 +88,7 @@ def test_laws_of_time():
         assert abs(t.mean() - mean) < 5 * t.std() / np.sqrt(len(t)), law
         centred = (t - t.mean()) ** 2
         assert abs(centred.mean() - variance) < 5 * centred.std() / np.sqrt(len(t)), law
-
-
-def test_log_normal_is_clipped_to_the_schedule():
+    # Where it reaches beyond the schedule it is clipped.
     t = jax.vmap(LogNormal(VarianceExploding(0.1, 1.0), 0.0, 3.0).sample)(jax.random.split(jax.random.key(0), 64))
     assert t.min() == 0 and t.max() == 1
 

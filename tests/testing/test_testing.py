@@ -142,10 +142,6 @@ def test_wrong_posteriors(said):
         testing.check_posterior(WRONG_POSTERIORS[said], exact=said == "off E")
 
 
-def test_a_right_posterior_passes_without_exactness():
-    testing.check_posterior(masked(0.5))
-
-
 class Net(nn.Module):
     """A linear network with one chosen fault."""
 
@@ -180,7 +176,8 @@ def test_wrong_networks(fault):
         testing.check_network(Net(fault), starts_at_zero=fault == "start")
 
 
-def test_right_networks():
+def test_right_networks_and_a_posterior_without_exactness_pass():
+    testing.check_posterior(masked(0.5))
     testing.check_network(Net("dropout", dropout=0.5))
     with pytest.raises(AssertionError, match=r"flax\.linen\.Module"):
         testing.check_network(Net)
